@@ -1,0 +1,49 @@
+# `make help` lists the targets. Everything runs from .venv, which `make setup` makes from the lock files.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format docs lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## Make .venv with the command line, training and all tools in it
+
+$(STAMP): locks/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup  ## Run a whole job here: embedded S3 server, small model, two CPU processes
+	$(BIN)/python -m cpmbee_job.demo
+
+test: setup  ## Run the tests (CPMBEE_REFERENCE=folder adds the original's answers)
+	$(BIN)/pytest
+
+check: setup  ## Format, lint, types, import rules, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+format: setup  ## Format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: setup  ## Write the generated parts of docs/
+	$(BIN)/python docs/generate.py
+
+lock: setup  ## Resolve pyproject.toml anew into the lock files
+	for target in launcher: train:--extra=train,--extra=gpu dev:--extra=train,--extra=gpu,--extra=s3-server,--extra=dev; do \
+	  $(BIN)/uv pip compile pyproject.toml $$(echo $${target#*:} | tr , ' ') --upgrade --quiet \
+	    --override locks/overrides.txt --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate --output-file locks/$${target%%:*}.txt || exit 1; \
+	done
+
+clean:  ## Remove everything that was made here, .venv included
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

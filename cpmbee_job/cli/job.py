@@ -1,0 +1,131 @@
+"""Verbs about jobs: `init`, `validate`, `local`, `prepare`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cpmbee_job.cli import console
+from cpmbee_job.errors import RefusedError, UsageError
+from cpmbee_job.spec import load_spec
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the spec, like train.lr=2e-4. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
+
+TEMPLATE = """\
+# A job for `cpmbee-job local {file}`. Every field is explained in docs/spec.md.
+name: {name}
+
+# A folder with vocab.txt, config.json and the weights (*.safetensors or pytorch_model.bin).
+# Here and below: s3://bucket/folder/, file:///folder or a path relative to this file.
+model: models/cpm-bee-10b/
+
+data:
+  train: data/train.jsonl
+  eval: data/eval.jsonl         # leave it out to train without evaluation and early stopping
+  format: bee                   # rows are dicts with "<ans>"; `ccpm` or module:function convert others
+
+output: runs/                   # <output>/<name>/<run id>/ appears here
+
+train:
+  epochs: 5
+  batch_size: 5                 # most rows in one forward pass of one process
+  max_length: 2048              # tokens in a row
+  lr: 1.0e-4
+  lr_decay_style: noam          # or linear, cosine, exponential, constant
+  train_iters: 100              # horizon of that schedule, in steps
+  warmup_iters: 1
+  eval_interval: 50
+  early_stop_patience: 5        # evaluations without a better loss; 0 never stops early
+  checkpoint_interval: 50
+
+# lora: {{r: 8, alpha: 16, modules: [project_q, project_v]}}
+# workers: {{count: 1, gpus: 0}}
+# storage: {{endpoint_url: http://localhost:8333}}   # for s3:// URLs outside AWS; credentials come from the environment
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(init)
+    app.command()(validate)
+    app.command()(local)
+    app.command()(prepare)
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[JOB.yaml]", help="Where to write it.")] = Path("job.yaml"),
+) -> None:
+    """Write a commented job spec to start from."""
+    name = "".join(c if c.isalnum() else "-" for c in file.stem.lower()).strip("-") or "job"
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(TEMPLATE.format(file=file, name=name))
+    except FileExistsError as error:
+        raise RefusedError(f"{file} exists already", hint="name another file") from error
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from error
+    console.say(f"wrote {file}; change what it names, then `cpmbee-job validate {file}`")
+
+
+def validate(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a job spec and show it with all defaults filled in."""
+    spec = load_spec(job, overrides or ())
+    if as_json:
+        console.print_json(spec.model_dump(mode="json"))
+    else:
+        typer.echo(spec.to_yaml(), nl=False)
+        console.say(f"{job} is valid: steps of {spec.global_batch_size} rows")
+
+
+def local(
+    job: JobFile,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Workers on this machine. Default: workers.count x max(workers.gpus, 1).")
+    ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(help="Name of the run. The same one goes on with a stopped run and reports a finished one."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a job on this machine: prepare the data, train, publish the delta."""
+    from cpmbee_job.launch.local import run_local
+    from cpmbee_job.run import Run, check_run_id, new_run_id
+
+    spec = load_spec(job, overrides or ())
+    storage = spec.storage.seen_by_launcher()
+    run = Run.start(spec, check_run_id(run_id) if run_id else new_run_id(), storage)
+    console.say(f"run {run.url}")
+    result = run_local(run, processes or spec.workers.count * max(spec.workers.gpus, 1))
+    if as_json:
+        console.print_json(result)
+        return
+    scores = result["scores"]
+    best = (
+        f"best eval loss {scores['eval_loss']:.4f} at step {scores['best_step']}"
+        if scores["best_step"]
+        else "no evaluation"
+    )
+    console.say(f"succeeded after {result['steps']} steps ({result['reason']}), {best}")
+    typer.echo(run.url)
+
+
+def prepare(
+    job: JobFile,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize, encode and pack a job's data sets; what exists already is not done again."""
+    from cpmbee_job.data.job import prepare_job
+
+    spec = load_spec(job, overrides or ())
+    with console.item_progress("prepare", None, "examples") as progress:
+        record = prepare_job(spec, spec.storage.seen_by_launcher(), processes=os.cpu_count() or 1)
+    if as_json:
+        console.print_json(record)

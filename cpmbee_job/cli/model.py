@@ -1,0 +1,306 @@
+"""Verbs about models: `predict`, `evaluate`, `model merge`, `model convert`, `model init`."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cpmbee_job.cli import console
+from cpmbee_job.cli.outputs import lines_to, new_folder
+from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
+from cpmbee_job.errors import DataError, ModelError, SpecError, UsageError
+from cpmbee_job.spec import StorageSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from cpmbee_job.data.examples import Example
+    from cpmbee_job.data.tokenizer import Tokenizer
+    from cpmbee_job.model.cpmbee import CpmBee
+    from cpmbee_job.model.weights import ModelFiles
+
+model_app = typer.Typer(help="Make models out of models.", no_args_is_help=True, rich_markup_mode=None)
+
+Model = Annotated[
+    str,
+    typer.Option("--model", help="Model folder: vocab.txt, config.json and weights; also s3://.", show_default=False),
+]
+Delta = Annotated[
+    str | None,
+    typer.Option("--delta", help="Delta folder, .pt file, or a run's folder (then its best delta); also s3://."),
+]
+NeededDelta = Annotated[
+    str,
+    typer.Option("--delta", help="Delta folder, .pt file, or a run's folder (then its best).", show_default=False),
+]
+Out = Annotated[str, typer.Option("--out", help="Folder for the new model; also s3://.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this file to the command line."""
+    app.command()(predict)
+    app.command()(evaluate)
+    app.add_typer(model_app, name="model")
+
+
+def predict(
+    model: Model,
+    source: Annotated[
+        str,
+        typer.Option("--input", help="Rows with <ans> to fill: JSON lines (.jsonl, .gz, .zst).", show_default=False),
+    ],
+    delta: Delta = None,
+    output: Annotated[str | None, typer.Option("--output", help="File for the rows instead of stdout.")] = None,
+    beam_size: Annotated[int, typer.Option("--beam-size", min=1, help="Beams of the search.")] = 3,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: what was said already is less likely.")
+    ] = 1.0,
+    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Most tokens of a row's answers.")] = 100,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows that are answered together.")] = 8,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Fill <ans> of each row by beam search and print the rows as JSON lines."""
+    from cpmbee_job.eval.generate import BeamOptions, Generator
+    from cpmbee_job.eval.questions import ask
+
+    settings = storage(endpoint_url, path_style)
+    options = BeamOptions(beam_size, max_length, repetition_penalty)
+    files = _fetch_model(model, settings)
+    tokenizer = _tokenizer(files)
+    # All rows are read before the first is answered: a bad one must not show after hours of work.
+    questions = []
+    for location, example in _examples(source, settings, "bee"):
+        try:
+            questions.append(ask(tokenizer, example))
+        except DataError as error:
+            raise DataError(f"{location}: {error.message}", hint=error.hint) from error
+    generator = Generator(_load(files, delta, settings), tokenizer, options)
+    with lines_to(output, settings) as write, console.item_progress("predict", len(questions), "rows") as progress:
+        for begin in range(0, len(questions), batch_size):
+            for row in generator.answer_questions(questions[begin : begin + batch_size]):
+                write(row)
+                progress.advance(progress.task_ids[0])
+    if output is not None:
+        console.say(f"{output}: {len(questions):,} rows")
+
+
+def evaluate(
+    model: Model,
+    source: Annotated[
+        str, typer.Option("--data", help="Examples with their answers: JSON lines, or a data set.", show_default=False)
+    ],
+    delta: Delta = None,
+    format_name: Annotated[
+        str, typer.Option("--format", help="How a row becomes an example: bee, ccpm, or module:function.")
+    ] = "bee",
+    per_example: Annotated[
+        str | None, typer.Option("--per-example", help="File for one JSON line an example: tokens, log-probability.")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens that are scored together.")] = 8192,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")] = False,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Mean loss and perplexity of the true answers, and for choices how often the model picks the right one."""
+    from cpmbee_job.eval.evaluate import Evaluator, Summary
+
+    settings = storage(endpoint_url, path_style)
+    files = _fetch_model(model, settings)
+    tokenizer = _tokenizer(files)
+    examples = _examples(source, settings, format_name)
+    evaluator = Evaluator(_load(files, delta, settings), tokenizer, batch_tokens)
+    summary = Summary()
+    lines = nullcontext(None) if per_example is None else lines_to(per_example, settings)
+    with lines as write, console.item_progress("evaluate", len(examples), "examples") as progress:
+        for score in evaluator.scores(examples):
+            summary.add(score)
+            if write is not None:
+                write(score.to_dict())
+            progress.advance(progress.task_ids[0])
+    report = summary.to_dict()
+    if as_json:
+        console.print_json(report)
+    else:
+        for key, value in report.items():
+            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+            console.stdout.print(f"{key.replace('_', ' '):15}{shown}", markup=False)
+
+
+@model_app.command()
+def merge(
+    model: Model,
+    delta: NeededDelta,
+    out: Out,
+    round_weights: Annotated[
+        bool,
+        typer.Option(
+            "--round",
+            help="Store changed weights in the base's own type. Smaller, but answers may differ in the third digit.",
+        ),
+    ] = False,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Fold a delta into its base: a model that answers as the two did together."""
+    from cpmbee_job.model.lora import merged_weights
+
+    settings = storage(endpoint_url, path_style)
+    files = _fetch_model(model, settings)
+    change = _fetch_delta(delta, settings, files)
+    with _stored(files) as base, new_folder(out, settings, last="config.json") as folder:
+        _write_model(folder, merged_weights(base, change, same_dtype=round_weights), files)
+    console.say(f"{out}: {change.source} (r {change.r}, alpha {change.alpha:g}) folded into {model}")
+
+
+@model_app.command()
+def convert(
+    model: Model,
+    out: Out,
+    target: Annotated[
+        Literal["safetensors", "bin"], typer.Option("--to", help="Format of the weights; bin is the original's.")
+    ] = "safetensors",
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Write a model's weights in the other file format, under the original's names."""
+    settings = storage(endpoint_url, path_style)
+    files = _fetch_model(model, settings)
+    with _stored(files) as state, new_folder(out, settings, last="config.json") as folder:
+        _write_model(folder, state, files, as_bin=target == "bin")
+    console.say(f"{out}: {len(state)} tensors of {model}")
+
+
+@model_app.command()
+def init(
+    config: Annotated[
+        Path, typer.Option("--config", help="config.json; vocab_size may be left out.", show_default=False)
+    ],
+    vocab: Annotated[Path, typer.Option("--vocab", help="vocab.txt of the model.", show_default=False)],
+    out: Out,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the weights.")] = 0,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Make a model folder with random weights, to try things with."""
+    import torch
+
+    from cpmbee_job.data.tokenizer import Tokenizer
+    from cpmbee_job.model.config import ModelConfig, read_config
+    from cpmbee_job.model.cpmbee import CpmBee, init_weights
+    from cpmbee_job.model.weights import CONFIG, VOCABULARY, save_weights
+
+    settings = storage(endpoint_url, path_style)
+    vocab_size = Tokenizer.from_file(vocab).vocab_size
+    shape = ModelConfig.from_dict({"vocab_size": vocab_size, **read_config(config)}, source=str(config))
+    if shape.vocab_size != vocab_size:
+        raise ModelError(f"{config}: vocab_size is {shape.vocab_size}, but {vocab} has {vocab_size} entries")
+    model = CpmBee(shape)
+    init_weights(model, seed)
+    model.to(torch.float16 if shape.half else torch.float32)
+    with new_folder(out, settings, last=CONFIG) as folder:
+        save_weights(model.state_dict(), folder)
+        shutil.copy(vocab, folder / VOCABULARY)
+        (folder / CONFIG).write_text(json.dumps(shape.to_dict(), indent=2) + "\n", encoding="utf-8")
+    console.say(f"{out}: {sum(p.numel() for p in model.parameters()):,} random weights")
+
+
+def _fetch_model(url: str, settings: StorageSpec) -> "ModelFiles":
+    from cpmbee_job.eval.files import fetch_model
+    from cpmbee_job.store.base import open_store
+
+    if not url.startswith("s3://"):
+        return fetch_model(url, settings)
+    total = sum(entry.size for entry in open_store(url, settings).list() if "/" not in entry.key)
+    with console.byte_progress("fetch model", total) as progress:
+        return fetch_model(url, settings, lambda count: progress.advance(progress.task_ids[0], count))
+
+
+def _fetch_delta(url: str, settings: StorageSpec, files: "ModelFiles") -> Any:
+    from cpmbee_job.eval.files import fetch_delta
+    from cpmbee_job.model.weights import base_digest
+
+    delta = fetch_delta(url, settings)
+    if delta.base_digest is not None and delta.base_digest != base_digest(files):
+        console.warn(f"{url} was trained on other weights than those of {files.config.parent}")
+    return delta
+
+
+def _load(files: "ModelFiles", delta_url: str | None, settings: StorageSpec) -> "CpmBee":
+    """The model with its delta, if any: on a GPU in half precision where there is one, else in fp32 on the CPU."""
+    import torch
+
+    from cpmbee_job.model.config import ModelConfig
+    from cpmbee_job.model.lora import apply_delta
+    from cpmbee_job.model.weights import load_model
+
+    delta = None if delta_url is None else _fetch_delta(delta_url, settings, files)
+    on_gpu = torch.cuda.is_available()
+    half = on_gpu and ModelConfig.from_file(files.config).half
+    model = load_model(files, torch.float16 if half else torch.float32, torch.device("cuda" if on_gpu else "cpu"))
+    if delta is not None:
+        apply_delta(model, delta)
+    return model
+
+
+def _tokenizer(files: "ModelFiles") -> "Tokenizer":
+    from cpmbee_job.data.tokenizer import Tokenizer
+    from cpmbee_job.model.config import ModelConfig
+
+    tokenizer = Tokenizer.from_file(files.vocab)
+    vocab_size = ModelConfig.from_file(files.config).vocab_size
+    if tokenizer.vocab_size != vocab_size:
+        raise ModelError(
+            f"{files.vocab} has {tokenizer.vocab_size} entries, but {files.config} says vocab_size {vocab_size}",
+            hint="the vocabulary is another model's",
+        )
+    return tokenizer
+
+
+def _examples(url: str, settings: StorageSpec, format_name: str) -> "Sequence[tuple[str, Example]]":
+    """All examples with their places. Raises `DataError` naming the first row that is none, and for no rows at all."""
+    from cpmbee_job.data.sources import Rejection, read_source
+
+    warnings: Counter[str] = Counter()
+    examples = []
+    try:
+        for record in read_source(url, settings, format_name, warnings):
+            if isinstance(record.content, Rejection):
+                error = record.content.error
+                raise DataError(f"{record.location}: {error.message}", hint=error.hint) from error
+            examples.append((record.location, record.content))
+    except SpecError as error:
+        raise UsageError(error.message, hint=error.hint) from error
+    for kind, count in sorted(warnings.items()):
+        console.warn(f"{count:,} times: {kind}")
+    if not examples:
+        raise DataError(f"{url}: no rows in it")
+    return examples
+
+
+@contextmanager
+def _stored(files: "ModelFiles") -> "Iterator[dict[str, Tensor]]":
+    """The weights of a model as they lie in its files, in their own types."""
+    from cpmbee_job.model.weights import open_weights
+
+    with open_weights(files.weights) as stored:
+        yield {name: stored.read(name) for name in stored.shapes}
+
+
+def _write_model(folder: Path, state: "dict[str, Tensor]", files: "ModelFiles", *, as_bin: bool = False) -> None:
+    from cpmbee_job.model.weights import CONFIG, VOCABULARY, save_pickled, save_weights
+
+    if as_bin:
+        save_pickled(state, folder / "pytorch_model.bin")
+    else:
+        save_weights(state, folder)
+    shutil.copy(files.config, folder / CONFIG)
+    if files.vocab.is_file():
+        shutil.copy(files.vocab, folder / VOCABULARY)

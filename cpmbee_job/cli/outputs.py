@@ -1,0 +1,68 @@
+"""Where verbs leave their results: stdout, a file or a folder, on this machine or in S3; all of it or nothing."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cpmbee_job.errors import RefusedError
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.base import open_object, open_store
+from cpmbee_job.store.files import FileStore, explained
+
+WriteLine = Callable[[Any], None]
+"""Writes a JSON document as one line."""
+
+
+@contextmanager
+def lines_to(url: str | None, storage: StorageSpec) -> Iterator[WriteLine]:
+    """JSON lines to stdout, or to the object at `url`, which appears when the block ends well."""
+    if url is None:
+        yield lambda document: _write(sys.stdout.buffer.write, document)
+        sys.stdout.flush()
+        return
+    store, key = open_object(url, storage)
+    with tempfile.TemporaryDirectory(prefix="cpmbee-") as name:
+        path = Path(name) / "lines"
+        with path.open("wb") as file:
+            yield lambda document: _write(file.write, document)
+        store.upload(path, key)
+
+
+@contextmanager
+def new_folder(url: str, storage: StorageSpec, *, last: str) -> Iterator[Path]:
+    """A folder to fill, which becomes the one at `url` when the block ends well; the file `last` is written last.
+
+    Raises `RefusedError` where something is there already.
+    """
+    store = open_store(url, storage)
+    if isinstance(store, FileStore):
+        with explained(store.root):
+            if store.root.exists() and (store.root.is_file() or any(store.root.iterdir())):
+                raise RefusedError(f"{url}: is there already", hint="name a new folder")
+            store.root.parent.mkdir(parents=True, exist_ok=True)
+            with _draft(store.root.parent) as folder:
+                yield folder
+                folder.rename(store.root)
+        return
+    if next(store.list(), None) is not None:
+        raise RefusedError(f"{url}: there is something in it already", hint="name a new folder")
+    with _draft(None) as folder:
+        yield folder
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
+            store.upload(path, path.name)
+
+
+@contextmanager
+def _draft(place: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix=".cpmbee-", dir=place) as name:
+        folder = Path(name) / "new"
+        folder.mkdir()
+        yield folder
+
+
+def _write(write: Callable[[bytes], Any], document: Any) -> None:
+    write(json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n")

@@ -1,0 +1,86 @@
+"""What launcher and pods agree on: where a run's objects are, and the records in them.
+
+<output>/<name>/<run>/
+    spec.yaml  data.json  status.json  metrics.jsonl  result.json
+    attempts/<attempt>.json                                    who tried when; numbered by conditional put
+    checkpoints/<step>/state.<attempt>.safetensors, manifest.<attempt>.json     checkpoints/LATEST
+    delta/<step>.<attempt>/  delta/BEST  delta/LAST
+    tensorboard/  logs/<pod>/<attempt>.log
+<output>/prepared/<digest>/part-00000.arrow ...  index.json
+"""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+STORAGE_ENV = "CPMBEE_STORAGE"
+"""Environment variable with the JSON of `StorageSpec` (no secrets in it), for processes that get only a run's URL."""
+
+SPEC = "spec.yaml"
+DATA = "data.json"
+"""The data that the run is bound to: listing and prepared digests of both splits, vocabulary."""
+STATUS = "status.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+LATEST = "checkpoints/LATEST"
+BEST = "delta/BEST"
+LAST = "delta/LAST"
+
+
+def run_url(output: str, name: str, run_id: str) -> str:
+    return f"{output.rstrip('/')}/{name}/{run_id}"
+
+
+def prepared_url(output: str, digest: str) -> str:
+    return f"{output.rstrip('/')}/prepared/{digest}"
+
+
+def prepare_command(url: str) -> list[str]:
+    """The init step of the run at `url`, in a pod and on this machine alike."""
+    return ["-m", "cpmbee_job.data", url]
+
+
+def train_command(url: str) -> list[str]:
+    """The training container's entrypoint, likewise."""
+    return ["-m", "cpmbee_job.train", url]
+
+
+def attempt_key(attempt: int) -> str:
+    return f"attempts/{attempt:05d}.json"
+
+
+def failure_key(attempt: int) -> str:
+    return f"attempts/{attempt:05d}.failure.json"
+
+
+def state_key(step: int, attempt: int) -> str:
+    return f"checkpoints/{step}/state.{attempt}.safetensors"
+
+
+def manifest_key(step: int, attempt: int) -> str:
+    return f"checkpoints/{step}/manifest.{attempt}.json"
+
+
+def delta_prefix(step: int, attempt: int) -> str:
+    return f"delta/{step}.{attempt}/"
+
+
+def log_key(pod: str, attempt: int) -> str:
+    return f"logs/{pod}/{attempt:05d}.log"
+
+
+def to_json(record: Any) -> bytes:
+    """One JSON document, as every record is written: UTF-8, readable, newline at the end."""
+    return (json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+
+
+def digest(value: Any) -> str:
+    """Hex digest (32 digits) of a JSON value; equal values have equal digests whatever the order of their keys."""
+    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def pod_name() -> str:
+    """Name of the pod (of the machine, outside a cluster), for records and log keys."""
+    return os.environ.get("POD_NAME") or os.uname().nodename

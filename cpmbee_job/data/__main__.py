@@ -1,0 +1,74 @@
+"""The init step of a training pod: `python -m cpmbee_job.data RUN_URL`.
+
+A permanent fault (bad data, no vocabulary) ends the run in the store, and this process with 0: the training container
+then ends with the run's exit code, where an init container that fails would be started for ever.
+"""
+
+import os
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from cpmbee_job import contract
+from cpmbee_job.data.job import prepare_job
+from cpmbee_job.errors import CpmbeeError, InvalidError
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec
+
+INDEX_ENV = "CPMBEE_POD_INDEX"
+"""The pod's index; each pod starts at its own share of the pieces."""
+
+
+def main() -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        storage = StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}"))
+        run = Run.open(sys.argv[1], storage)
+        if run.result() is not None:
+            return
+        try:
+            prepare_run(run, console)
+        except InvalidError as error:
+            run.fail(error)
+            console.print(f"error: {error}", style="red", markup=False)
+    except CpmbeeError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        sys.exit(error.exit_code)
+
+
+def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> None:
+    """Prepare the data of a run, with a progress bar, and bind the run to it. See `prepare_job` for `vocab`."""
+    columns = TextColumn("prepare {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+
+        def moved(examples: int, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=f"{examples:,} examples")
+
+        record = prepare_job(
+            run.spec,
+            run.storage,
+            vocab=vocab,
+            pod_index=int(os.environ.get(INDEX_ENV, "0")),
+            num_pods=run.spec.workers.count,
+            progress=moved,
+        )
+    run.bind_data(record)
+    for split in ("train", "eval"):
+        if record[split] is not None:
+            console.print(describe(split, record[split]), markup=False)
+
+
+def describe(split: str, record: dict[str, int]) -> str:
+    """One line about a prepared data set."""
+    words = f"{split}: {record['examples']:,} examples in {record['rows']:,} rows, {record['tokens']:,} tokens"
+    for kind in ("skipped", "warnings"):
+        counts: dict[str, int] = record[kind]  # type: ignore[assignment]
+        if counts:
+            words += f"; {kind}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    return words
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""An example becomes the arrays that the model reads, equal to the original's in every value.
+
+The example is a tree: a root, under it the keys, under each key its text or further keys. Every node is a segment:
+`<s>`, the tokens of its text, `</s>`; the texts of the answer have no `</s>` and are what the model predicts. Between
+two segments the model sees the bucket of their relation: how many levels up from one to their common ancestor, how many
+down to the other.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpmbee_job.data.examples import ANSWER, Example, path_text
+from cpmbee_job.data.tokenizer import Tokenizer, base_name, is_special
+from cpmbee_job.errors import DataError
+
+_ROOT = "<root>"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One example of N tokens in S segments, named as in the original."""
+
+    input_ids: NDArray[np.int32]
+    """(N,) ids below the size of the vocabulary."""
+    input_id_subs: NDArray[np.int32]
+    """(N,) which of the tokens that share the id: 3 for the fourth kind of `<mask_...>` or of unknown piece."""
+    context: NDArray[np.int8]
+    """(N,) 0 where the text is the answer's."""
+    segment_ids: NDArray[np.int32]
+    """(N,) the token's segment."""
+    segment_rel: NDArray[np.uint8]
+    """(S * S,) bucket of the relation of a segment (row) to another; read-only, shared by examples of one shape."""
+    num_segments: int
+    ext_table: dict[int, str]
+    """Tokens that the vocabulary lacks, by the id that the tokenizer gave them."""
+    token_id_table: dict[str, dict[int, int]]
+    """For each base token the `input_id_subs` of its extended ids."""
+    literals: int
+    """How many `<` were taken for plain text."""
+
+
+class _Segments:
+    """The tree in the order in which it is read, as columns."""
+
+    def __init__(self) -> None:
+        self.texts = [_ROOT]
+        self.parents = [-1]
+        self.is_key = [True]
+        self.is_answer = [False]
+
+    def add(self, text: str, parent: int, *, is_key: bool = False, is_answer: bool = False) -> int:
+        self.texts.append(text)
+        self.parents.append(parent)
+        self.is_key.append(is_key)
+        self.is_answer.append(is_answer)
+        return len(self.texts) - 1
+
+    def path(self, segment: int) -> str:
+        """The keys that lead to a key or a text."""
+        keys = []
+        key = segment if self.is_key[segment] else self.parents[segment]
+        while key > 0:
+            keys.append(self.texts[key])
+            key = self.parents[key]
+        return path_text(reversed(keys))
+
+
+def encode_example(
+    tokenizer: Tokenizer,
+    example: Example,
+    *,
+    answer_order: random.Random | None = None,
+    max_depth: int = 8,
+    strict: bool = False,
+) -> Encoded:
+    """The arrays of an example that `check_example` has passed.
+
+    `answer_order` shuffles the keys inside a nested answer, as the original does in training; None leaves them. Levels
+    beyond `max_depth` (at most 15) are not told apart. `strict`: `DataError` that names the place where the original
+    fails, on a `<` that begins no token of the model.
+    """
+    segments = _read_tree(example, answer_order)
+    literals_before = tokenizer.literals
+    ids: list[int] = []
+    ends: list[int] = []
+    extensions: dict[str, int] = {}
+    token_id_table: dict[str, dict[int, int]] = {}
+    base_ids: list[int] = []  # of each extension: what the model sees in its place
+    subs: list[int] = []
+    for segment, text in enumerate(segments.texts):
+        ids.append(tokenizer.bos_id)
+        try:
+            tokenizer.encode_into(text, ids, extensions, strict=strict)
+            for token, token_id in islice(extensions.items(), len(subs), None):
+                base, base_id = _base_token(tokenizer, token, strict)
+                numbers = token_id_table.setdefault(base, {})
+                numbers[token_id] = len(numbers)
+                base_ids.append(base_id)
+                subs.append(numbers[token_id])
+        except DataError as error:
+            raise DataError(f"{segments.path(segment)}: {error.message}", hint=error.hint) from error
+        if not segments.is_answer[segment]:
+            ids.append(tokenizer.eos_id)
+        ends.append(len(ids))
+
+    input_ids = np.array(ids, dtype=np.int32)
+    input_id_subs = np.zeros_like(input_ids)
+    if extensions:
+        first = tokenizer.vocab_size
+        extended = np.flatnonzero((input_ids >= first) & (input_ids < first + len(extensions)))
+        numbers_of_extended = input_ids[extended] - first
+        input_ids[extended] = np.array(base_ids, dtype=np.int32)[numbers_of_extended]
+        input_id_subs[extended] = np.array(subs, dtype=np.int32)[numbers_of_extended]
+    lengths = np.diff(ends, prepend=0)
+    num_segments = len(ends)
+    return Encoded(
+        input_ids=input_ids,
+        input_id_subs=input_id_subs,
+        context=np.repeat(np.logical_not(segments.is_answer).astype(np.int8), lengths),
+        segment_ids=np.repeat(np.arange(num_segments, dtype=np.int32), lengths),
+        segment_rel=_relations(tuple(segments.parents), max_depth),
+        num_segments=num_segments,
+        ext_table={token_id: token for token, token_id in extensions.items()},
+        token_id_table=token_id_table,
+        literals=tokenizer.literals - literals_before,
+    )
+
+
+def _read_tree(example: Example, answer_order: random.Random | None) -> _Segments:
+    segments = _Segments()
+
+    def grow(node: Example, parent: int, in_answer: bool) -> None:
+        items = list(node.items())
+        if in_answer and answer_order is not None:
+            answer_order.shuffle(items)
+        for key, value in items:
+            segment = segments.add(key, parent, is_key=True)
+            value_in_answer = in_answer or (parent == 0 and key == ANSWER)
+            if isinstance(value, dict):
+                grow(value, segment, value_in_answer)
+            else:
+                segments.add(value, segment, is_answer=value_in_answer)
+
+    grow(example, 0, False)
+    return segments
+
+
+def _base_token(tokenizer: Tokenizer, token: str, strict: bool) -> tuple[str, int]:
+    """The token, and its id, that the model sees in place of one that the vocabulary lacks."""
+    base_id = tokenizer.token_id(base := base_name(token)) if is_special(token) else None
+    if base_id is not None:
+        return base, base_id
+    if strict and is_special(token):
+        raise DataError("there is a special token that the model does not have", hint="write '<<' for a plain '<'")
+    return "<unk>", tokenizer.unk_id
+
+
+def _relations(parents: tuple[int, ...], max_depth: int) -> NDArray[np.uint8]:
+    """Buckets of all pairs of segments of a tree, in which a parent stands before its children."""
+    return (
+        _cached_relations(parents, max_depth)
+        if len(parents) <= _CACHED_SEGMENTS
+        else _build_relations(parents, max_depth)
+    )
+
+
+def _build_relations(parents: tuple[int, ...], max_depth: int) -> NDArray[np.uint8]:
+    if max_depth > 15:
+        raise ValueError("buckets of more than 15 levels do not fit into a byte")
+    lines: list[tuple[int, ...]] = []  # of each segment: the way from the root to itself
+    for segment, parent in enumerate(parents):
+        lines.append((*(lines[parent] if parent >= 0 else ()), segment))
+    depths = np.array([len(line) for line in lines], dtype=np.int16)
+    num_segments = len(parents)
+    shared = np.zeros((num_segments, num_segments), dtype=np.int16)
+    for level in range(depths.max()):
+        # Beyond its own end a line gets numbers that no other has.
+        ancestors = np.array([line[level] if level < len(line) else -1 - s for s, line in enumerate(lines)])
+        shared += ancestors[:, None] == ancestors[None, :]
+    shared[np.diag_indices(num_segments)] = depths
+    up = np.minimum(depths[:, None] - shared, max_depth - 1)
+    down = np.minimum(depths[None, :] - shared, max_depth - 1)
+    buckets = up * max_depth + down
+    buckets += buckets > 0  # bucket 1 is for in-context samples
+    relations: NDArray[np.uint8] = buckets.astype(np.uint8).reshape(-1)
+    relations.flags.writeable = False
+    return relations
+
+
+_CACHED_SEGMENTS = 64
+_cached_relations = lru_cache(maxsize=1024)(_build_relations)

@@ -1,0 +1,181 @@
+"""What an example is, and how a line of JSON becomes one.
+
+An example is a dict whose values are texts or dicts of the same kind, with the answer under `<ans>`. Errors name the
+place inside the example (`options.<option_0>`); whoever knows the file and the line puts them in front.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from cpmbee_job.errors import DataError
+
+Example: TypeAlias = dict[str, "str | Example"]
+
+ANSWER = "<ans>"
+MAX_DEPTH = 64
+"""Dicts inside dicts; the model tells only the first eight levels apart."""
+MAX_SEGMENTS = 4096
+"""Keys and texts of one example: their relations are a table of that size squared."""
+
+_KINDS: dict[type, str] = {
+    list: "a list",
+    tuple: "a list",
+    bytes: "bytes",
+    set: "a set",
+    dict: "an object",
+    str: "text",
+}
+
+
+def parse_line(line: bytes | str, warnings: Counter[str] | None = None, *, strict: bool = False) -> Example:
+    """The example in one line of JSON: `parse_object`, then `check_example`."""
+    return check_example(parse_object(line), warnings, strict=strict)
+
+
+def parse_object(line: bytes | str) -> dict[str, Any]:
+    """The JSON object in a line, of whatever form; `DataError` for anything else and for a key that stands twice."""
+    try:
+        text = line if isinstance(line, str) else line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 text ({error.reason} at byte {error.start + 1})", hint="save the file as UTF-8"
+        ) from error
+    try:
+        document = _DECODER.decode(text)
+    except _RepeatedKeyError as error:
+        raise DataError(f"{_path_of_repeated(text)}: this key stands twice in its object") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+    except RecursionError as error:
+        raise DataError(f"nested more than {MAX_DEPTH} levels deep") from error
+    except ValueError as error:
+        raise DataError(f"not readable: {error}") from error  # a number of thousands of digits
+    if not isinstance(document, dict):
+        raise DataError(f"{_kind(document)} where an object is needed", hint='each line is one {"key": "text", ...}')
+    return document
+
+
+def check_example(raw: object, warnings: Counter[str] | None = None, *, strict: bool = False) -> Example:
+    """`raw` as an example; `DataError` that names the place where it is none.
+
+    Numbers, booleans and null become text as JSON writes them and are counted in `warnings`; `strict` refuses them.
+    """
+    if not isinstance(raw, dict):
+        raise DataError(f"{_kind(raw)} where an object is needed")
+    if ANSWER not in raw:
+        raise DataError(f"the key {ANSWER} is missing", hint=f'every example has its answer, or "", under "{ANSWER}"')
+    return _Checker(Counter() if warnings is None else warnings, strict).check_dict(raw, ())
+
+
+def path_text(path: Iterable[object]) -> str:
+    """How a place inside an example is written: keys with dots between, long ones shortened."""
+    keys = [str(key).encode("utf-8", "backslashreplace").decode() for key in path]
+    return ".".join(key if len(key) <= 40 else f"{key[:39]}…" for key in keys)
+
+
+class _Checker:
+    def __init__(self, warnings: Counter[str], strict: bool) -> None:
+        self.warnings = warnings
+        self.strict = strict
+        self.num_segments = 1
+
+    def check_dict(self, raw: dict[Any, Any], path: tuple[str, ...]) -> Example:
+        if len(path) >= MAX_DEPTH:
+            raise DataError(f"{path_text(path[:4])}…: nested more than {MAX_DEPTH} levels deep")
+        example: Example = {}
+        for key, value in raw.items():
+            place = (*path, key)
+            if not isinstance(key, str):
+                raise DataError(f"{path_text(place)}: {_kind(key)} as a key; keys are text")
+            self.num_segments += 1
+            if self.num_segments > MAX_SEGMENTS:
+                raise DataError(f"more than {MAX_SEGMENTS} keys and texts in one example")
+            _check_unicode(key, place)
+            if isinstance(value, dict):
+                example[key] = self.check_dict(value, place)
+            else:
+                self.num_segments += 1
+                example[key] = self.check_text(value, place)
+        return example
+
+    def check_text(self, value: object, path: tuple[str, ...]) -> str:
+        if isinstance(value, str):
+            _check_unicode(value, path)
+            return value
+        if value is None or isinstance(value, bool | int | float):
+            kind = _kind(value)
+            if self.strict:
+                raise DataError(f"{path_text(path)}: {kind} where text is needed", hint="put it in quotation marks")
+            self.warnings[f"{kind} taken as text"] += 1
+            return value.text if isinstance(value, _WrittenFloat) else json.dumps(value)
+        hint = "write several texts as one text, or as an object with a key for each"
+        raise DataError(f"{path_text(path)}: {_kind(value)} where text or an object is needed", hint=hint)
+
+
+def _check_unicode(text: str, path: tuple[str, ...]) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        message = f"{path_text(path)}: half of a surrogate pair at character {error.start + 1}, which is no text"
+        raise DataError(message, hint="an emoji was probably cut in two when the data was made") from error
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+class _WrittenFloat(float):
+    """A number that remembers how it was written: 1.50 stays 1.50 when it becomes text."""
+
+    __slots__ = ("text",)
+
+    def __new__(cls, text: str) -> "_WrittenFloat":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+
+class _RepeatedKeyError(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise _RepeatedKeyError
+    return document
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_WrittenFloat, parse_constant=_WrittenFloat)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object with its keys as they stand, to find the one that stands twice."""
+
+
+def _path_of_repeated(text: str) -> str:
+    def search(node: object, path: tuple[object, ...]) -> tuple[object, ...] | None:
+        if not isinstance(node, list):
+            return None
+        seen: set[object] = set()
+        for index, item in enumerate(node):
+            key, value = item if isinstance(node, _Pairs) else (index, item)
+            if key in seen:
+                return (*path, key)
+            seen.add(key)
+            found = search(value, (*path, key))
+            if found is not None:
+                return found
+        return None
+
+    return path_text(search(json.loads(text, object_pairs_hook=_Pairs), ()) or ())

@@ -1,0 +1,80 @@
+"""The preprocess init-step of a job: both splits prepared, and the run bound to them."""
+
+from typing import Any
+
+from cpmbee_job.data.index import Index
+from cpmbee_job.data.parts import PrepareSettings
+from cpmbee_job.data.prepare import PrepareProgress, default_workers, no_prepare_progress, prepare_split
+from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.errors import ModelError, NotFoundError
+from cpmbee_job.spec import JobSpec, StorageSpec
+from cpmbee_job.store.base import open_store
+
+VOCABULARY = "vocab.txt"
+
+
+def prepare_job(
+    spec: JobSpec,
+    storage: StorageSpec,
+    *,
+    vocab: bytes | None = None,
+    pod_index: int = 0,
+    num_pods: int = 1,
+    progress: PrepareProgress = no_prepare_progress,
+) -> dict[str, Any]:
+    """Prepare the job's data sets, or find them prepared; returns what the run gets bound to (`Run.bind_data`).
+
+    The vocabulary is the model folder's, unless it is given.
+    """
+    vocab = vocab or read_vocabulary(spec.model, storage)
+    tokenizer = Tokenizer.from_bytes(vocab, source=f"{spec.model}/{VOCABULARY}")
+    settings = PrepareSettings(
+        max_length=spec.train.max_length,
+        format=spec.data.format,
+        on_error=spec.data.on_error,
+        too_long=spec.data.too_long,
+    )
+
+    def prepared(url: str) -> dict[str, Any]:
+        folder, index = prepare_split(
+            url,
+            vocab,
+            settings,
+            spec.output,
+            storage=storage,
+            workers=default_workers(),
+            pod_index=pod_index,
+            num_pods=num_pods,
+            progress=progress,
+        )
+        return _summary(url, folder, index)
+
+    return {
+        "vocabulary": {"size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id},
+        "train": prepared(spec.data.train),
+        "eval": None if spec.data.eval is None else prepared(spec.data.eval),
+    }
+
+
+def read_vocabulary(model: str, storage: StorageSpec) -> bytes:
+    """The `vocab.txt` of a model folder."""
+    try:
+        return open_store(model, storage).get(VOCABULARY)
+    except NotFoundError as error:
+        raise ModelError(
+            f"{model}: no {VOCABULARY} in it", hint="`model` names a folder with vocab.txt, config.json and weights"
+        ) from error
+
+
+def _summary(url: str, folder: str, index: Index) -> dict[str, Any]:
+    return {
+        "url": url,
+        "prepared": folder.rstrip("/").rpartition("/")[2],
+        "listing": index.listing,
+        "rows": index.rows,
+        "examples": index.examples,
+        "tokens": index.tokens,
+        "target_tokens": index.target_tokens,
+        "skipped": dict(index.skipped),
+        "warnings": dict(index.warnings),
+    }

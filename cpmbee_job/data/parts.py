@@ -1,0 +1,222 @@
+"""One piece of the input becomes one part."""
+
+import hashlib
+import json
+import random
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from cpmbee_job import contract
+from cpmbee_job.data.collate import Table
+from cpmbee_job.data.encode import Encoded, encode_example
+from cpmbee_job.data.examples import ANSWER, Example
+from cpmbee_job.data.index import PartInfo
+from cpmbee_job.data.pack import pack
+from cpmbee_job.data.reformat import ErrorList
+from cpmbee_job.data.shards import ExampleWriter, RowWriter, file_digest
+from cpmbee_job.data.sources import Kind, Piece, Rejection, read_piece
+from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.errors import DataError, NotFoundError
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.base import Progress, Store, no_progress
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """What, besides the input and the vocabulary, decides the content of a prepared data set."""
+
+    max_length: int | None
+    """Tokens in a row; None leaves the examples as they are (as `preprocess` does)."""
+    format: str = "bee"
+    on_error: Literal["fail", "skip"] = "fail"
+    too_long: Literal["fail", "skip"] = "fail"
+    strict: bool = False
+    """Refuse what would be mended: numbers as text, a `<` that begins no token."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process must know to make parts; it travels to other processes."""
+
+    kind: Kind
+    input_url: str
+    output_url: str
+    storage: StorageSpec | None
+    settings: PrepareSettings
+    vocab: bytes | None
+    digest: str
+    part_name: str
+    window: int
+    """Tokens (without rows, characters) of a piece that are packed together."""
+
+
+class _PartWriter(Protocol):
+    @property
+    def num_rows(self) -> int: ...
+
+    def add(self, example: Example, encoded: Encoded | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _RowPart:
+    """Packs examples into rows, window by window."""
+
+    def __init__(self, path: Path, max_length: int, window: int) -> None:
+        self._writer = RowWriter(path)
+        self._max_length, self._window = max_length, window
+        self._examples: list[Encoded] = []
+        self._tokens = 0
+
+    @property
+    def num_rows(self) -> int:
+        return self._writer.num_rows
+
+    def add(self, _example: Example, encoded: Encoded | None) -> None:
+        assert encoded is not None
+        self._examples.append(encoded)
+        self._tokens += encoded.input_ids.size
+        if self._tokens >= self._window:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._examples:
+            rows = pack([example.input_ids.size for example in self._examples], self._max_length)
+            order = np.argsort(rows, kind="stable")
+            self._writer.write(Table.of([self._examples[number] for number in order.tolist()], rows[order]))
+        self._examples, self._tokens = [], 0
+
+
+class _ExamplePart:
+    """Writes examples as canonical JSON."""
+
+    num_rows = 0
+
+    def __init__(self, path: Path, window: int) -> None:
+        self._writer = ExampleWriter(path)
+        self._window = window
+        self._texts: list[str] = []
+        self._characters = 0
+
+    def add(self, example: Example, _encoded: Encoded | None) -> None:
+        self._texts.append(json.dumps(example, ensure_ascii=False, separators=(",", ":")))
+        self._characters += len(self._texts[-1])
+        if self._characters >= self._window:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._texts:
+            self._writer.write(self._texts)
+        self._texts, self._characters = [], 0
+
+
+class PartMaker:
+    """Makes the parts of pieces, one after the other."""
+
+    def __init__(self, job: Job, store: Store, out: Store) -> None:
+        self._job, self._store, self._out = job, store, out
+        self._tokenizer = None if job.vocab is None else Tokenizer.from_bytes(job.vocab)
+
+    def make(self, piece: Piece, on_bytes: Progress = no_progress) -> PartInfo:
+        """The part of a piece, from the store if it is there."""
+        name = f"{self._job.part_name}-{piece.number:05d}"
+        done = self._find(f"{name}.json")
+        if done is not None:
+            return done
+        with tempfile.TemporaryDirectory(prefix="cpmbee-prepare-") as folder:
+            path = Path(folder) / f"{name}.arrow"
+            part = self._write(piece, path, on_bytes)
+            self._out.upload(path, part.key)
+        self._out.put(f"{name}.json", contract.to_json({"digest": self._job.digest, **asdict(part)}))
+        return part
+
+    def _find(self, key: str) -> PartInfo | None:
+        try:
+            record = json.loads(self._out.get(key))
+        except NotFoundError:
+            return None
+        return PartInfo(**record) if record.pop("digest", None) == self._job.digest else None
+
+    def _write(self, piece: Piece, path: Path, on_bytes: Progress) -> PartInfo:
+        settings = self._job.settings
+        counts: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
+        warnings: Counter[str] = Counter()
+        errors = ErrorList()
+        writer: _PartWriter = (
+            _ExamplePart(path, self._job.window)
+            if settings.max_length is None
+            else _RowPart(path, settings.max_length, self._job.window)
+        )
+        records = read_piece(
+            self._store, self._job.kind, piece, settings.format, warnings, strict=settings.strict, on_bytes=on_bytes
+        )
+        for record in records:
+            content = self._encode(record.content)
+            if isinstance(content, Rejection):
+                if (settings.too_long if content.kind == "too long" else settings.on_error) == "fail":
+                    errors.add(content.error, record.location)
+                skipped[content.kind] += 1
+                continue
+            example, encoded = content
+            writer.add(example, encoded)
+            counts["examples"] += 1
+            if encoded is not None:
+                counts["tokens"] += encoded.input_ids.size
+                counts["target_tokens"] += encoded.input_ids.size - int(np.count_nonzero(encoded.context))
+                if encoded.literals:
+                    warnings["'<' taken as text"] += encoded.literals
+        writer.close()
+        errors.refuse("the data are not prepared")
+        return PartInfo(
+            key=path.name,
+            sha256=file_digest(path),
+            size=path.stat().st_size,
+            rows=writer.num_rows,
+            examples=counts["examples"],
+            tokens=counts["tokens"],
+            target_tokens=counts["target_tokens"],
+            skipped=dict(sorted(skipped.items())),
+            warnings=dict(sorted(warnings.items())),
+        )
+
+    def _encode(self, content: "Example | Rejection") -> tuple[Example, Encoded | None] | Rejection:
+        if isinstance(content, Rejection):
+            return content
+        if self._tokenizer is None:
+            return content, None
+        settings = self._job.settings
+        try:
+            encoded = encode_example(
+                self._tokenizer, content, answer_order=answer_order(content), strict=settings.strict
+            )
+        except DataError as error:
+            return Rejection("not encodable", error)
+        if settings.max_length is not None and encoded.input_ids.size > settings.max_length:
+            message = f"{encoded.input_ids.size} tokens, where a row holds {settings.max_length}"
+            hint = "shorten it, raise train.max_length, or leave such rows out with data.too_long: skip"
+            return Rejection("too long", DataError(message, hint=hint))
+        return content, encoded
+
+
+def answer_order(example: Example) -> random.Random | None:
+    """What shuffles the keys of a nested answer: drawn from the example itself, so that it does not depend on where
+    the example stands or who prepares it. None where there is nothing to shuffle.
+    """
+    if isinstance(example[ANSWER], str):
+        return None
+    canonical = json.dumps(example, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return random.Random(hashlib.sha256(canonical.encode()).digest())

@@ -1,0 +1,173 @@
+"""Text to token ids and back, by the rules of the original CPM-Bee tokenizer.
+
+Plain text is cut greedily: at each character the longest entry of the vocabulary wins, and neighbouring characters that
+begin no entry become one unknown piece. That is what an Aho-Corasick automaton finds with leftmost-longest matches.
+`<name>` is a special token, `<<` an escaped `<`.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from ahocorasick_rs import AhoCorasick, MatchKind
+
+from cpmbee_job.errors import DataError, NotFoundError
+
+_REQUIRED = ("<unk>", "<s>", "</s>", "</n>", "</_>")
+
+
+class Tokenizer:
+    """A vocabulary and the automaton over it.
+
+    `literals` counts the `<` that `encode` took for plain text because no special token begins there.
+    """
+
+    def __init__(self, vocabulary: dict[str, int], digest: str) -> None:
+        self._id_of = vocabulary
+        self._token_of = {token_id: token for token, token_id in vocabulary.items()}
+        plain = [token for token in vocabulary if not is_special(token)]
+        self._plain_ids = [vocabulary[token] for token in plain]
+        self._automaton = AhoCorasick(plain, matchkind=MatchKind.LeftmostLongest)
+        self.digest = digest
+        self.vocab_size = len(vocabulary)
+        self.unk_id = vocabulary["<unk>"]
+        self.bos_id = vocabulary["<s>"]
+        self.eos_id = vocabulary["</s>"]
+        self.literals = 0
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> Self:
+        """Read a `vocab.txt`. Raises `NotFoundError` and `DataError`."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise NotFoundError(
+                f"{path}: {error.strerror}", hint="the vocabulary is vocab.txt in the model's folder"
+            ) from error
+        return cls.from_bytes(data, source=str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, source: str = "vocab.txt") -> Self:
+        """Read the content of a `vocab.txt`. Raises `DataError` that names `source`.
+
+        It has one token a line, whose id is its number among the lines that are not empty; `</n>` and `</_>` stand for
+        newline and space.
+        """
+        try:
+            lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read().split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        vocabulary: dict[str, int] = {}
+        for line in lines:
+            if line:
+                vocabulary[line] = len(vocabulary)
+        missing = [token for token in _REQUIRED if token not in vocabulary]
+        if missing:
+            raise DataError(f"{source}: no vocabulary of CPM-Bee: {', '.join(missing)} missing")
+        vocabulary["\n"] = vocabulary.pop("</n>")
+        vocabulary[" "] = vocabulary.pop("</_>")
+        return cls(vocabulary, hashlib.sha256(data).hexdigest())
+
+    def token_id(self, token: str) -> int | None:
+        """The id of an entry of the vocabulary."""
+        return self._id_of.get(token)
+
+    def encode(
+        self, text: str, ext_table: Mapping[int, str] | None = None, *, strict: bool = False
+    ) -> tuple[list[int], dict[int, str]]:
+        """Token ids of `text`, and `ext_table` with the tokens added that the vocabulary lacks.
+
+        Those (numbered special tokens, unknown pieces) get ids from `vocab_size` on, in order of appearance. A `<` that
+        begins no token of the model is plain text; `strict` is the original's rule, which raises `DataError` where
+        such a token has no end and gives any other an id of its own.
+        """
+        table = dict(ext_table or {})
+        extensions = {token: token_id for token_id, token in table.items()}
+        num_known = len(extensions)
+        ids: list[int] = []
+        self.encode_into(text, ids, extensions, strict=strict)
+        table.update((token_id, token) for token, token_id in islice(extensions.items(), num_known, None))
+        return ids, table
+
+    def encode_into(self, text: str, ids: list[int], extensions: dict[str, int], *, strict: bool = False) -> None:
+        """`encode` for many texts in turn: appends to `ids`, and adds to `extensions` (the ids of tokens that the
+        vocabulary lacks) the new ones at the end.
+        """
+        for index, part in enumerate(self._split(text, strict) if "<" in text else (text,)):
+            if index % 2:
+                token_id = self._id_of.get(part)
+                ids.append(self._extension_id(part, extensions) if token_id is None else token_id)
+                continue
+            position = 0
+            for pattern, start, end in self._automaton.find_matches_as_indexes(part):
+                if start > position:
+                    ids.append(self._extension_id(part[position:start], extensions))
+                ids.append(self._plain_ids[pattern])
+                position = end
+            if position < len(part):
+                ids.append(self._extension_id(part[position:], extensions))
+
+    def decode(self, ids: Iterable[int], ext_table: Mapping[int, str] | None = None) -> str:
+        """The text of token ids, with `<` of plain text written `<<`; negative ids are left out.
+
+        Raises `DataError` for an id that is neither in the vocabulary nor in `ext_table`.
+        """
+        table = ext_table or {}
+        pieces = []
+        for token_id in ids:
+            if token_id in table:
+                pieces.append(table[token_id])
+            elif token_id >= 0:
+                token = self._token_of.get(token_id)
+                if token is None:
+                    raise DataError(f"token id {token_id} is not in the vocabulary of {self.vocab_size} entries")
+                pieces.append(token if is_special(token) else token.replace("<", "<<"))
+        return "".join(pieces)
+
+    def _extension_id(self, token: str, extensions: dict[str, int]) -> int:
+        return extensions.setdefault(token, len(extensions) + self.vocab_size)
+
+    def _split(self, text: str, strict: bool) -> list[str]:
+        """Plain text and special tokens in turn, plain text first and last."""
+        parts: list[str] = []
+        plain: list[str] = []
+        position = 0
+        while (begin := text.find("<", position)) >= 0:
+            plain.append(text[position:begin])
+            if text.startswith("<", begin + 1):
+                plain.append("<")
+                position = begin + 2
+                continue
+            # The character after `<` always belongs to the name, even a `>`: the original's rule.
+            following = text.find("<", begin + 2)
+            end = text.find(">", begin + 2, following if following >= 0 else len(text)) + 1
+            token = text[begin:end]
+            if strict and not end:
+                raise DataError(
+                    f"the '<' at character {begin + 1} begins a special token without an end",
+                    hint="write '<<' for a plain '<'",
+                )
+            if strict or (end and (token in self._id_of or base_name(token) in self._id_of)):
+                parts += ["".join(plain), token]
+                plain = []
+                position = end
+            else:
+                self.literals += 1
+                plain.append("<")
+                position = begin + 1
+        plain.append(text[position:])
+        parts.append("".join(plain))
+        return parts
+
+
+def is_special(token: str) -> bool:
+    """Whether a token is written `<...>`, which plain text never matches."""
+    return token.startswith("<") and token.endswith(">")
+
+
+def base_name(token: str) -> str:
+    """The special token that the model sees in place of a numbered one: `<mask>` for `<mask_3>`."""
+    return f"<{token[1:-1].split('_', maxsplit=1)[0]}>"

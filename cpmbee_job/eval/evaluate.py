@@ -1,0 +1,170 @@
+"""How well a model knows the answers of examples: log-probabilities, loss, and for choices accuracy.
+
+Each example is scored as if it were alone: only its own extra columns compete for its targets, so a score does not
+depend on which examples share a batch. A choice is an example whose answer is a key of one of its objects, like
+`{"options": {"<option_0>": ..., "<option_1>": ...}, "<ans>": "<option_1>"}`; every key is scored as the answer.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpmbee_job.data.collate import ExtraColumns, collate_examples
+from cpmbee_job.data.encode import Encoded, encode_example
+from cpmbee_job.data.examples import ANSWER, Example
+from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.errors import DataError, ModelError
+from cpmbee_job.model.cpmbee import CpmBee
+from cpmbee_job.model.inputs import ModelInputs
+
+
+@dataclass(frozen=True)
+class Score:
+    """One example's answer: how many tokens to predict (ends included), and their log-probability (natural, summed)."""
+
+    target_tokens: int
+    logprob: float
+    choice: str | None = None
+    """For a choice, the option that the model finds most likely."""
+    correct: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A line of the per-example file."""
+        line: dict[str, Any] = {"target_tokens": self.target_tokens, "logprob": self.logprob}
+        return line if self.choice is None else {**line, "choice": self.choice, "correct": self.correct}
+
+
+@dataclass
+class Summary:
+    """Sums over examples."""
+
+    examples: int = 0
+    target_tokens: int = 0
+    logprob: float = 0.0
+    choices: int = 0
+    correct: int = 0
+
+    def add(self, score: Score) -> None:
+        self.examples += 1
+        self.target_tokens += score.target_tokens
+        self.logprob += score.logprob
+        if score.correct is not None:
+            self.choices += 1
+            self.correct += score.correct
+
+    @property
+    def loss(self) -> float:
+        """Mean over all target tokens."""
+        return -self.logprob / max(self.target_tokens, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`accuracy` is there only where there were choices."""
+        perplexity = math.exp(self.loss) if self.loss < 700 else None
+        document: dict[str, Any] = {"examples": self.examples, "target_tokens": self.target_tokens, "loss": self.loss}
+        document["perplexity"] = perplexity
+        if self.choices:
+            document.update(choices=self.choices, correct=self.correct, accuracy=self.correct / self.choices)
+        return document
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An example and its variants, one for each possible answer (only itself, where it is no choice)."""
+
+    variants: tuple[Encoded, ...]
+    options: tuple[str, ...]
+    answer: int
+    """Which variant is the true one."""
+    location: str
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(variant.input_ids) for variant in self.variants)
+
+
+class Evaluator:
+    """Scores examples in batches of about `token_budget` tokens; the model is put into evaluation mode."""
+
+    def __init__(self, model: CpmBee, tokenizer: Tokenizer, token_budget: int = 8192) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.token_budget = token_budget
+        self.device = model.input_embedding.weight.device
+
+    def scores(self, examples: Iterable[tuple[str, Example]]) -> Iterator[Score]:
+        """The scores of (location, example) pairs, in their order.
+
+        Raises `DataError` naming the location of an example without anything to predict, and `ModelError` naming that
+        of one whose log-probability is not finite.
+        """
+        batch: list[_Job] = []
+        filled = 0
+        for location, example in examples:
+            job = self._job(location, example)
+            if batch and filled + job.num_tokens > self.token_budget:
+                yield from self._score(batch)
+                batch, filled = [], 0
+            batch.append(job)
+            filled += job.num_tokens
+        if batch:
+            yield from self._score(batch)
+
+    def _job(self, location: str, example: Example) -> _Job:
+        answer = example[ANSWER]
+        options = _options(example)
+        try:
+            if not options or not isinstance(answer, str):
+                encoded = encode_example(self.tokenizer, example)
+                if encoded.context.all():
+                    raise DataError(f"{ANSWER}: an object without a text in it, so there is nothing to predict")
+                return _Job((encoded,), (), 0, location)
+            variants = tuple(encode_example(self.tokenizer, {**example, ANSWER: option}) for option in options)
+        except DataError as error:
+            raise DataError(f"{location}: {error.message}", hint=error.hint) from error
+        return _Job(variants, options, options.index(answer), location)
+
+    def _score(self, batch: Sequence[_Job]) -> Iterator[Score]:
+        logprobs = iter(self._logprobs([variant for job in batch for variant in job.variants]))
+        for job in batch:
+            of_variants = [next(logprobs) for _ in job.variants]
+            logprob = of_variants[job.answer]
+            if not math.isfinite(logprob):
+                raise ModelError(f"{job.location}: the answer's log-probability is {logprob}")
+            target_tokens = int((job.variants[job.answer].context == 0).sum())
+            if not job.options:
+                yield Score(target_tokens, logprob)
+                continue
+            best = max(range(len(of_variants)), key=of_variants.__getitem__)
+            yield Score(target_tokens, logprob, job.options[best], best == job.answer)
+
+    @torch.no_grad()
+    def _logprobs(self, encoded: Sequence[Encoded]) -> list[float]:
+        """The log-probability of each encoded answer."""
+        own = [ExtraColumns.of(e.input_ids, e.input_id_subs) for e in encoded]
+        pairs = np.unique([pair for columns in own for pair in zip(columns.ids, columns.subs, strict=True)], axis=0)
+        extra = ExtraColumns(pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int32))
+        allowed = np.zeros((len(encoded), len(pairs)), dtype=np.bool_)
+        for row, columns in enumerate(own):
+            allowed[row, extra.find(columns.ids, columns.subs)] = True
+        tokenizer = self.tokenizer
+        collated = collate_examples(encoded, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, extra)
+        inputs = ModelInputs.from_numpy(**vars(collated)).to(self.device)
+        owner_T = np.repeat(np.arange(len(encoded)), collated.lengths)[collated.target_positions]
+        columns_TX = torch.from_numpy(allowed[owner_T]).to(self.device)
+        losses_T = self.model.target_losses(inputs, self.model(inputs), columns_TX).double()
+        sums = torch.zeros(len(encoded), dtype=torch.float64, device=self.device)
+        sums.index_add_(0, torch.from_numpy(owner_T).to(self.device), losses_T)
+        return [-loss for loss in sums.tolist()]
+
+
+def _options(example: Example) -> tuple[str, ...]:
+    """The keys that the answer was chosen from; empty where the example is no choice."""
+    answer = example[ANSWER]
+    for key, value in example.items():
+        if key != ANSWER and isinstance(value, dict) and isinstance(answer, str) and answer in value:
+            return tuple(value)
+    return ()

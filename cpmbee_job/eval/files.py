@@ -1,0 +1,65 @@
+"""Models and deltas from wherever a user says they are, as files of this machine."""
+
+import json
+from pathlib import Path
+
+from cpmbee_job import contract
+from cpmbee_job.errors import InvalidError, NotFoundError
+from cpmbee_job.model.lora import DELTA_MANIFEST, DELTA_TENSORS, Delta, read_delta
+from cpmbee_job.model.weights import ModelFiles, find_model
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.base import Progress, Store, no_progress, open_object, open_store
+from cpmbee_job.store.cache import default_cache_dir, fetch_folder
+
+_FILE_SUFFIXES = (".pt", ".bin", ".safetensors")
+
+
+def fetch_model(url: str, storage: StorageSpec | None = None, progress: Progress = no_progress) -> ModelFiles:
+    """The files of the model folder at `url`, copied to the cache where it is not on this machine.
+
+    Raises `NotFoundError` where there is none, `ModelError` for a folder that is no model.
+    """
+    return find_model(fetch_folder(url, storage, default_cache_dir(), progress))
+
+
+def fetch_delta(url: str, storage: StorageSpec | None = None, progress: Progress = no_progress) -> Delta:
+    """The delta at `url`: a delta folder, a file in the original's format, or a run's folder (its best delta).
+
+    Raises `NotFoundError` where there is none, `ModelError` for what is no delta.
+    """
+    if url.endswith(_FILE_SUFFIXES):
+        return read_delta(_fetch_file(url, storage, progress))
+    store = open_store(url, storage)
+    if not _is_delta_folder(store):
+        pointer = store.info(contract.BEST)
+        if pointer is not None:
+            url = f"{store.url}/{_prefix(store)}"
+    return read_delta(fetch_folder(url, storage, default_cache_dir(), progress))
+
+
+def _is_delta_folder(store: Store) -> bool:
+    return store.info(DELTA_MANIFEST) is not None or store.info(DELTA_TENSORS) is not None
+
+
+def _prefix(store: Store) -> str:
+    try:
+        return str(json.loads(store.get(contract.BEST))["prefix"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidError(f"{store.url}/{contract.BEST}: names no delta") from error
+
+
+def _fetch_file(url: str, storage: StorageSpec | None, progress: Progress) -> Path:
+    store, key = open_object(url, storage)
+    local = store.local_path(key)
+    if local is not None:
+        if not local.is_file():
+            raise NotFoundError(f"{url}: no such file")
+        return local
+    found = store.info(key)
+    if found is None:
+        raise NotFoundError(f"{url}: no such object")
+    path = default_cache_dir() / "files" / contract.digest([url, found.size, found.etag]) / key
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.download(key, path, progress)
+    return path

@@ -1,0 +1,191 @@
+"""Drop-in for the original's fine-tuning script: `torchrun ... -m cpmbee_job.finetune $OPTS`.
+
+Every flag of the original, and what it says; the job behind them is the one that a spec describes. The run's folder is
+`<save>/<save-name>/<run>/`, the best weights are `<save>/<save-name>-delta-best.pt` as they were.
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+from cpmbee_job import contract
+from cpmbee_job.data.__main__ import prepare_run
+from cpmbee_job.errors import CpmbeeError, NotFoundError, SpecError, UsageError
+from cpmbee_job.model.weights import ModelFiles
+from cpmbee_job.run import Run, exit_code, new_run_id
+from cpmbee_job.spec import DataSpec, JobSpec, StorageSpec, TrainSpec
+from cpmbee_job.store.base import open_store
+from cpmbee_job.train.exports import Exports
+from cpmbee_job.train.progress import ConsoleHandler, console
+from cpmbee_job.train.worker import work
+from cpmbee_job.train.world import World
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="cpmbee_job.finetune",
+        description="Fine-tune CPM-Bee, with the flags of the original script.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model-config", type=Path, required=True, help="model configuration (JSON)")
+    model.add_argument("--load", type=Path, required=True, help="weights: .bin, .pt or .safetensors file")
+    model.add_argument("--vocab", type=Path, help="vocabulary; vocab.txt beside the weights by default")
+    model.add_argument("--use-delta", action="store_true", help="train LoRA on the frozen model, not all its weights")
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", required=True, help="training data: output of preprocess, the original's, or JSON lines"
+    )
+    data.add_argument("--eval_dataset", help="evaluation data, likewise")
+    data.add_argument("--max-length", type=int, default=512, help="tokens in a row")
+    data.add_argument(
+        "--drop-last", action="store_true", help="leave out an epoch's last step where it is short of rows"
+    )
+    data.add_argument("--task-name", default="task", help="name of the task in TensorBoard")
+
+    train = parser.add_argument_group("training")
+    train.add_argument("--epoch", type=int, default=1, help="passes over the training data")
+    train.add_argument("--batch-size", type=int, default=32, help="rows in one step of one process")
+    train.add_argument("--max-steps", type=int, help="end after so many steps")
+    train.add_argument("--seed", type=int, default=1234, help="seed of the order of rows and of LoRA's first weights")
+    train.add_argument("--eval-interval", type=int, default=500, help="steps between evaluations")
+    train.add_argument(
+        "--early-stop-patience", type=int, default=5, help="evaluations without a better loss; 0: never stop"
+    )
+    train.add_argument("--inspect-iters", type=int, default=1000, help="steps between printed parameter statistics")
+
+    optimizer = parser.add_argument_group("optimizer")
+    optimizer.add_argument("--lr", type=float, default=1e-4, help="learning rate")
+    optimizer.add_argument(
+        "--lr-decay-style",
+        default="noam",
+        choices=["constant", "linear", "cosine", "exponential", "noam"],
+        help="shape of the schedule",
+    )
+    optimizer.add_argument("--train-iters", type=int, default=1_000_000, help="horizon of the schedule, in steps")
+    optimizer.add_argument("--lr-decay-iters", type=int, help="the horizon, where it differs")
+    optimizer.add_argument("--warmup-iters", type=int, default=100, help="steps of warm-up")
+    optimizer.add_argument("--start-step", type=int, default=0, help="step at which the schedule begins")
+    optimizer.add_argument("--weight-decay", type=float, default=0.01, help="weight decay")
+    optimizer.add_argument("--clip-grad", type=float, default=1.0, help="largest gradient norm; 0: any")
+    optimizer.add_argument("--loss-scale", type=float, default=1_048_576, help="first loss scale")
+    optimizer.add_argument("--loss-scale-factor", type=float, default=2, help="what it grows and shrinks by")
+    optimizer.add_argument("--loss-scale-steps", type=float, default=512, help="steps without overflow before it grows")
+
+    results = parser.add_argument_group("results")
+    results.add_argument("--save", type=Path, default=Path("results"), help="folder for results")
+    results.add_argument("--save-name", default="cpm_bee_finetune", help="their file name")
+    results.add_argument(
+        "--checkpoint-interval", "--save-iters", type=int, default=1000, help="steps between checkpoints"
+    )
+    results.add_argument("--resume", action="store_true", help="go on with the newest run of this name in --save")
+    results.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
+    results.add_argument("--log-dir", type=Path, help="folder for a copy of metrics.jsonl")
+    return parser.parse_args(arguments)
+
+
+def job_spec(options: argparse.Namespace, world_size: int) -> JobSpec:
+    """The job that the flags describe. Raises `SpecError`."""
+    name = re.sub(r"[^a-z0-9]+", "-", options.save_name.lower()).strip("-")[:40].strip("-") or "finetune"
+    same = (
+        "use_delta batch_size max_length max_steps lr train_iters lr_decay_iters warmup_iters lr_decay_style start_step "
+        "weight_decay clip_grad loss_scale loss_scale_factor eval_interval early_stop_patience inspect_iters "
+        "checkpoint_interval drop_last seed save_name task_name"
+    ).split()
+    try:
+        return JobSpec(
+            name=name,
+            model=str(options.load.absolute().parent),
+            data=DataSpec(
+                train=_absolute(options.dataset), eval=options.eval_dataset and _absolute(options.eval_dataset)
+            ),
+            output=str(options.save.absolute()),
+            train=TrainSpec(
+                epochs=options.epoch,
+                global_batch_size=options.batch_size * world_size,
+                loss_scale_steps=int(options.loss_scale_steps),
+                **{field: getattr(options, field) for field in same},
+            ),
+        )
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+
+
+def begin(options: argparse.Namespace, world_size: int) -> str:
+    """On rank 0: start a run, or find the one to go on with, and prepare its data. Returns the run's URL."""
+    spec = job_spec(options, world_size)
+    options.save.mkdir(parents=True, exist_ok=True)
+    runs = {found.key.split("/")[0] for found in open_store(f"{spec.output}/{spec.name}").list() if "/" in found.key}
+    run_id = new_run_id()
+    if options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        if not runs:
+            raise NotFoundError(f"{spec.output}/{spec.name}: no run to resume", hint="leave --resume out to start one")
+        run_id = max(runs)
+        # Another number of processes goes on with the steps that the run began with.
+        begun = Run.open(contract.run_url(spec.output, spec.name, run_id)).spec
+        train = spec.train.model_copy(update={"global_batch_size": begun.train.global_batch_size})
+        spec = spec.model_copy(update={"train": train})
+    run = Run.start(spec, run_id)
+    result = run.result()
+    if result is None or result["state"] != "succeeded":
+        run.reopen()
+        prepare_run(run, console, vocabulary=_vocabulary(options).read_bytes())
+    return run.url
+
+
+def main() -> None:
+    options = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    try:
+        status = finetune(options)
+    except CpmbeeError as error:
+        logging.getLogger(__name__).error("error: %s", error)
+        status = error.exit_code
+    sys.exit(status)
+
+
+def finetune(options: argparse.Namespace) -> int:
+    """Take part as the rank that torchrun's environment names. Returns the exit code."""
+    world = World.form()
+    run = Run.open(world.agree(lambda: begin(options, world.size)), StorageSpec())
+    result = run.result()
+    if result is not None:
+        logging.getLogger(__name__).info("%s: %s already", run.url, result["state"])
+        return exit_code(result)
+    for folder in (options.tensorboard, options.log_dir):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    suffix = "-delta-best.pt" if options.use_delta else "-best.pt"
+    exports = Exports(
+        tensorboard=options.tensorboard,
+        metrics=options.log_dir and options.log_dir / "metrics.jsonl",
+        best=options.save / f"{options.save_name}{suffix}",
+    )
+    failure = work(run, world, lambda: _model(options), exports)
+    return 0 if failure is None else failure.exit_code
+
+
+def _model(options: argparse.Namespace) -> ModelFiles:
+    for path in (options.model_config, options.load):
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file")
+    return ModelFiles(config=options.model_config, weights=(options.load,), vocabulary=_vocabulary(options))
+
+
+def _vocabulary(options: argparse.Namespace) -> Path:
+    path: Path = options.vocab or options.load.parent / "vocab.txt"
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", hint="name the vocabulary with --vocab")
+    return path
+
+
+def _absolute(data: str) -> str:
+    return data if "://" in data else str(Path(data).absolute())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The shape of a model, read from its `config.json` in either of the two dialects that are in use.
+
+    original   dim_model    num_heads            num_layers
+    hub        hidden_size  num_attention_heads  num_hidden_layers  (and model_type, distance_scale)
+
+All other names are shared. Keys that say nothing about the computation are passed over.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cpmbee_job.errors import ModelError
+
+_HUB_NAMES = {"hidden_size": "dim_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+_SIZES = ("vocab_size", "dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
+_MIN_SEGMENT_BUCKETS = 64
+"""Largest relation between two segments of an example (depth at most 8) that the table of biases must hold."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a CPM-Bee. Defaults are the original's."""
+
+    vocab_size: int
+    dim_model: int
+    """Width of the residual stream."""
+    num_heads: int
+    dim_head: int
+    dim_ff: int
+    num_layers: int
+    """Layers, those counted that `mask_modules` leaves empty."""
+    dropout_p: float = 0.0
+    position_bias_num_buckets: int = 256
+    position_bias_num_segment_buckets: int = 256
+    position_bias_max_distance: int = 2048
+    eps: float = 1e-6
+    half: bool = True
+    """Whether the weights are meant for half precision; on CPU they are computed with in fp32 all the same."""
+    distance_scale: float = 16
+    """What a sub-token's number is multiplied with before the rotary embedding."""
+    mask_modules: tuple[tuple[bool, bool], ...] | None = None
+    """For each layer, whether its attention and whether its feed-forward block is absent."""
+    dialect: str = "original"
+    """Which names the file used: `original` or `hub`."""
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], *, source: str = "config.json") -> "ModelConfig":
+        """Read either dialect. Raises `ModelError` naming `source` and the key."""
+        known: dict[str, Any] = {}
+        for key, value in document.items():
+            name = _HUB_NAMES.get(key, key)
+            if name in known and known[name] != value:
+                raise ModelError(f"{source}: {key} is {value!r}, but {name} is {known[name]!r}")
+            known[name] = value
+        if missing := [name for name in _SIZES if known.get(name) is None]:
+            raise ModelError(
+                f"{source}: missing {', '.join(missing)}",
+                hint="sizes go by the original's names (dim_model, num_heads, num_layers) or the hub's "
+                "(hidden_size, num_attention_heads, num_hidden_layers)",
+            )
+        if known.get("int4"):
+            raise ModelError(f"{source}: int4 weights can't be used", hint="use the model's half precision weights")
+        is_hub = known.get("model_type") is not None or any(key in document for key in _HUB_NAMES)
+        values = {f.name: known[f.name] for f in fields(cls) if f.name != "dialect" and known.get(f.name) is not None}
+        config = cls(
+            **{**values, "mask_modules": _mask_modules(values, source)}, dialect="hub" if is_hub else "original"
+        )
+        config._check(source)
+        return config
+
+    @classmethod
+    def from_file(cls, path: Path) -> "ModelConfig":
+        """Read a `config.json`. Raises `ModelError` naming the file."""
+        return cls.from_dict(read_config(path), source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The original's dialect, for a `config.json` of our own."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dialect"}
+        if self.mask_modules is None:
+            del values["mask_modules"]
+        return values
+
+    @property
+    def blocks(self) -> tuple[tuple[bool, bool], ...]:
+        """For each layer, whether it has attention and whether it has a feed-forward block."""
+        masks = self.mask_modules or ((False, False),) * self.num_layers
+        return tuple((not no_attention, not no_ffn) for no_attention, no_ffn in masks)
+
+    def _check(self, source: str) -> None:
+        sizes = [
+            *_SIZES,
+            "position_bias_num_buckets",
+            "position_bias_num_segment_buckets",
+            "position_bias_max_distance",
+        ]
+        for name in sizes:
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ModelError(f"{source}: {name} must be a whole number above 0, not {value!r}")
+        for name in ("dropout_p", "eps", "distance_scale"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or value < 0:
+                raise ModelError(f"{source}: {name} must be a number, 0 or more, not {value!r}")
+        if self.dropout_p >= 1:
+            raise ModelError(f"{source}: dropout_p must be below 1, not {self.dropout_p!r}")
+        if type(self.half) is not bool:
+            raise ModelError(f"{source}: half must be true or false, not {self.half!r}")
+        if self.position_bias_num_segment_buckets < _MIN_SEGMENT_BUCKETS:
+            raise ModelError(
+                f"{source}: position_bias_num_segment_buckets is {self.position_bias_num_segment_buckets}, "
+                f"but examples use up to {_MIN_SEGMENT_BUCKETS}"
+            )
+        if self.position_bias_num_buckets < 4 or self.position_bias_max_distance <= self.position_bias_num_buckets // 4:
+            raise ModelError(
+                f"{source}: position_bias_num_buckets ({self.position_bias_num_buckets}) needs to be 4 or more, and "
+                f"position_bias_max_distance ({self.position_bias_max_distance}) more than a quarter of it"
+            )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a `config.json`, as it is. Raises `ModelError` naming the file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}", hint="a model folder holds a config.json") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return document
+
+
+def _mask_modules(values: Mapping[str, Any], source: str) -> tuple[tuple[bool, bool], ...] | None:
+    masks = values.get("mask_modules")
+    if masks is None:
+        return None
+    pairs = isinstance(masks, list | tuple) and all(isinstance(m, list | tuple) and len(m) == 2 for m in masks)
+    if not pairs or len(masks) != values["num_layers"]:
+        raise ModelError(
+            f"{source}: mask_modules must hold a pair (attention absent, feed-forward absent) for each of the "
+            f"{values['num_layers']} layers"
+        )
+    return tuple((bool(attention), bool(ffn)) for attention, ffn in masks)

@@ -1,0 +1,132 @@
+"""What the model is given: a batch of examples, their tokens in one flat stream without padding.
+
+Tensor names end in their shape: N tokens, E examples, T targets, X extra output columns, B examples of one group,
+L padded length of a group, R entries of all segment tables.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_LENGTH_SPREAD = 1.25
+"""Longest over shortest example of a group: padding costs at most its square in attention."""
+_LENGTH_MULTIPLE = 8
+"""Padded lengths are a multiple of this, which fused attention kernels want of a bias."""
+_MAX_GROUP_AREA = 2**22
+"""Largest B x L x L of a group that has more than one example (one example of 2048 tokens reaches it)."""
+
+
+@dataclass(frozen=True)
+class AttentionGroup:
+    """Examples of similar length that are padded to one length and attend each within itself."""
+
+    gather_BL: Tensor  # noqa: N815
+    """int64: which token of the stream stands here; padding repeats the example's first token."""
+    valid_BL: Tensor  # noqa: N815
+    """bool: False where there is padding."""
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One batch. All tensors are on one device; `lengths` stays on the host.
+
+    The collation of the data side is its source, whose field names it keeps.
+    """
+
+    ids: Tensor
+    """(N,) int32 tokens of the vocabulary."""
+    subs: Tensor
+    """(N,) int32: number of a special token among its kind (`<option_2>`), 0 for plain tokens."""
+    positions: Tensor
+    """(N,) int32 position inside the example."""
+    context: Tensor
+    """(N,) bool: given (seen by all of its sample), not to be predicted."""
+    segments: Tensor
+    """(N,) int32 node of the example's tree that the token belongs to."""
+    samples: Tensor
+    """(N,) int32: 0 for the example itself, above for its in-context samples."""
+    num_segments: Tensor
+    """(N,) int32 size of the tree of the token's sample."""
+    rel_offset: Tensor
+    """(N,) int32 where in `segment_rel` the table of the token's sample begins."""
+    segment_rel: Tensor
+    """(R,) int32 tables (num_segments x num_segments, flat) of relations between segments."""
+    target_positions: Tensor
+    """(T,) int32 tokens of the stream that predict something."""
+    targets: Tensor
+    """(T,) int32 what they predict: a token of the vocabulary, or vocab_size + an extra column."""
+    ext_ids: Tensor
+    """(X,) int32 token of each extra column."""
+    ext_subs: Tensor
+    """(X,) int32 sub-token of each extra column."""
+    rows: Tensor
+    """(E,) int32 row of the batch that each example belongs to."""
+    lengths: tuple[int, ...]
+    """(E,) tokens of each example, in the stream's order."""
+    groups: tuple[AttentionGroup, ...]
+    restore: Tensor
+    """(N,) int64: where each token stands in the groups' padded tokens, laid end to end."""
+
+    @classmethod
+    def from_numpy(cls, *, lengths: Any, **arrays: Any) -> "ModelInputs":
+        """From arrays named as the fields are; `groups` and `restore` follow from `lengths`."""
+        host_lengths = tuple(int(length) for length in lengths)
+        groups, restore = plan_groups(host_lengths)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        if sum(host_lengths) != len(tensors["ids"]):
+            raise ValueError(f"{len(tensors['ids'])} tokens, but lengths that sum to {sum(host_lengths)}")
+        return cls(lengths=host_lengths, groups=groups, restore=restore, **tensors)
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "ModelInputs":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "ModelInputs":
+        """The same in page-locked memory, from where a copy to a GPU does not wait."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> "ModelInputs":
+        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        groups = tuple(AttentionGroup(move(g.gather_BL), move(g.valid_BL)) for g in self.groups)
+        return replace(self, groups=groups, **moved)
+
+
+def plan_groups(lengths: Sequence[int]) -> tuple[tuple[AttentionGroup, ...], Tensor]:
+    """Put examples of similar length together: the groups, and where (N,) each token stands in them."""
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    restore = np.empty(starts[-1], dtype=np.int64)
+    groups: list[AttentionGroup] = []
+    offset = 0
+    for members in _similar_lengths(lengths):
+        lengths_B = np.array([lengths[e] for e in members])
+        starts_B = starts[members]
+        length = _padded(int(lengths_B.max()))
+        column_L = np.arange(length)
+        valid_BL = column_L < lengths_B[:, None]
+        gather_BL = starts_B[:, None] + np.where(valid_BL, column_L, 0)
+        restore[gather_BL[valid_BL]] = offset + np.flatnonzero(valid_BL)
+        offset += gather_BL.size
+        groups.append(AttentionGroup(torch.from_numpy(gather_BL), torch.from_numpy(valid_BL)))
+    return tuple(groups), torch.from_numpy(restore)
+
+
+def _similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of the examples, shortest first, cut into groups."""
+    groups: list[list[int]] = []
+    for example in sorted((e for e in range(len(lengths)) if lengths[e]), key=lambda e: lengths[e]):
+        length = _padded(lengths[example])
+        if groups:
+            group = groups[-1]
+            fits = length <= _padded(int(lengths[group[0]] * _LENGTH_SPREAD))
+            if fits and (len(group) + 1) * length**2 <= _MAX_GROUP_AREA:
+                group.append(example)
+                continue
+        groups.append([example])
+    return groups
+
+
+def _padded(length: int) -> int:
+    return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE

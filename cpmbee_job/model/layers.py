@@ -1,0 +1,210 @@
+"""The parts of CPM-Bee, with the original's parameter names and its arithmetic.
+
+Tensor names end in their shape: N tokens, D model width, H heads, h width of a head, F feed-forward width.
+Activations are a flat stream (N, D); who attends to whom is the business of the `Attend` that a forward is given.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from cpmbee_job.model.config import ModelConfig
+
+
+class Attend(Protocol):
+    """One layer's attention, given its projections."""
+
+    def __call__(self, layer: int, q_NHh: Tensor, k_NHh: Tensor, v_NHh: Tensor) -> Tensor:
+        """Returns (N, H, h): for each query, the values weighted by softmax(q k / sqrt(h) + bias)."""
+
+
+class Linear(nn.Module):
+    """y = W x / sqrt(dim_in), without bias: the weights themselves have unit scale."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        # These names are what OpenDelta reads a layer's size from.
+        self.in_features = dim_in
+        self.out_features = dim_out
+        self.weight = nn.Parameter(torch.empty(dim_out, dim_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) / math.sqrt(self.in_features)
+
+
+class LayerNorm(nn.Module):
+    """Root-mean-square norm, the mean square taken in fp32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        x32_ND = x_ND.float()
+        mean_square_N1 = x32_ND.pow(2).mean(dim=-1, keepdim=True)
+        return (x32_ND * torch.rsqrt(mean_square_N1 + self.eps)).to(x_ND.dtype) * self.weight
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.dim_head = config.num_heads, config.dim_head
+        dim_heads = config.num_heads * config.dim_head
+        self.project_q = Linear(config.dim_model, dim_heads)
+        self.project_k = Linear(config.dim_model, dim_heads)
+        self.project_v = Linear(config.dim_model, dim_heads)
+        self.attention_out = Linear(dim_heads, config.dim_model)
+
+    def forward(self, x_ND: Tensor, attend: Attend) -> Tensor:
+        q_NHh, k_NHh, v_NHh = (
+            project(x_ND).view(-1, self.num_heads, self.dim_head)
+            for project in (self.project_q, self.project_k, self.project_v)
+        )
+        out_ND: Tensor = self.attention_out(attend(self.layer, q_NHh, k_NHh, v_NHh).flatten(1))
+        return out_ND
+
+
+class SelfAttentionBlock(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layernorm_before_attention = LayerNorm(config.dim_model, config.eps)
+        self.self_attention = SelfAttention(config, layer)
+        self.dropout = nn.Dropout(config.dropout_p)
+
+    def forward(self, x_ND: Tensor, attend: Attend) -> Tensor:
+        update_ND = self.self_attention(self.layernorm_before_attention(x_ND), attend)
+        return _add(x_ND, self.dropout(update_ND))
+
+
+class GatedGelu(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w_0 = Linear(config.dim_model, config.dim_ff)
+        self.w_1 = Linear(config.dim_model, config.dim_ff)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        gated_NF: Tensor = F.gelu(self.w_0(x_ND)) * self.w_1(x_ND)
+        return gated_NF
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w_in = GatedGelu(config)
+        self.dropout = nn.Dropout(config.dropout_p)
+        self.w_out = Linear(config.dim_ff, config.dim_model)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        out_ND: Tensor = self.w_out(self.dropout(self.w_in(x_ND)))
+        return out_ND
+
+
+class FeedForwardBlock(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layernorm_before_ffn = LayerNorm(config.dim_model, config.eps)
+        self.ffn = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout_p)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return _add(x_ND, self.dropout(self.ffn(self.layernorm_before_ffn(x_ND))))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, either of which a pruned model may lack."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        has_attention, has_ffn = config.blocks[layer]
+        # A missing block must own no name: state-dict keys are the original's.
+        if has_attention:
+            self.self_att = SelfAttentionBlock(config, layer)
+        if has_ffn:
+            self.ffn = FeedForwardBlock(config)
+        self.has_attention, self.has_ffn = has_attention, has_ffn
+
+    def forward(self, x_ND: Tensor, attend: Attend) -> Tensor:
+        if self.has_attention:
+            x_ND = self.self_att(x_ND, attend)
+        if self.has_ffn:
+            x_ND = self.ffn(x_ND)
+        return x_ND
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
+        self.output_layernorm = LayerNorm(config.dim_model, config.eps)
+
+    def forward(self, x_ND: Tensor, attend: Attend) -> Tensor:
+        for layer in self.layers:
+            x_ND = layer(x_ND, attend)
+        out_ND: Tensor = self.output_layernorm(x_ND)
+        return out_ND
+
+
+class Embedding(nn.Module):
+    """Token embedding and output projection in one; a token's sub-number turns its vector (rotary embedding), so that
+    `<option_0>`, `<option_1>`, ... are distinct inputs and, as extra columns, distinct outputs.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dim = config.dim_model
+        self.distance_scale = config.distance_scale
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.dim_model))
+
+    def forward(self, ids_N: Tensor, subs_N: Tensor) -> Tensor:
+        x_ND = F.embedding(ids_N, self.weight) / math.sqrt(self.dim)
+        # Half precision models were trained with angles in fp16, whose rounding is part of them; bf16 is too coarse.
+        angle_dtype = torch.float32 if x_ND.dtype == torch.float32 else torch.float16
+        frequency = 1.0 / 10000 ** (torch.arange(0, self.dim, 2, device=x_ND.device, dtype=torch.float32) / self.dim)
+        angle = (subs_N * self.distance_scale).to(angle_dtype)[:, None] * frequency.to(angle_dtype)
+        angle_ND = torch.cat([angle, angle], dim=-1)
+        half = self.dim // 2
+        turned_ND = torch.cat([-x_ND[:, half:], x_ND[:, :half]], dim=-1)
+        return x_ND * angle_ND.cos().to(x_ND.dtype) + turned_ND * angle_ND.sin().to(x_ND.dtype)
+
+    def project(self, hidden_TD: Tensor, extra_XD: Tensor) -> Tensor:
+        """Logits (T, V + X): of the vocabulary, then of the extra columns, whose embedding is `extra_XD`."""
+        vocabulary_TV = F.linear(hidden_TD / math.sqrt(self.dim), self.weight)
+        return torch.cat([vocabulary_TV, F.linear(hidden_TD, extra_XD)], dim=-1)
+
+
+class BucketPositionBias(nn.Module):
+    """A learned bias per head for each bucket: relative positions inside a segment come first, then relations between
+    segments (bucket 1: the other token is of another in-context sample).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_buckets = config.position_bias_num_buckets
+        self.max_distance = config.position_bias_max_distance
+        num_rows = config.position_bias_num_buckets + config.position_bias_num_segment_buckets
+        self.relative_attention_bias = nn.Parameter(torch.empty(num_rows, config.num_heads))
+
+    def forward(self, distance: Tensor, segment_bucket: Tensor) -> Tensor:
+        """From key position - query position and the segment bucket, both (..., Q, K), to (..., H, Q, K)."""
+        row = torch.where(segment_bucket == 0, self._bucket(distance), segment_bucket - 1 + self.num_buckets)
+        return F.embedding(row, self.relative_attention_bias).movedim(-1, -3).contiguous()
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        """Half of the buckets for each direction; in each half, one for each small distance, then logarithmic."""
+        per_direction = self.num_buckets // 2
+        max_exact = per_direction // 2
+        size = distance.abs()
+        # fp32 and in this order, as the original: another rounding would move a distance across a bucket's border.
+        growth = torch.log(size.clamp(min=1).float() / max_exact) / math.log(self.max_distance / max_exact)
+        large = (max_exact + (growth * (per_direction - max_exact)).int()).clamp(max=per_direction - 1)
+        return torch.where(size < max_exact, size, large) + (distance > 0).int() * per_direction
+
+
+def _add(x_ND: Tensor, update_ND: Tensor) -> Tensor:
+    """Residual connection, shrunk a little as the original does to keep the stream's scale."""
+    return (x_ND + update_ND) / 1.05

@@ -1,0 +1,252 @@
+"""LoRA beside linear layers of a frozen model, inserted by OpenDelta under the original's names.
+
+    y = W x / sqrt(dim_in) + (alpha / r) B A x
+
+A delta is the state dict of all A and B: `encoder.layers.N....project_q.lora.lora_A` (r, dim_in) and `.lora_B`
+(dim_out, r). The original's `.pt` holds nothing else; a delta folder adds r and alpha in its manifest.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import sys
+import types
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cpmbee_job.errors import ModelError
+from cpmbee_job.model.layers import Linear
+from cpmbee_job.model.weights import load_pickled, save_pickled
+
+DELTA_TENSORS = "delta.safetensors"
+DELTA_MANIFEST = "manifest.json"
+DEFAULT_ALPHA = 16
+"""The original's, for files that do not say it."""
+_A, _B = ".lora.lora_A", ".lora.lora_B"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """LoRA weights as they are stored."""
+
+    state: Mapping[str, Tensor]
+    r: int
+    alpha: float
+    source: str
+    """The file or folder, for messages."""
+    base_digest: str | None = None
+    """Of the weights that it was trained on, where its manifest says so."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Last parts of the names of the layers that it changes."""
+        return tuple(sorted({name.removesuffix(_A).rpartition(".")[2] for name in self.state if name.endswith(_A)}))
+
+
+class LowRank(nn.Module):
+    """(alpha / r) B A x. Its weights stay fp32, whatever the model's dtype: small updates must not be rounded away."""
+
+    def __init__(self, dim_in: int, dim_out: int, r: int, alpha: float, device: torch.device) -> None:
+        super().__init__()
+        self.scale = alpha / r
+        self.lora_A = nn.Parameter(torch.zeros(r, dim_in, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(dim_out, r, dtype=torch.float32, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.lora_A.T.to(x.dtype) @ self.lora_B.T.to(x.dtype)) * self.scale
+
+
+def insert_lora(model: nn.Module, r: int, alpha: float, modules: Iterable[str], *, seed: int = 0) -> None:
+    """Freeze the model and put LoRA beside its linear layers whose name ends in one of `modules`.
+
+    A is random (the same for the same seed, on any rank and device), B zero: the model's answers do not change yet.
+    Raises `ModelError` for a name that no layer has.
+    """
+    names = list(modules)
+    known = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)})
+    if unknown := [name for name in names if name not in known]:
+        raise ModelError(f"lora.modules: no layer is called {unknown[0]!r}", hint=f"there are {', '.join(known)}")
+    if any(name.endswith(_A) for name, _ in model.named_parameters()):
+        raise ValueError("the model has LoRA already")
+    model.requires_grad_(False)
+    _delta_model_class()(model, lora_r=r, lora_alpha=alpha, modified_modules=names, backend="hf")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(_A):
+                bound = 1 / math.sqrt(parameter.shape[1])
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+def delta_state(model: nn.Module) -> dict[str, Tensor]:
+    """The LoRA weights of a model, on the CPU in fp32, under the original's names."""
+    return {
+        name: parameter.detach().float().cpu().clone()
+        for name, parameter in model.named_parameters()
+        if name.endswith((_A, _B))
+    }
+
+
+def read_delta(path: Path, *, alpha: float | None = None) -> Delta:
+    """Read a delta folder, or a file in the original's format, which does not say alpha (16 unless it is given).
+
+    Raises `ModelError` for what is no delta.
+    """
+    manifest: dict[str, Any] = {}
+    if path.is_dir():
+        manifest = _read_manifest(path / DELTA_MANIFEST)
+        files = [path / DELTA_TENSORS, *sorted(path.glob("*.pt"))]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            raise ModelError(f"{path}: no delta in it", hint=f"expected {DELTA_TENSORS} or a .pt file")
+    else:
+        found = path
+    if manifest.get("kind") == "full":
+        raise ModelError(f"{path}: all weights of a model, no delta", hint="give this folder as the model")
+    state = _read_safetensors(found) if found.suffix == ".safetensors" else load_pickled(found)
+    _check_delta(state, found)
+    ranks = {tensor.shape[0] for name, tensor in state.items() if name.endswith(_A)}
+    if len(ranks) != 1 or manifest.get("r", min(ranks)) not in ranks:
+        raise ModelError(f"{path}: ranks {sorted(ranks)} in the weights, r {manifest.get('r')} in the manifest")
+    chosen = manifest.get("alpha", DEFAULT_ALPHA) if alpha is None else alpha
+    return Delta(state, ranks.pop(), float(chosen), str(path), manifest.get("base_digest"))
+
+
+def load_delta(model: nn.Module, delta: Delta) -> None:
+    """Put a delta's weights into a model that has LoRA already. Raises `ModelError` listing keys that do not match."""
+    own = {name: parameter for name, parameter in model.named_parameters() if name.endswith((_A, _B))}
+    problems = [f"missing {name}" for name in own if name not in delta.state]
+    problems += [f"extra {name}" for name in delta.state if name not in own]
+    problems += [
+        f"{name} is {tuple(delta.state[name].shape)}, not {tuple(parameter.shape)}"
+        for name, parameter in own.items()
+        if name in delta.state and delta.state[name].shape != parameter.shape
+    ]
+    if problems:
+        more = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
+        raise ModelError(
+            "\n    ".join([f"{delta.source}: does not fit the model", *problems[:8], *more]),
+            hint="a delta fits the base, the rank and the modules that it was trained with",
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(delta.state[name])
+
+
+def apply_delta(model: nn.Module, delta: Delta) -> None:
+    """Insert LoRA of the delta's shape into a plain model and load it. Raises `ModelError` where they do not match."""
+    insert_lora(model, delta.r, delta.alpha, delta.modules)
+    load_delta(model, delta)
+
+
+def merged_weights(base: Mapping[str, Tensor], delta: Delta, *, same_dtype: bool = False) -> dict[str, Tensor]:
+    """The base's weights with the delta folded in: W + sqrt(dim_in) (alpha / r) B A.
+
+    Changed weights become fp32, because rounding them to half precision changes answers; `same_dtype` rounds.
+    Weights that the delta leaves alone are passed on as they are. Raises `ModelError` where keys do not match.
+    """
+    merged = dict(base)
+    for name, a in delta.state.items():
+        if not name.endswith(_A):
+            continue
+        layer = name.removesuffix(_A)
+        b, weight = delta.state[layer + _B], base.get(f"{layer}.weight")
+        if weight is None or weight.shape != (b.shape[0], a.shape[1]):
+            shape = "no such layer" if weight is None else f"{tuple(weight.shape)}, not {(b.shape[0], a.shape[1])}"
+            raise ModelError(f"{delta.source}: does not fit the model: {layer} ({shape})")
+        update = math.sqrt(a.shape[1]) * (delta.alpha / delta.r) * (b.double() @ a.double())
+        merged[f"{layer}.weight"] = (weight.double() + update).to(weight.dtype if same_dtype else torch.float32)
+    return merged
+
+
+def save_delta_folder(
+    folder: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any], *, save_name: str
+) -> None:
+    """Write `delta.safetensors`, `<save_name>.pt` in the original's format, and last the manifest (r, alpha, ...)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / DELTA_TENSORS)
+    save_pickled(state, folder / f"{save_name}.pt")
+    text = json.dumps(dict(manifest), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    (folder / DELTA_MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:
+    layers = {name.removesuffix(_A).removesuffix(_B) for name in state}
+    wanted = {layer + end for layer in layers for end in (_A, _B)}
+    if not state or wanted != set(state):
+        strange = sorted(wanted ^ set(state))
+        raise ModelError(
+            f"{path}: no LoRA delta{f' (as {strange[0]} shows)' if strange else ''}",
+            hint="its keys are pairs like encoder.layers.0.self_att.self_attention.project_q.lora.lora_A and .lora_B",
+        )
+    if bad := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise ModelError(f"{path}: {bad[0]} is not finite ({len(bad)} of {len(state)} tensors)")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(key, 1), int | float) and manifest.get(key, 1) > 0 for key in ("r", "alpha")
+    ):
+        raise ModelError(f"{path}: r and alpha must be numbers above 0")
+    return manifest
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # the library's own class is no public name
+        raise ModelError(f"{path}: {error}", hint="not a whole safetensors file; copy it again") from error
+
+
+def _delta_model_class() -> Any:
+    """OpenDelta's `LoraModel`, with low-rank layers of ours that keep their weights in fp32."""
+    with _quiet_import():
+        from opendelta import LoraModel
+
+    class Fp32LoraModel(LoraModel):  # type: ignore[misc]
+        def new_module_like(self, child_module: Linear) -> LowRank:
+            device = child_module.weight.device
+            module = LowRank(child_module.in_features, child_module.out_features, self.lora_r, self.lora_alpha, device)
+            self.delta_modules.append(module)
+            return module
+
+    return Fp32LoraModel
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Any:
+    """Import OpenDelta without its warnings and prints, and without the drawing module that it imports by mistake,
+    which needs a graphical toolkit that servers lack.
+    """
+    had_turtle = "turtle" in sys.modules
+    if not had_turtle:
+        stub = types.ModuleType("turtle")
+        stub.back = None  # type: ignore[attr-defined]
+        sys.modules["turtle"] = stub
+    logging.getLogger("opendelta").setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if not had_turtle:
+            sys.modules.pop("turtle", None)

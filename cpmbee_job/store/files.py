@@ -1,0 +1,252 @@
+"""Objects as files of a folder: `file:///folder` or a path, with the semantics of S3.
+
+Every write goes to a hidden file beside its place first, so no reader ever sees a part of an object. Tags are content
+hashes. Hidden files of our own (`TEMPORARY`, `LOCK`) are no objects.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, SpecError, StoreError
+from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
+
+TEMPORARY = ".cpmbee-tmp"
+LOCK = ".cpmbee-lock"
+COPY_BYTES = 4 << 20
+REMEMBERED_FROM_BYTES = 1 << 20  # hashing less is cheaper than being wrong about a file rewritten within a clock tick
+
+
+class FileStore:
+    """A `Store` in a folder of this machine; the folder appears with its first object."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/") or "/"
+        self.root = _folder(url)
+        self._hashes: dict[tuple[int, ...], str] = {}
+        self._hashes_lock = Lock()
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def get(self, key: str) -> bytes:
+        path = self._path(key)
+        with explained(path):
+            return path.read_bytes()
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        data = self.get(key)
+        return data, _hash(data)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        path = self._path(key)
+        with explained(path), path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+        if len(data) != length:
+            raise StoreError(f"{path}: {length} bytes from {start} asked for, {len(data)} there")
+        return data
+
+    def info(self, key: str) -> ObjectInfo | None:
+        path = self._path(key)
+        with explained(path):
+            if not path.is_file():
+                return None
+            try:
+                return ObjectInfo(key, path.stat().st_size, self._etag(path))
+            except FileNotFoundError:  # deleted meanwhile
+                return None
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        path = self._path(key)
+        with explained(path), self._new_file(path) as temporary:
+            temporary.write_bytes(data)
+            _sync(temporary)
+            if if_none_match:
+                try:
+                    os.link(temporary, path)  # atomic, and fails where the name is taken
+                except FileExistsError as error:
+                    raise ConflictError(f"{path}: exists already") from error
+            else:
+                with _locked(path.parent, create=if_match is not None):
+                    if if_match is not None and not (path.is_file() and self._etag(path) == if_match):
+                        raise ConflictError(f"{path}: is no longer the object that was read")
+                    temporary.replace(path)
+            _sync(path.parent)
+        return _hash(data)
+
+    def upload(self, path: Path, key: str, progress: Progress = no_progress) -> None:
+        target = self._path(key)
+        with explained(path), path.open("rb") as source, explained(target), self._new_file(target) as temporary:
+            _copy(source, temporary, progress)
+            with _locked(target.parent, create=False):
+                temporary.replace(target)
+            _sync(target.parent)
+
+    def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
+        origin = self._path(key)
+        with explained(origin), origin.open("rb") as source, whole_file(path) as temporary:
+            _copy(source, temporary, progress)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        start = self.root / prefix.rpartition("/")[0]
+        if prefix.startswith("/") or ".." in start.parts:  # no key begins so
+            return
+        keys = []
+        for folder, _, names in os.walk(start):
+            relative = Path(folder).relative_to(self.root).as_posix()
+            base = "" if relative == "." else f"{relative}/"
+            keys += [base + name for name in names if not name.endswith((TEMPORARY, LOCK))]
+        for key in sorted((key for key in keys if key.startswith(prefix)), key=os.fsencode):
+            if (found := self.info(key)) is not None:
+                yield found
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with explained(path):
+            if not path.parent.is_dir():
+                return
+            with _locked(path.parent, create=False):
+                path.unlink(missing_ok=True)
+            for folder in path.parents:  # as in S3, a folder without objects is none
+                if folder == self.root:
+                    break
+                try:
+                    folder.rmdir()
+                except OSError:
+                    break
+
+    def local_path(self, key: str) -> Path | None:
+        return self._path(key)
+
+    def _path(self, key: str) -> Path:
+        if "//" in check_key(key) or key.endswith((TEMPORARY, LOCK)):
+            raise SpecError(f"{self._url}: {key!r} can't be the name of a file")
+        return self.root / key
+
+    def _etag(self, path: Path) -> str:
+        with path.open("rb") as file:
+            state = os.fstat(file.fileno())
+            if state.st_size < REMEMBERED_FROM_BYTES:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+            with self._hashes_lock:
+                known = self._hashes.get(identity)
+            if known is None:
+                known = hashlib.file_digest(file, "sha256").hexdigest()
+                with self._hashes_lock:
+                    self._hashes[identity] = known
+            return known
+
+    @contextmanager
+    def _new_file(self, path: Path) -> Iterator[Path]:
+        """An empty hidden file beside `path`, gone at the end unless it was renamed."""
+        temporary = _temporary(path)
+        try:
+            while True:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # FileNotFoundError: a `delete` has removed the folder in between
+                with suppress(FileNotFoundError):
+                    temporary.touch(exist_ok=False)
+                    break
+            yield temporary
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to; it becomes `path`, flushed to disk, if the block ends well, else nothing.
+
+    Raises `StoreError` in words for what the disk refuses.
+    """
+    temporary = _temporary(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what the operating system says about `path` into an error of ours."""
+    try:
+        yield
+    except CpmbeeError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise NotFoundError(f"{path}: a folder, not a file") from error
+    except OSError as error:
+        hint = None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"free space on the disk of {path.parent}"
+        elif isinstance(error, PermissionError):
+            hint = "this user may not read or write there"
+        elif isinstance(error, NotADirectoryError | FileExistsError):
+            hint = "a file is where a folder should be"
+        raise StoreError(f"{path}: {error.strerror or error}", hint=hint) from error
+
+
+def _folder(url: str) -> Path:
+    if not url.startswith("file://"):
+        return Path(url).expanduser().resolve()
+    host, slash, path = url.removeprefix("file://").partition("/")
+    if not slash or host not in ("", "localhost"):
+        raise SpecError(
+            f"{url}: a file URL holds an absolute path", hint=f"file:///{host}{slash}{path}, or just the path"
+        )
+    return Path("/" + unquote(path)).resolve()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}{TEMPORARY}")
+
+
+def _copy(source: BinaryIO, target: Path, progress: Progress) -> None:
+    with target.open("wb") as file:
+        while chunk := source.read(COPY_BYTES):
+            file.write(chunk)
+            progress(len(chunk))
+    _sync(target)
+
+
+@contextmanager
+def _locked(folder: Path, *, create: bool) -> Iterator[None]:
+    """Holds the folder's lock file. Where no conditional put has ever made one (`create`), nobody needs ordering."""
+    try:
+        file = (folder / LOCK).open("ab" if create else "rb+")
+    except FileNotFoundError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # of the open file, so threads exclude each other as well
+        yield
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,119 @@
+"""This rank's share of every step's rows, collated ahead of time by a background thread."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpmbee_job.data.collate import Collated, collate
+from cpmbee_job.data.order import MicroBatch, Order, share
+from cpmbee_job.data.shards import RowDataset
+
+PREFETCH = 2
+"""Steps that are collated ahead."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What of the vocabulary the targets need."""
+
+    size: int
+    bos_id: int
+    eos_id: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank does in one step. `rows` are the ids of the whole step's rows, over all ranks."""
+
+    step: int
+    epoch: int
+    rows: list[int]
+    micro_batches: list[Collated]
+
+
+class Batches:
+    """Iterates the steps `first` to `last` (from 1, inclusive)."""
+
+    def __init__(
+        self,
+        dataset: RowDataset,
+        order: Order,
+        vocabulary: Vocabulary,
+        *,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+        first: int,
+        last: int,
+    ) -> None:
+        self.dataset = dataset
+        self.order = order
+        self.vocabulary = vocabulary
+        self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
+        self.first, self.last = first, last
+
+    def __iter__(self) -> Iterator[Batch]:
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
+        closed = threading.Event()
+
+        def work() -> None:
+            for step in range(self.first, self.last + 1):
+                item: Batch | BaseException
+                try:
+                    item = self._batch(step)
+                except BaseException as error:  # raised where the batch is asked for
+                    item = error
+                while not closed.is_set():
+                    try:
+                        ready.put(item, timeout=0.2)
+                    except queue.Full:
+                        continue
+                    break
+                if closed.is_set() or isinstance(item, BaseException):
+                    return
+
+        threading.Thread(target=work, name="batches", daemon=True).start()
+        try:
+            for _ in range(self.first, self.last + 1):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            closed.set()
+
+    def _batch(self, step: int) -> Batch:
+        epoch, rows = self.order.step(step)
+        mine = share(rows, self.rank, self.world_size, self.batch_size)
+        return Batch(step, epoch, rows.tolist(), collate_share(self.dataset, self.vocabulary, rows, mine))
+
+
+def all_rows(
+    dataset: RowDataset, vocabulary: Vocabulary, *, rank: int, world_size: int, batch_size: int
+) -> list[Collated]:
+    """This rank's share of every row, in order, as an evaluation reads them."""
+    rows = np.arange(dataset.num_rows)
+    return collate_share(dataset, vocabulary, rows, share(rows, rank, world_size, batch_size))
+
+
+def collate_share(
+    dataset: RowDataset, vocabulary: Vocabulary, rows: NDArray[np.int64], micro_batches: list[MicroBatch]
+) -> list[Collated]:
+    """Collate one rank's micro-batches of `rows`. The extra columns are those of all of `rows`: each takes part in
+    every target's softmax, so the loss would depend on the number of ranks if they were the micro-batch's own."""
+    extra = dataset.extra_columns(rows)
+    return [
+        collate(
+            dataset.table(m.rows),
+            vocabulary.size,
+            vocabulary.bos_id,
+            vocabulary.eos_id,
+            weights=m.weights,
+            extra=extra,
+        )
+        for m in micro_batches
+    ]

@@ -1,0 +1,147 @@
+"""How a worker lives among others: numbered attempts, agreed stops, a watchdog, failures that are told apart.
+
+A worker that fails leaves a `Failure` in a file of its container; `cpmbee_job.train` (the entrypoint) reads it
+after torchrun has ended and decides: start torchrun again, or end.
+"""
+
+import faulthandler
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+from cpmbee_job import contract
+from cpmbee_job.errors import ConflictError
+from cpmbee_job.run import Run, now
+from cpmbee_job.store.base import Store
+
+FAILURE_ENV = "CPMBEE_FAILURE_FILE"
+STALLED = 75
+"""Exit status of a worker that its watchdog ended."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a worker ended. `permanent`: starting again can't help. `step`: the one it was at, 0 before the first."""
+
+    reason: str
+    step: int
+    permanent: bool
+    exit_code: int
+
+    def write(self) -> None:
+        """Leave it for the entrypoint. The first of several workers has the word, unless a later one is permanent."""
+        place = os.environ.get(FAILURE_ENV)
+        known = self.here()
+        if place and (known is None or (self.permanent and not known.permanent)):
+            draft = Path(f"{place}.{os.getpid()}")
+            draft.write_text(json.dumps(asdict(self)), encoding="utf-8")
+            draft.replace(place)
+
+    @classmethod
+    def here(cls) -> "Failure | None":
+        """The one that was left in this container, if any."""
+        place = os.environ.get(FAILURE_ENV)
+        return cls.read(Path(place)) if place else None
+
+    @classmethod
+    def read(cls, place: Path) -> "Failure | None":
+        try:
+            return cls(**json.loads(place.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+def claim_attempt(store: Store, world_size: int) -> int:
+    """Take the next attempt's number, by conditional put: no two worlds ever share one."""
+    attempt = newest_attempt(store) + 1
+    while True:
+        record = {
+            "attempt": attempt,
+            "started_at": now(),
+            "started_unix": time.time(),
+            "pod": contract.pod_name(),
+            "world_size": world_size,
+        }
+        try:
+            store.put(contract.attempt_key(attempt), contract.to_json(record), if_none_match=True)
+        except ConflictError:
+            attempt += 1
+        else:
+            return attempt
+
+
+def newest_attempt(store: Store) -> int:
+    """The highest attempt that has been claimed, 0 before the first."""
+    names = [found.key.split("/")[-1] for found in store.list("attempts/")]
+    return max((int(name.split(".")[0]) for name in names if re.fullmatch(r"\d+\.json", name)), default=0)
+
+
+def first_start(store: Store) -> float:
+    """When the run's first attempt began (seconds since 1970, the store's writer's clock)."""
+    return float(json.loads(store.get(contract.attempt_key(1)))["started_unix"])
+
+
+def record_failure(run: Run, attempt: int, failure: Failure) -> bool:
+    """Note that `attempt` failed. True when the run's last `train.max_failures` attempts all failed at the same step for
+    the same reason, so that another one would too."""
+    try:
+        run.store.put(contract.failure_key(attempt), contract.to_json(asdict(failure)), if_none_match=True)
+    except ConflictError:
+        return False  # another rank has the word
+    limit = run.spec.train.max_failures
+    if attempt < limit:
+        return False
+    for earlier in range(attempt - limit + 1, attempt):
+        if run.store.info(contract.failure_key(earlier)) is None:
+            return False
+        record = json.loads(run.store.get(contract.failure_key(earlier)))
+        if (record["reason"], record["step"]) != (failure.reason, failure.step):
+            return False
+    return True
+
+
+class StopRequest:
+    """SIGTERM (or Ctrl-C) as a wish that all ranks agree on at the next step boundary."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+
+
+class Watchdog:
+    """Ends this process when `beat` has not been called for `timeout` seconds: after a peer's death a collective can
+    hang for ever, and only fresh processes can form a new world."""
+
+    def __init__(self, timeout: float, on_stall: Callable[[], None]) -> None:
+        self._timeout = timeout
+        self._on_stall = on_stall
+        self._last = time.monotonic()
+        self._done = threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self) -> None:
+        """Something has moved."""
+        self._last = time.monotonic()
+
+    def stop(self) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self._timeout / 4)):
+            if time.monotonic() - self._last > self._timeout:
+                sys.stderr.write(f"no progress for {self._timeout:.0f} s; where every thread stands:\n")
+                faulthandler.dump_traceback(all_threads=True)
+                self._on_stall()
+                os._exit(STALLED)

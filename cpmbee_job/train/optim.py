@@ -1,0 +1,62 @@
+"""The learning rate schedule and the loss scale, as state machines without tensors."""
+
+import math
+from dataclasses import dataclass
+
+from cpmbee_job.errors import ModelError
+from cpmbee_job.spec import TrainSpec
+
+_EXPONENTIAL_DECAY = 0.95
+
+
+def learning_rate(train: TrainSpec, step: int) -> float:
+    """The learning rate of step `step` (from 1), after BMTrain's `lr_scheduler` of the same style.
+
+    The original's first step runs at the rate of iteration 0, which is 0, and logs the next one; here a step runs at
+    the rate that is logged for it.
+    """
+    iteration = train.start_step + step
+    warmup, horizon = train.warmup_iters, train.lr_decay_iters or train.train_iters
+    if iteration < warmup:
+        peak = train.lr / math.sqrt(warmup) if train.lr_decay_style == "noam" else train.lr
+        return peak * iteration / warmup
+    match train.lr_decay_style:
+        case "noam":
+            return train.lr / math.sqrt(iteration)
+        case "linear":
+            return max(0.0, train.lr * (horizon - iteration) / max(1, horizon - warmup))
+        case "cosine":
+            progress = min(1.0, (iteration - warmup) / max(1, horizon - warmup))
+            return train.lr * 0.5 * (1.0 + math.cos(progress * math.pi))
+        case "exponential":
+            return train.lr * _EXPONENTIAL_DECAY ** (iteration - warmup)
+        case "constant":
+            return train.lr
+
+
+@dataclass
+class LossScale:
+    """Dynamic loss scale: grows after `steps` updates without overflow, shrinks on each overflow.
+
+    Source: BMTrain's `OptimManager`. The counter is part of a checkpoint, so a resumed run grows it at the same step.
+    """
+
+    value: float
+    factor: float
+    steps: int
+    clean_steps: int = 0
+
+    def updated(self) -> None:
+        """An update went through."""
+        self.clean_steps += 1
+        if self.clean_steps >= self.steps:
+            self.value *= self.factor
+            self.clean_steps = 0
+
+    def overflowed(self) -> None:
+        """The gradients overflowed; the step is done again with a smaller scale. Raises `ModelError` when the scale
+        can't be what makes them overflow."""
+        if self.value <= 1.0:
+            raise ModelError("the gradients are not finite at loss scale 1", hint="lower train.lr or look at the data")
+        self.value = max(1.0, self.value / self.factor)
+        self.clean_steps = 0

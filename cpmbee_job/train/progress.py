@@ -1,0 +1,255 @@
+"""What rank 0 tells the world while it trains: metrics.jsonl, status.json, TensorBoard, a line on the terminal."""
+
+import contextlib
+import json
+import logging
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from cpmbee_job import contract
+from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, StoreError
+from cpmbee_job.run import now
+from cpmbee_job.store.base import Store
+from cpmbee_job.train.elastic import newest_attempt
+from cpmbee_job.train.engine import EvalResult, StepResult
+from cpmbee_job.train.exports import Exports
+
+log = logging.getLogger(__name__)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+FLUSH_INTERVAL = 5.0
+"""Seconds between writes of the living objects."""
+TERMINAL_INTERVAL = 10.0
+"""Seconds between lines where stderr is no terminal."""
+
+
+class Progress(Protocol):
+    """What the loop reports to."""
+
+    def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None: ...
+
+    def evaluation(self, step: int, result: EvalResult, best: bool) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def flush(self) -> None:
+        """Bring all that has been reported into the store, now."""
+
+    def close(self, state: str) -> None: ...
+
+
+class Silent:
+    """The ranks that say nothing."""
+
+    def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None: ...
+
+    def evaluation(self, step: int, result: EvalResult, best: bool) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self, state: str) -> None: ...
+
+
+class Journal:
+    """Rank 0's `Progress`. Metrics of steps after `start_step` that an earlier attempt left are dropped: those steps
+    are done again."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        attempt: int,
+        world_size: int,
+        start_step: int,
+        total_steps: int,
+        task_name: str,
+        exports: Exports,
+    ) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._total = total_steps
+        self._start = start_step
+        self._began = self._last_step_at = time.monotonic()
+        self._lines = _kept_lines(store, start_step)
+        self._etags: dict[str, str | None] = {}
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._done = threading.Event()
+        self._dirty = True
+        self._status: dict[str, Any] = {
+            "state": "running",
+            "attempt": attempt,
+            "world_size": world_size,
+            "pod": contract.pod_name(),
+            "step": start_step,
+            "total_steps": total_steps,
+        }
+        self._terminal = _Terminal(total_steps, start_step)
+        self._exports = exports
+        self._task_name = task_name
+        self._exit = contextlib.ExitStack()
+        self._events = exports.tensorboard or Path(
+            self._exit.enter_context(tempfile.TemporaryDirectory(prefix="cpmbee-tensorboard-"))
+        )
+        self._tensorboard = SummaryWriter(str(self._events), purge_step=start_step + 1)
+        threading.Thread(target=self._keep_flushing, name="journal", daemon=True).start()
+
+    def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None:
+        at = time.monotonic()
+        rate = result.tokens / max(at - self._last_step_at, 1e-9)
+        self._last_step_at = at
+        line = {
+            "event": "step",
+            "step": step,
+            "epoch": epoch,
+            "attempt": self._attempt,
+            "loss": result.loss,
+            "lr": learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens": result.tokens,
+            "target_tokens": result.target_tokens,
+            "tokens_per_s": round(rate, 1),
+            "loss_scale": result.loss_scale,
+        }
+        eta = (at - self._began) / (step - self._start) * (self._total - step)
+        with self._lock:
+            self._lines.append(json.dumps(line))
+            self._status |= {"step": step, "epoch": epoch, "loss": result.loss, "tokens_per_s": round(rate, 1)}
+            self._status |= {"progress": round(step / self._total, 4), "eta_s": round(eta)}
+            self._dirty = True
+        scalars = {
+            "Loss/train": result.loss,
+            f"Loss/train/{self._task_name}": result.loss,
+            "LearningRate": learning_rate,
+            "GradNorm": result.grad_norm,
+        }
+        for tag, value in scalars.items():
+            self._tensorboard.add_scalar(tag, value, step)
+        self._terminal.step(step, epoch, result.loss, rate, eta)
+
+    def evaluation(self, step: int, result: EvalResult, best: bool) -> None:
+        line = {"event": "eval", "step": step, "attempt": self._attempt, "loss": result.loss}
+        line |= {"target_tokens": result.target_tokens, "best": best}
+        with self._lock:
+            self._lines.append(json.dumps(line))
+            if best:
+                self._status["best"] = {"step": step, "loss": result.loss}
+            self._dirty = True
+        self._tensorboard.add_scalar("Loss/eval", result.loss, step)
+        log.info("step %d: eval loss %.4f%s", step, result.loss, " (best)" if best else "")
+        self._last_step_at = time.monotonic()
+
+    def say(self, message: str) -> None:
+        log.info("%s", message)
+
+    def flush(self) -> None:
+        with self._flushing:
+            with self._lock:
+                metrics, status = "".join(line + "\n" for line in self._lines), {**self._status, "updated_at": now()}
+                self._dirty = False
+            if self._exports.metrics is not None:
+                self._exports.metrics.write_text(metrics, encoding="utf-8")
+            self._put(contract.METRICS, metrics.encode())
+            self._put(contract.STATUS, contract.to_json(status))
+
+    def close(self, state: str) -> None:
+        self._done.set()
+        self._terminal.close()
+        with self._lock:
+            self._status["state"] = state
+            self._status.pop("eta_s", None)
+        self._tensorboard.close()
+        with self._exit:
+            self.flush()
+            if self._exports.tensorboard is None:
+                for path in self._events.iterdir():
+                    self._store.upload(path, f"tensorboard/{self._attempt:05d}/{path.name}")
+
+    def _keep_flushing(self) -> None:
+        """Every few seconds, also when nothing has changed: the status is the run's heartbeat."""
+        while not self._done.wait(FLUSH_INTERVAL):
+            try:
+                self.flush()
+            except StoreError as error:
+                log.warning("the metrics could not be written, trying again: %s", error.message)
+            except RefusedError:
+                return  # the training thread meets the same, and ends
+
+    def _put(self, key: str, data: bytes) -> None:
+        """Rewrite a living object, unless a newer attempt has begun."""
+        while True:
+            try:
+                if key not in self._etags:
+                    self._etags[key] = _etag(self._store, key)
+                etag = self._etags[key]
+                self._etags[key] = (
+                    self._store.put(key, data, if_none_match=True)
+                    if etag is None
+                    else self._store.put(key, data, if_match=etag)
+                )
+            except ConflictError as error:
+                # Someone else's write, or our own whose answer was lost.
+                if newest_attempt(self._store) > self._attempt:
+                    raise RefusedError(f"{self._store.url}: a newer attempt has taken over") from error
+                del self._etags[key]
+            else:
+                return
+
+
+def _etag(store: Store, key: str) -> str | None:
+    found = store.info(key)
+    return None if found is None else found.etag
+
+
+def _kept_lines(store: Store, start_step: int) -> list[str]:
+    try:
+        lines = store.get(contract.METRICS).decode().splitlines()
+    except NotFoundError:
+        return []
+    return [line for line in lines if json.loads(line)["step"] <= start_step]
+
+
+class ConsoleHandler(logging.Handler):
+    """Log records as lines above the live line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record), markup=False)
+
+
+class _Terminal:
+    """A live line where stderr is a terminal, else a log line now and then."""
+
+    def __init__(self, total: int, start: int) -> None:
+        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}")
+        self._live = rich.progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._live.add_task("", total=total, completed=start)
+        self._live.start()
+        self._last = 0.0
+        self._total = total
+
+    def step(self, step: int, epoch: int, loss: float, rate: float, eta: float) -> None:
+        words = f"epoch {epoch}  loss {loss:.4f}  {rate:,.0f} tokens/s  ETA {_duration(eta)}"
+        self._live.update(self._task, completed=step, description=words)
+        at = time.monotonic()
+        if not console.is_terminal and (at - self._last > TERMINAL_INTERVAL or step == self._total):
+            self._last = at
+            log.info("step %d/%d  %s", step, self._total, words)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,132 @@
+"""What of a run goes into the store: checkpoints, deltas, and in the end its result. Rank 0 writes, in the background."""
+
+import platform
+import shutil
+import tempfile
+import time
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cpmbee_job import contract
+from cpmbee_job.model.lora import save_delta_folder
+from cpmbee_job.model.weights import ModelFiles, base_digest
+from cpmbee_job.run import Run, now, training_fields
+from cpmbee_job.train.checkpoint import Uploader, move_pointer, prune_checkpoints, write_checkpoint, write_folder
+from cpmbee_job.train.engine import Engine
+from cpmbee_job.train.exports import Exports
+from cpmbee_job.train.loop import Position
+from cpmbee_job.train.progress import Progress
+from cpmbee_job.train.world import World
+
+
+class Publisher:
+    """The loop's `Saver`; rank 0 writes, the others only take part in gathering."""
+
+    def __init__(
+        self,
+        run: Run,
+        world: World,
+        attempt: int,
+        engine: Engine,
+        progress: Progress,
+        model: ModelFiles,
+        exports: Exports,
+    ) -> None:
+        self._run, self._world, self._attempt = run, world, attempt
+        self._engine, self._progress, self._model, self._exports = engine, progress, model, exports
+        self._uploader = Uploader()
+        self._began = time.monotonic()
+
+    def checkpoint(self, position: Position) -> None:
+        state = self._engine.state()
+        if self._world.rank == 0:
+            self._uploader.submit(self._progress.flush)  # a checkpoint's steps have their lines in the metrics
+            store, attempt = self._run.store, self._attempt
+            self._uploader.submit(partial(write_checkpoint, store, position.step, attempt, state, position.record()))
+            self._uploader.submit(partial(prune_checkpoints, store, self._run.spec.train.keep_checkpoints, attempt))
+
+    def best(self, position: Position) -> None:
+        self._delta(position, contract.BEST)
+
+    def finish(self, position: Position, reason: str) -> None:
+        """The run has succeeded: its last delta, then the result, after everything else."""
+        self._delta(position, contract.LAST, *([] if position.best_step else [contract.BEST]))
+        if self._world.rank == 0:
+            self._uploader.finish()
+            self._progress.close("succeeded")
+            self._run.finish(
+                "succeeded",
+                reason,
+                steps=position.step,
+                scores={
+                    "eval_loss": position.best_loss if position.best_step else None,
+                    "best_step": position.best_step,
+                },
+                **self._record(),
+            )
+
+    def fail(self, position: Position, reason: str) -> None:
+        """The run ends for good, its checkpoint is in the store."""
+        if self._world.rank == 0:
+            self._uploader.finish()
+            self._progress.close("failed")
+            self._run.finish("failed", reason, steps=position.step, **self._record())
+
+    def suspend(self) -> None:
+        """The run goes on later, from the checkpoint that the loop has just written."""
+        if self._world.rank == 0:
+            self._uploader.finish()
+            self._progress.close("stopped")
+
+    def _delta(self, position: Position, *pointers: str) -> None:
+        weights = self._engine.trained_weights()
+        if self._world.rank == 0:
+            self._uploader.submit(partial(self._write_delta, weights, position.record(), pointers))
+
+    def _write_delta(self, weights: dict[str, Tensor], position: dict[str, Any], pointers: tuple[str, ...]) -> None:
+        run, step, is_delta = self._run, position["step"], self._run.spec.train.use_delta
+        manifest = {
+            "run": run.url,
+            "step": step,
+            "attempt": self._attempt,
+            "kind": "lora" if is_delta else "full",
+            "base_digest": self._base_digest,
+            "spec_digest": contract.digest(training_fields(run.spec)),
+            "data_digest": contract.digest(run.data()),
+            "scores": {"eval_loss": position["best_loss"] if position["best_step"] == step else None},
+            "created_at": now(),
+        }
+        if is_delta:
+            manifest |= run.spec.lora.model_dump(mode="json", include={"r", "alpha", "modules"})
+        prefix = contract.delta_prefix(step, self._attempt)
+        with tempfile.TemporaryDirectory(prefix="cpmbee-delta-") as name:
+            folder = Path(name)
+            save_delta_folder(folder, weights, manifest, save_name=run.spec.train.save_name)
+            if not is_delta:  # with these it is a model folder
+                shutil.copy(self._model.config, folder / "config.json")
+                shutil.copy(self._model.vocabulary, folder / "vocab.txt")
+            write_folder(run.store, prefix, folder)
+            if contract.BEST in pointers and self._exports.best is not None:
+                draft = self._exports.best.with_name(f".{self._exports.best.name}.draft")
+                shutil.copy(folder / f"{run.spec.train.save_name}.pt", draft)
+                draft.replace(self._exports.best)
+        for pointer in pointers:
+            move_pointer(run.store, pointer, {"step": step, "prefix": prefix}, self._attempt)
+
+    @cached_property
+    def _base_digest(self) -> str:
+        return base_digest(self._model)  # reads the whole base: asked for in the background only
+
+    def _record(self) -> dict[str, Any]:
+        names = ("cpmbee-job", "torch", "opendelta", "safetensors")
+        return {
+            "attempts": self._attempt,
+            "world_size": self._world.size,
+            "duration_s": round(time.monotonic() - self._began, 1),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+            "data_digest": contract.digest(self._run.data()),
+        }

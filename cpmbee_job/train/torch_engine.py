@@ -1,0 +1,148 @@
+"""The engine `torch`: the base whole on each rank, gradients of the trained parameters summed over all ranks.
+
+Runs on CPU over gloo, and on GPUs over NCCL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cpmbee_job.data.collate import Collated
+from cpmbee_job.errors import ModelError
+from cpmbee_job.model.cpmbee import CpmBee
+from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.spec import TrainSpec
+from cpmbee_job.train.engine import EngineState, EvalResult, ParameterStatistics, StepResult
+from cpmbee_job.train.optim import LossScale
+
+
+class TorchEngine:
+    """See `Engine`. The trained parameters are those of `model` that require gradients; they are fp32."""
+
+    def __init__(self, model: CpmBee, train: TrainSpec, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.seed = train.seed
+        self.clip_grad = train.clip_grad
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, weight_decay=train.weight_decay)
+        self.loss_scale = LossScale(train.loss_scale, train.loss_scale_factor, train.loss_scale_steps)
+
+    def step(self, step: int, micro_batches: Sequence[Collated], learning_rate: float, stop: bool) -> StepResult:
+        while True:
+            # Dropout, where a model has it, is a function of seed, step and rank: no random state to save.
+            torch.manual_seed(hash((self.seed, step, self.rank)))
+            loss_sum, targets, tokens, stop_votes, norm = self._gradients(micro_batches, stop)
+            if not torch.isfinite(torch.tensor(loss_sum)):
+                raise ModelError(f"the loss is {loss_sum / max(targets, 1.0)}{self._first_bad_parameter()}")
+            if norm < float("inf"):
+                break
+            self.loss_scale.overflowed()
+        scale = self.loss_scale.value
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.step()
+        self.loss_scale.updated()
+        return StepResult(
+            loss=loss_sum / max(targets, 1.0),
+            grad_norm=norm,
+            loss_scale=scale,
+            tokens=int(tokens),
+            target_tokens=int(targets),
+            stop=stop_votes > 0,
+        )
+
+    def _gradients(self, micro_batches: Sequence[Collated], stop: bool) -> list[float]:
+        """Leave the clipped gradient of the mean loss in every parameter's `.grad`. Returns, over all ranks, the sum
+        of losses, number of targets, number of tokens, votes to stop, and the gradient norm before clipping."""
+        scale = self.loss_scale.value
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        counts[3] = float(stop)
+        for batch in micro_batches:
+            inputs = self._inputs(batch)
+            if len(batch.targets):
+                losses = self.model.target_losses(inputs, self.model(inputs))
+                loss = losses.sum()
+                (loss * scale).backward()  # type: ignore[no-untyped-call]
+                counts[0] += loss.detach()
+            counts[1] += len(batch.targets)
+            counts[2] += len(batch.ids)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
+        flat = torch.cat([g.flatten() for g in gradients])
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+            dist.all_reduce(counts)
+        flat /= scale * counts[1].clamp(min=1.0)
+        norm = flat.norm()
+        if self.clip_grad:
+            flat *= torch.clamp(self.clip_grad / (norm + 1e-6), max=1.0)
+        sizes = [p.numel() for p in self.parameters.values()]
+        for parameter, gradient in zip(self.parameters.values(), torch.split(flat, sizes), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        return torch.cat([counts, norm.double().reshape(1)]).tolist()
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[Collated]) -> EvalResult:
+        self.model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in micro_batches:
+            if len(batch.targets):
+                inputs = self._inputs(batch)
+                totals[0] += self.model.target_losses(inputs, self.model(inputs)).sum()
+                totals[1] += len(batch.targets)
+        self.model.train()
+        if dist.is_initialized():
+            dist.all_reduce(totals)
+        loss_sum, targets = totals.tolist()
+        return EvalResult(loss=loss_sum / max(targets, 1.0), target_tokens=int(targets))
+
+    def state(self) -> EngineState:
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter/{name}"] = parameter.detach().cpu().clone()
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value.detach().cpu().clone()
+        return EngineState(tensors, {"loss_scale": asdict(self.loss_scale)})
+
+    @torch.no_grad()
+    def load_state(self, state: EngineState) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state.tensors[f"parameter/{name}"])
+            moments = {
+                key.partition("/")[0]: value for key, value in state.tensors.items() if key.partition("/")[2] == name
+            }
+            moments.pop("parameter")
+            self.optimizer.state[parameter] = {
+                # `step` stays on the CPU, where AdamW keeps it
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in moments.items()
+            }
+        self.loss_scale = LossScale(**state.values["loss_scale"])
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+
+    def statistics(self) -> list[ParameterStatistics]:
+        return [
+            ParameterStatistics(
+                name,
+                mean=p.mean().item(),
+                std=p.std(correction=0).item(),
+                grad_norm=0.0 if p.grad is None else p.grad.norm().item(),
+            )
+            for name, p in self.parameters.items()
+        ]
+
+    def _inputs(self, batch: Collated) -> ModelInputs:
+        return ModelInputs.from_numpy(**vars(batch)).to(self.device)
+
+    def _first_bad_parameter(self) -> str:
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                return f"; parameter {name} is not finite"
+        return "; all parameters are finite"

@@ -1,0 +1,228 @@
+"""One rank of a run, as torchrun starts it: `torchrun ... -m cpmbee_job.train.worker RUN_URL`.
+
+join the world -> claim an attempt -> load data and model -> resume -> train -> publish -> wait for all
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cpmbee_job import contract
+from cpmbee_job.data.order import Order
+from cpmbee_job.data.shards import RowDataset
+from cpmbee_job.errors import CpmbeeError, InvalidError, RefusedError
+from cpmbee_job.model.cpmbee import CpmBee
+from cpmbee_job.model.lora import insert_lora, load_delta, read_delta
+from cpmbee_job.model.weights import ModelFiles, find_model, load_model
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.base import open_store
+from cpmbee_job.store.cache import default_cache_dir, fetch_folder
+from cpmbee_job.train.batches import Batches, Vocabulary, all_rows
+from cpmbee_job.train.checkpoint import newest_checkpoint
+from cpmbee_job.train.elastic import Failure, StopRequest, Watchdog, claim_attempt, first_start, record_failure
+from cpmbee_job.train.exports import NO_EXPORTS, Exports
+from cpmbee_job.train.loop import Position, train
+from cpmbee_job.train.progress import ConsoleHandler, Journal, Progress, Silent
+from cpmbee_job.train.publish import Publisher
+from cpmbee_job.train.torch_engine import TorchEngine
+from cpmbee_job.train.world import World
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point of torchrun's processes. Ends with 0 also where a permanent fault is on record: torchrun would start
+    the process again, and its supervisor knows."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    run = Run.open(sys.argv[1], StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}")))
+    known = Failure.here()
+    if run.result() is not None or (known is not None and known.permanent):
+        return
+    failure = work(
+        run, World.form(), lambda: find_model(fetch_folder(run.spec.model, run.storage, default_cache_dir()))
+    )
+    if failure is not None and not failure.permanent:
+        sys.exit(1)
+
+
+def work(
+    run: Run, world: World, locate_model: Callable[[], ModelFiles], exports: Exports = NO_EXPORTS
+) -> Failure | None:
+    """Take part in `run` as a rank of `world`, until it has ended or is to stop; what went wrong otherwise."""
+    attempt = _Attempt(run, world)
+    try:
+        attempt.execute(locate_model, exports)
+    except CpmbeeError as error:
+        return attempt.failed(error)
+    except Exception as error:
+        if _lost_peer(error):
+            return attempt.failed(CpmbeeError("lost contact with another rank"))
+        log.exception("a fault of ours")
+        return attempt.failed(CpmbeeError(f"{type(error).__name__}: {error}"))
+    return None
+
+
+class _Attempt:
+    """One world's try at the run."""
+
+    def __init__(self, run: Run, world: World) -> None:
+        self.run, self.world = run, world
+        self.stop = StopRequest()
+        self.position = Position()
+        self.progress: Progress = Silent()
+        self.number = world.agree(lambda: claim_attempt(run.store, world.size))
+        self.log_file = _log_to_file() if world.local_rank == 0 else None
+
+    def execute(self, locate_model: Callable[[], ModelFiles], exports: Exports) -> None:
+        run, spec, world = self.run, self.run.spec, self.world
+
+        # Data
+        record = run.data()
+        vocabulary = Vocabulary(**record["vocabulary"])
+        dataset = _dataset(run, record["train"])
+        evaluation = None if record["eval"] is None else _dataset(run, record["eval"])
+        order = Order(dataset.num_rows, spec.global_batch_size, spec.train.seed, spec.train.drop_last)
+        total_steps = min(order.steps_per_epoch * spec.train.epochs, spec.train.max_steps or sys.maxsize)
+
+        # Model
+        files = locate_model()
+        engine = TorchEngine(build_model(run, files, world.device), spec.train, world.device)
+
+        # Resume
+        found = newest_checkpoint(run.store, warn=log.warning)
+        if found is not None:
+            engine.load_state(found.engine)
+            self.position = Position.from_record(found.progress)
+
+        # Report
+        if world.rank == 0:
+            self.progress = Journal(
+                run.store,
+                attempt=self.number,
+                world_size=world.size,
+                start_step=self.position.step,
+                total_steps=total_steps,
+                task_name=spec.train.task_name,
+                exports=exports,
+            )
+        self.progress.say(
+            f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes"
+            + (f", going on after step {self.position.step}" if self.position.step else "")
+        )
+        publisher = Publisher(run, world, self.number, engine, self.progress, files, exports)
+
+        # Train
+        watchdog = Watchdog(spec.train.stall_timeout, self._stalled)
+        deadline = None if spec.train.deadline is None else first_start(run.store) + spec.train.deadline
+        share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": spec.train.batch_size}
+        outcome = train(
+            spec.train,
+            engine=engine,
+            batches=Batches(dataset, order, vocabulary, first=self.position.step + 1, last=total_steps, **share),
+            eval_batches=None if evaluation is None else all_rows(evaluation, vocabulary, **share),
+            total_steps=total_steps,
+            position=self.position,
+            saver=publisher,
+            progress=self.progress,
+            control=_Control(self.stop, watchdog, deadline),
+        )
+        watchdog.stop()
+
+        # Publish
+        if outcome != "stopped":
+            publisher.finish(self.position, outcome)
+        elif deadline is not None and time.time() > deadline:
+            publisher.fail(self.position, f"the deadline of {spec.train.deadline:.0f} s has passed")
+        else:
+            publisher.suspend()
+        self._keep_log()
+        world.leave()
+
+    def failed(self, error: CpmbeeError) -> Failure:
+        """Put the failure on record; end the run for good where another attempt can't help."""
+        refused = isinstance(error, RefusedError)  # the run is in other hands: nothing of it is ours to write
+        permanent = refused or isinstance(error, InvalidError)
+        failure = Failure(str(error), self.position.step, permanent, error.exit_code)
+        failure.write()
+        log.error("error: %s", error)
+        if refused:
+            return failure
+        try:
+            again = record_failure(self.run, self.number, failure)
+            if again and not permanent:
+                limit = self.run.spec.train.max_failures
+                error = CpmbeeError(f"failed {limit} times at the same step: {error.message}", hint=error.hint)
+            if again or permanent:
+                self.run.fail(error, steps=self.position.step, attempts=self.number)
+            self.progress.close("failed")
+            self._keep_log()
+        except CpmbeeError as problem:
+            log.warning("the failure could not be put on record: %s", problem)
+        return failure
+
+    def _keep_log(self) -> None:
+        if self.log_file is not None:
+            key = contract.log_key(contract.pod_name(), self.number)
+            self.run.store.put(key, self.log_file.read_bytes())
+
+    def _stalled(self) -> None:
+        Failure("no progress: ended by the watchdog", self.position.step, permanent=False, exit_code=1).write()
+
+
+def build_model(run: Run, files: ModelFiles, device: torch.device) -> CpmBee:
+    """The base with what is trained: LoRA on a frozen base, or all weights. The same on all ranks."""
+    spec = run.spec
+    model = load_model(files, torch.float32, device)
+    if not spec.train.use_delta:
+        return model.requires_grad_(True)
+    insert_lora(model, r=spec.lora.r, alpha=spec.lora.alpha, modules=spec.lora.modules, seed=spec.train.seed)
+    if spec.lora.init_from is not None:
+        folder = fetch_folder(spec.lora.init_from, run.storage, default_cache_dir())
+        load_delta(model, read_delta(folder))
+    return model
+
+
+def _log_to_file() -> Path:
+    """Have this process's log in a file too, to be kept with the run."""
+    handle, name = tempfile.mkstemp(prefix="cpmbee-", suffix=".log")
+    os.close(handle)
+    handler = logging.FileHandler(name, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return Path(name)
+
+
+def _dataset(run: Run, split: dict[str, Any]) -> RowDataset:
+    folder = contract.prepared_url(run.spec.output, split["prepared"])
+    return RowDataset.open(open_store(folder, run.storage), default_cache_dir() / "prepared")
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether a collective failed because another rank has gone: NCCL has a class for it, gloo only words."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+class _Control:
+    """The loop's `Control`: signals, the deadline, the watchdog."""
+
+    def __init__(self, stop: StopRequest, watchdog: Watchdog, deadline: float | None) -> None:
+        self._stop, self._watchdog, self._deadline = stop, watchdog, deadline
+
+    def beat(self) -> None:
+        self._watchdog.beat()
+
+    def wants_stop(self) -> bool:
+        return self._stop.requested or (self._deadline is not None and time.time() > self._deadline)
+
+
+if __name__ == "__main__":
+    main()

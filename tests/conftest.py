@@ -1,0 +1,33 @@
+"""Fixtures that every kind of test shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+TINY_VOCAB = [
+    "<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>",
+    *(chr(c) for c in range(33, 127)),
+    *"今天气很好不错我你他是的了在有人这中大来上个国到说们为子和地出道也时年得就那要下以生会自着去之过家学对可里后小么心多",
+    *("今天", "天气", "今天天气", "input", "question", "options", "answer", "hello", "the"),
+    *"，。？！、：“”",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `vocab.txt` of our own with the special tokens of the original in its order, ASCII, some words."""
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join(TINY_VOCAB) + "\n", encoding="utf-8")
+    return path
+
+
+REFERENCE = os.environ.get("CPMBEE_REFERENCE")
+needs_reference = pytest.mark.skipif(REFERENCE is None, reason="CPMBEE_REFERENCE names no folder with reference answers")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder with real data and the original's answers; only for tests marked `needs_reference`."""
+    assert REFERENCE is not None
+    return Path(REFERENCE).absolute()

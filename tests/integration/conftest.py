@@ -1,0 +1,42 @@
+"""A real S3 server for the tests that need one."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.embedded import EmbeddedS3, embedded_s3
+
+BUCKET = "tests"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret"}
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
+    """The server, and in the environment the credentials for it and nothing else of AWS."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    for name in before:
+        del os.environ[name]
+    os.environ.update(CREDENTIALS)
+    try:
+        key, secret = CREDENTIALS.values()
+        with embedded_s3(tmp_path_factory.mktemp("s3"), access_key=key, secret_key=secret, buckets=[BUCKET]) as server:
+            yield server
+    finally:
+        for name in CREDENTIALS:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@pytest.fixture
+def bucket(s3: EmbeddedS3) -> str:  # noqa: ARG001 (it has to run)
+    """URL of a folder in S3 that nobody else uses."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def s3_storage(s3: EmbeddedS3) -> StorageSpec:
+    """How to reach `bucket`."""
+    return StorageSpec(endpoint_url=s3.endpoint_url)

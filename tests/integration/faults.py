@@ -1,0 +1,139 @@
+"""A proxy in front of an S3 server that makes things go wrong on request.
+
+The Host header goes on unchanged, since S3's signatures cover it.
+"""
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+Kind = Literal["error", "slow_down", "hang", "drop", "drop_answer", "truncate", "alter"]
+"""500; 503 SlowDown; no answer in time; connection closed before the request went on; ... after it was carried out;
+half of the answer's body; one changed byte in it."""
+
+HANG_SECONDS = 1.5
+
+
+@dataclass
+class Fault:
+    kind: Kind
+    times: int
+    method: str
+    key: str
+
+
+class FaultProxy:
+    """`fail(...)` plans faults; each hits the next requests that fit, `hits` counts them."""
+
+    def __init__(self, target: str) -> None:
+        self.target = urlsplit(target).netloc
+        self.hits = 0
+        self.requests = 0
+        self.url = ""
+        self._planned: list[Fault] = []
+        self._lock = threading.Lock()
+
+    def fail(self, kind: Kind, times: int = 1, *, method: str = "GET", key: str = "") -> None:
+        """The next `times` requests with that method whose path and query contain `key`."""
+        with self._lock:
+            self._planned.append(Fault(kind, times, method, key))
+
+    def clear(self) -> None:
+        with self._lock:
+            self._planned.clear()
+            self.hits = self.requests = 0
+
+    def next_fault(self, method: str, path: str) -> Kind | None:
+        with self._lock:
+            self.requests += 1
+            for fault in self._planned:
+                if fault.times > 0 and fault.method == method and fault.key in path:
+                    fault.times -= 1
+                    self.hits += 1
+                    return fault.kind
+        return None
+
+
+@contextmanager
+def fault_proxy(target: str) -> Iterator[FaultProxy]:
+    """Serves on a free loopback port until the block ends."""
+    proxy = FaultProxy(target)
+
+    class Handler(_Handler):
+        faults = proxy
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faults: FaultProxy
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        kind = self.faults.next_fault(self.command, self.path)
+        if kind in ("error", "slow_down"):
+            self._refuse(kind)
+        elif kind in ("hang", "drop"):
+            time.sleep(HANG_SECONDS if kind == "hang" else 0)
+            self.close_connection = True
+        else:
+            self._forward(body, kind)
+
+    do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815 (names of http.server)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+    def _refuse(self, kind: Kind) -> None:
+        status, code = (500, "InternalError") if kind == "error" else (503, "SlowDown")
+        body = f"<Error><Code>{code}</Code><Message>planned by a test</Message></Error>".encode()
+        self._answer(status, {"Content-Type": "application/xml", "Content-Length": str(len(body))}, body)
+
+    def _forward(self, body: bytes, kind: Kind | None) -> None:
+        connection = http.client.HTTPConnection(self.faults.target, timeout=30)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in ("connection", "expect"):
+                connection.putheader(name, value)
+        connection.endheaders(body or None)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        if kind == "drop_answer":
+            self.close_connection = True
+            return
+        headers = {k: v for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding")}
+        if self.command != "HEAD" and answer.status != 204:
+            headers["Content-Length"] = str(len(content))
+        if kind == "alter" and content:
+            middle = len(content) // 2
+            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        if kind == "truncate":
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        self._answer(answer.status, headers, content)
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)

@@ -1,0 +1,111 @@
+"""Small jobs on this machine, run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpmbee_job.demo import make_model, reports
+
+JOB = """\
+name: weather
+model: model/
+data: {train: train.jsonl, eval: eval.jsonl}
+output: runs/
+train:
+  epochs: 2
+  batch_size: 3
+  global_batch_size: 8
+  max_length: 256
+  lr: 3.0e-3
+  lr_decay_style: cosine
+  train_iters: 20
+  eval_interval: 4
+  checkpoint_interval: 2
+"""
+
+
+def make_job(folder: Path, rows: int = 400) -> Path:
+    """A spec, its model and its data in `folder`: 12 steps of 8 rows for the default 400 examples."""
+    make_model(folder / "model")
+    for name, count, seed in (("train", rows, 1), ("eval", 40, 2)):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in reports(count, seed)]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "job.yaml").write_text(JOB, encoding="utf-8")
+    return folder / "job.yaml"
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def cli(*arguments: object, env: dict[str, str] | None = None) -> Outcome:
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    """The same in the background, as the leader of a process group of its own."""
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "cpmbee_job.cli", *(str(a) for a in arguments)]
+
+
+def metrics(run: Path, event: str = "step") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of each step; asserts that there is exactly one line for each, from 1."""
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+def wait_for(path: Path, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def descendants(pid: int) -> list[int]:
+    """All living processes below `pid`, the workers of torchrun among them."""
+    found: list[int] = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            child = int(stat.parent.name)
+            found += [child, *descendants(child)]
+    return found
+
+
+def workers(pid: int) -> list[int]:
+    """The processes below `pid` that execute steps."""
+    return [
+        p
+        for p in descendants(pid)
+        if b"cpmbee_job.train.worker" in _arguments(p) and b"torch.distributed.run" not in _arguments(p)
+    ]
+
+
+def _arguments(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -1,0 +1,190 @@
+"""`cpmbee-job local` on real processes: the same curve whatever the world does, and honest ends."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.jobs import cli, descendants, losses, make_job, metrics, start, wait_for, workers
+
+
+LONG = ["--set", "train.epochs=20"]
+"""120 steps, of which the first 12 are those of the undisturbed run: time enough to disturb it."""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Path) -> Path:
+    """A run on one process that nobody disturbs."""
+    done = cli("local", job, "--run-id", "one", "--processes", 1)
+    assert done.code == 0, done.err
+    return Path(done.out.strip())
+
+
+def test_a_run_leaves_what_the_contract_says(undisturbed: Path) -> None:
+    result = json.loads((undisturbed / "result.json").read_text())
+    assert (result["state"], result["reason"], result["steps"]) == ("succeeded", "finished", 12)
+    status = json.loads((undisturbed / "status.json").read_text())
+    assert (status["state"], status["step"], status["progress"]) == ("succeeded", 12, 1.0)
+    assert {p.name for p in (undisturbed / "checkpoints").iterdir()} == {"8", "10", "12", "LATEST"}
+    best = json.loads((undisturbed / "delta" / "BEST").read_text())
+    folder = undisturbed / best["prefix"]
+    assert {p.name for p in folder.iterdir()} == {"delta.safetensors", "cpm_bee_finetune.pt", "manifest.json"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["r"], manifest["alpha"], manifest["step"]) == (8, 16, best["step"])
+    assert list((undisturbed / "tensorboard").rglob("events.*"))
+    assert list((undisturbed / "logs").rglob("00001.log"))
+
+
+def test_metrics_have_a_line_for_every_step(undisturbed: Path) -> None:
+    lines = metrics(undisturbed)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert {line["epoch"] for line in lines} == {1, 2}
+    assert set(lines[0]) == {
+        "event", "step", "epoch", "attempt", "loss", "lr", "grad_norm", "tokens", "target_tokens", "tokens_per_s", "loss_scale",
+    }  # fmt: skip
+    assert [line["step"] for line in metrics(undisturbed, "eval")] == [4, 8, 12]
+
+
+def test_it_learns(undisturbed: Path) -> None:
+    curve = losses(undisturbed)
+    assert curve[-1] < 0.6 * curve[0]
+
+
+def test_no_scratch_files_stay(undisturbed: Path) -> None:
+    assert not [p for p in undisturbed.rglob("*") if p.name.startswith(".")]
+
+
+def test_examples_are_not_logged(undisturbed: Path) -> None:
+    for log in (undisturbed / "logs").rglob("*.log"):
+        assert "天气" not in log.read_text()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_draws_the_same_curve(job: Path, undisturbed: Path, processes: int) -> None:
+    done = cli("local", job, "--run-id", f"world-{processes}", "--processes", processes, "--json")
+    assert done.code == 0, done.err
+    run = Path(json.loads(done.out)["run"])
+    assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-4)
+    ours, theirs = metrics(run, "eval"), metrics(undisturbed, "eval")
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)
+
+
+def test_a_finished_run_is_reported_not_repeated(job: Path, undisturbed: Path) -> None:
+    before = (undisturbed / "metrics.jsonl").stat().st_mtime_ns
+    done = cli("local", job, "--run-id", "one")
+    assert done.code == 0
+    assert (undisturbed / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_job_under_the_same_id_is_refused(job: Path, undisturbed: Path) -> None:
+    done = cli("local", job, "--run-id", "one", "--set", "train.lr=1e-5")
+    assert done.code == 5
+    assert "train.lr: 0.003 -> 1e-05" in done.err
+
+
+def test_killed_at_any_moment_it_goes_on_on_another_number_of_processes(job: Path, undisturbed: Path) -> None:
+    run = undisturbed.parent / "killed"
+    process = start("local", job, "--run-id", "killed", "--processes", 2, *LONG)
+    wait_for(run / "checkpoints" / "4" / "manifest.1.json")
+    for pid in [*descendants(process.pid), process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert not (run / "result.json").exists()
+
+    done = cli("local", job, "--run-id", "killed", "--processes", 3, *LONG)
+    assert done.code == 0, done.err
+    assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
+    assert len(losses(run)) == 120
+    attempts = [line["attempt"] for line in metrics(run)]
+    assert attempts == sorted(attempts)
+    assert set(attempts) == {1, 2}
+
+
+def test_one_killed_worker_does_not_end_the_run(job: Path, undisturbed: Path) -> None:
+    run = undisturbed.parent / "wounded"
+    process = start("local", job, "--run-id", "wounded", "--processes", 2, *LONG)
+    wait_for(run / "checkpoints" / "2" / "manifest.1.json")
+    os.kill(workers(process.pid)[-1], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
+    assert json.loads((run / "result.json").read_text())["attempts"] >= 2
+
+
+def test_a_stop_leaves_a_checkpoint_and_the_run_goes_on_later(job: Path, undisturbed: Path) -> None:
+    run = undisturbed.parent / "stopped"
+    options = ["local", job, "--run-id", "stopped", "--processes", 2, *LONG]
+    process = start(*options)
+    wait_for(run / "checkpoints" / "2" / "manifest.1.json")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 103, err
+    assert "goes on" in err
+    steps_done = len(losses(run))
+    assert json.loads((run / "checkpoints" / "LATEST").read_text())["step"] == steps_done < 120
+
+    assert cli(*options).code == 0
+    assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
+    assert {line["attempt"] for line in metrics(run)[steps_done:]} == {2}
+
+
+def test_max_steps_goes_before_epochs_and_has_a_checkpoint(job: Path) -> None:
+    done = cli("local", job, "--run-id", "short", "--set", "train.max_steps=3", "--set", "train.checkpoint_interval=50")
+    assert done.code == 0, done.err
+    run = Path(done.out.strip())
+    assert len(losses(run)) == 3
+    assert (run / "checkpoints" / "3").is_dir()
+
+
+def test_a_bad_row_ends_the_run_with_its_place(tmp_path: Path) -> None:
+    job = make_job(tmp_path, rows=30)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"input": "no answer here"}\n')
+    done = cli("local", job, "--run-id", "bad")
+    assert done.code == 3
+    assert "train.jsonl:31" in done.err
+    assert "<ans>" in done.err
+    assert "Traceback" not in done.err
+    result = json.loads((tmp_path / "runs/weather/bad/result.json").read_text())
+    assert (result["state"], result["exit_code"]) == ("failed", 3)
+    # Mended, the same run goes on.
+    lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:30]))
+    assert cli("local", job, "--run-id", "bad", "--set", "train.max_steps=1").code in (0, 5)
+
+
+def test_weights_that_are_not_finite_end_the_run_in_words(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    job = make_job(tmp_path, rows=30)
+    weights = next((tmp_path / "model").glob("*.safetensors"))
+    state = load_file(weights)
+    name = "encoder.layers.1.ffn.ffn.w_out.weight"
+    state[name][0, 0] = torch.nan
+    save_file(state, weights)
+    done = cli("local", job, "--run-id", "nan", "--processes", 2)
+    assert done.code == 3
+    assert name in done.err
+    assert "Traceback" not in done.err
+
+
+def test_the_deadline_ends_a_run_for_good_with_a_checkpoint(job: Path) -> None:
+    done = cli("local", job, "--run-id", "late", "--set", "train.deadline=0.5", "--set", "train.epochs=500")
+    assert done.code == 100
+    assert "deadline" in done.err
+
+
+def test_a_run_without_evaluation_has_its_last_delta_as_the_best(job: Path) -> None:
+    done = cli("local", job, "--run-id", "blind", "--set", "data.eval=null", "--set", "train.max_steps=2")
+    assert done.code == 0, done.err
+    run = Path(done.out.strip())
+    assert json.loads((run / "delta/BEST").read_text())["step"] == 2
+    assert json.loads((run / "result.json").read_text())["scores"]["eval_loss"] is None

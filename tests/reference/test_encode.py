@@ -1,0 +1,42 @@
+"""Encoding against the original's answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpmbee_job.data.encode import encode_example
+from cpmbee_job.data.examples import check_example
+from cpmbee_job.data.reformat import ccpm_example
+from cpmbee_job.data.tokenizer import Tokenizer
+from tests.conftest import needs_reference
+
+pytestmark = needs_reference
+
+ARRAYS = ["input_ids", "input_id_subs", "context", "segment_ids", "segment_rel"]
+
+
+def read_rows(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_every_example_has_the_originals_arrays(reference: Path, strict: bool) -> None:
+    tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
+    for row in read_rows(reference / "reference" / "encode.jsonl"):
+        encoded = encode_example(tokenizer, check_example(row["data"]), strict=strict)
+        assert {name: getattr(encoded, name).tolist() for name in ARRAYS} == {name: row[name] for name in ARRAYS}
+        assert encoded.num_segments == row["num_segments"]
+        assert {str(token_id): token for token_id, token in encoded.ext_table.items()} == row["ext_table"]
+
+
+def test_all_of_ccpm_is_converted_and_keeps_its_words(reference: Path) -> None:
+    for path in (reference / "data" / "ccpm").glob("*.jsonl"):
+        for row in read_rows(path):
+            example = ccpm_example(row)
+            options = example["options"]
+            assert isinstance(options, dict)
+            marked = "".join(f"[{number}]{option}" for number, option in enumerate(options.values()))
+            assert f"[翻译]{example['input']}{marked}[答案]" == row["input"]
+            assert example["<ans>"] == f"<option_{row['target']}>"

@@ -1,0 +1,50 @@
+"""Scores of single examples against those of the original code."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cpmbee_job.data.encode import encode_example
+from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.eval.evaluate import Evaluator
+from cpmbee_job.model.cpmbee import CpmBee
+from cpmbee_job.model.lora import apply_delta, read_delta
+from cpmbee_job.model.weights import find_model, load_model
+from tests.conftest import needs_reference
+
+pytestmark = needs_reference
+
+
+def model_of(reference: Path, name: str) -> CpmBee:
+    torch.set_num_threads(1)
+    folder = reference / "reference" / ("pruned" if name == "pruned" else "")
+    model = load_model(find_model(folder), torch.float32, torch.device("cpu"))
+    if name == "delta":
+        apply_delta(model, read_delta(reference / "reference" / "delta.pt"))
+    return model
+
+
+@pytest.mark.parametrize("name", ["base", "delta", "pruned"])
+@pytest.mark.parametrize("token_budget", [1, 4096])
+def test_scores_are_the_originals(reference, name, token_budget):
+    tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
+    lines = (reference / "reference" / "row_scores.jsonl").read_text(encoding="utf-8").splitlines()
+    cases = [json.loads(line) for line in lines]
+    for case in cases:
+        # The original shuffled the answers of an example that has several; the targets tell how.
+        orders = (
+            itertools.permutations(case["data"]["<ans>"].items()) if isinstance(case["data"]["<ans>"], dict) else []
+        )
+        for order in orders:
+            example = {**case["data"], "<ans>": dict(order)}
+            encoded = encode_example(tokenizer, example)
+            answer = [t for t in encoded.input_ids[encoded.context == 0].tolist() if t != tokenizer.bos_id]
+            if answer == [t for t in case["targets"] if t != tokenizer.eos_id]:
+                case["data"] = example
+    evaluator = Evaluator(model_of(reference, name), tokenizer, token_budget)
+    scores = list(evaluator.scores((str(n), case["data"]) for n, case in enumerate(cases)))
+    assert [s.target_tokens for s in scores] == [c["target_tokens"] for c in cases]
+    assert [s.logprob for s in scores] == pytest.approx([c[f"{name}_logprob"] for c in cases], abs=1e-4, rel=1e-6)

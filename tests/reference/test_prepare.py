@@ -1,0 +1,54 @@
+"""All of CCPM, and the original's binary data set, through `prepare`."""
+
+from collections import Counter
+
+import numpy as np
+
+from cpmbee_job.data.prepare import PrepareSettings, prepare, prepare_split, preprocess
+from cpmbee_job.data.reformat import reformat
+from cpmbee_job.data.shards import RowDataset
+from cpmbee_job.data.sources import open_source, read_source
+from cpmbee_job.store.files import FileStore
+from tests.conftest import needs_reference
+
+
+@needs_reference
+def test_all_of_ccpm_fills_its_rows(reference, tmp_path):
+    vocab = (reference / "model" / "vocab.txt").read_bytes()
+    settings = PrepareSettings(max_length=2048, format="ccpm")
+    train = str(reference / "data" / "ccpm" / "train.jsonl")
+    folder, index = prepare_split(train, vocab, settings, str(tmp_path), workers=2)
+    assert index.examples == 21_778
+    assert index.target_tokens == 2 * index.examples
+    assert index.tokens / index.capacity >= 0.985
+    assert not index.skipped
+    dataset = RowDataset.open(FileStore(folder))
+    table = dataset.table(np.arange(dataset.num_rows))
+    assert table.rows.size == index.examples
+    assert np.bincount(table.rows, weights=table.sample_lengths).max() <= 2048
+
+
+@needs_reference
+def test_the_tutorial_s_three_steps_make_the_same_rows(reference, tmp_path):
+    vocab = (reference / "model" / "vocab.txt").read_bytes()
+    raw = reference / "data" / "ccpm" / "eval.jsonl"
+    _, direct = prepare_split(
+        str(raw), vocab, PrepareSettings(max_length=2048, format="ccpm"), str(tmp_path / "direct")
+    )
+    reformat(raw, tmp_path / "bee_data", "ccpm", Counter())
+    preprocess(str(tmp_path / "bee_data"), str(tmp_path / "bin_data"), "ccpm_data", vocab)
+    settings = PrepareSettings(max_length=2048)
+    _, tutorial = prepare_split(str(tmp_path / "bin_data" / "eval"), vocab, settings, str(tmp_path / "tutorial"))
+    assert (tutorial.examples, tutorial.tokens) == (direct.examples, direct.tokens)
+
+
+@needs_reference
+def test_the_original_s_binary_data_set_holds_the_packed_rows(reference, tmp_path):
+    vocab = (reference / "model" / "vocab.txt").read_bytes()
+    original = str(reference / "reference" / "original_dataset")
+    lines = str(reference / "reference" / "packed_rows.jsonl")
+    assert [r.content for r in read_source(original)] == [r.content for r in read_source(lines)]
+    settings = PrepareSettings(max_length=512)
+    ours = prepare(open_source(lines), vocab, settings, FileStore(str(tmp_path / "lines")))
+    theirs = prepare(open_source(original), vocab, settings, FileStore(str(tmp_path / "original")))
+    assert ours.content_digest == theirs.content_digest

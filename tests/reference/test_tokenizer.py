@@ -1,0 +1,37 @@
+"""The tokenizer against the original's answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.errors import DataError
+from tests.conftest import needs_reference
+
+pytestmark = needs_reference
+
+
+@pytest.fixture(scope="module")
+def tokenizer(reference: Path) -> Tokenizer:
+    return Tokenizer.from_file(reference / "model" / "vocab.txt")
+
+
+def test_every_text_has_the_originals_ids_and_comes_back_the_same(tokenizer: Tokenizer, reference: Path) -> None:
+    for line in (reference / "reference" / "tokenizer.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "error" in row:
+            with pytest.raises(DataError):
+                tokenizer.encode(row["text"], strict=True)
+            tokenizer.encode(row["text"])
+            continue
+        ids, ext_table = tokenizer.encode(row["text"], strict=True)
+        assert ids == row["ids"]
+        assert {str(token_id): token for token_id, token in ext_table.items()} == row["ext_table"]
+        assert tokenizer.decode(ids, ext_table) == row["decoded"]
+
+
+def test_the_tutorials_second_dialogue_form_is_read(tokenizer: Tokenizer) -> None:
+    ids, ext_table = tokenizer.encode("<问题>你好\n<答案>")
+    assert ext_table == {}
+    assert tokenizer.decode(ids) == "<<问题>你好\n<<答案>"

@@ -1,0 +1,207 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cpmbee_job.errors import ModelError
+from cpmbee_job.model.weights import (
+    base_digest,
+    find_model,
+    load_model,
+    open_weights,
+    save_pickled,
+    save_weights,
+)  # fmt: skip
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def state(model):
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture
+def folder(tmp_path, config) -> Path:
+    """A model folder without weights."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    return folder
+
+
+def load(folder, dtype=torch.float32):
+    return load_model(find_model(folder), dtype, CPU)
+
+
+def check_equal(model, state):
+    loaded = dict(model.named_parameters())
+    assert set(loaded) == set(state)
+    assert all(torch.equal(loaded[name], tensor.to(loaded[name].dtype)) for name, tensor in state.items())
+
+
+def test_one_safetensors_file(folder, state):
+    assert [path.name for path in save_weights(state, folder)] == ["model.safetensors"]
+    check_equal(load(folder), state)
+
+
+def test_shards_and_their_index(folder, state):
+    paths = save_weights(state, folder, shard_bytes=10_000)
+    assert paths[0].name == f"model-00001-of-{len(paths) - 1:05d}.safetensors"
+    assert len(paths) > 3
+    check_equal(load(folder), state)
+
+
+def test_several_files_without_an_index(folder, state):
+    names = list(state)
+    save_file({n: state[n] for n in names[:5]}, folder / "a.safetensors")
+    save_file({n: state[n] for n in names[5:]}, folder / "b.safetensors")
+    check_equal(load(folder), state)
+
+
+def test_the_original_file(folder, state):
+    save_pickled(state, folder / "pytorch_model.bin")
+    check_equal(load(folder), state)
+
+
+def test_the_original_file_in_the_old_format(folder, state):
+    torch.save(dict(state), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    check_equal(load(folder), state)
+
+
+def test_half_weights_become_fp32(folder, state):
+    save_weights({name: tensor.half() for name, tensor in state.items()}, folder)
+    model = load(folder)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    check_equal(model, {name: tensor.half().float() for name, tensor in state.items()})
+
+
+def test_the_hubs_prefix_and_tied_head(folder, state):
+    hub = {f"cpmbee.{name}": tensor for name, tensor in state.items()}
+    save_weights({**hub, "lm_head.weight": state["input_embedding.weight"].clone()}, folder)
+    check_equal(load(folder), state)
+
+
+def test_a_head_of_its_own_is_refused(folder, state):
+    save_weights({**state, "lm_head.weight": state["input_embedding.weight"] + 1}, folder)
+    with pytest.raises(ModelError, match=r"lm_head\.weight differs"):
+        load(folder)
+
+
+def test_loaded_weights_can_be_trained_without_touching_the_file(folder, state):
+    save_weights(state, folder)
+    before = (folder / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        for parameter in load(folder).parameters():
+            parameter.zero_()
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_keys_that_do_not_belong_are_listed(folder, state):
+    state["encoder.layers.5.ffn.extra.weight"] = state.pop("encoder.output_layernorm.weight")
+    state["position_bias.relative_attention_bias"] = torch.zeros(4, 4)
+    save_weights(state, folder)
+    with pytest.raises(ModelError) as caught:
+        load(folder)
+    text = str(caught.value)
+    assert "missing:\n    encoder.output_layernorm.weight" in text
+    assert "extra:\n    encoder.layers.5.ffn.extra.weight" in text
+    assert "position_bias.relative_attention_bias is (4, 4), not (512, 4)" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [({"vocab_size": 51}, "vocab_size 51, the weights have 50"), ({"num_layers": 3}, "num_layers"),
+     ({"num_layers": 1}, "num_layers"), ({"mask_modules": [[True, False], [False, False]]}, "mask_modules")],
+)  # fmt: skip
+def test_the_likeliest_reason_is_said(folder, state, config, change, hint):
+    save_weights(state, folder)
+    (folder / "config.json").write_text(json.dumps({**config.to_dict(), **change}), encoding="utf-8")
+    with pytest.raises(ModelError, match=hint):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(folder, state, value):
+    name = "encoder.layers.1.ffn.ffn.w_out.weight"
+    state[name] = state[name].clone()
+    state[name][3, 4] = value
+    save_weights(state, folder)
+    with pytest.raises(ModelError, match=name):
+        load(folder)
+
+
+def test_values_too_large_for_half_precision_are_named(folder, state):
+    name = "encoder.output_layernorm.weight"
+    save_weights({**state, name: state[name] * 1e6}, folder)
+    with pytest.raises(ModelError, match=name):
+        load(folder, torch.float16)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("/tmp/cpmbee-bomb-went-off"),))
+
+
+def test_a_file_that_would_run_code_is_refused(folder, state):
+    torch.save({**state, "bomb": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="could run code"):
+        load(folder)
+    assert not Path("/tmp/cpmbee-bomb-went-off").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("keep", [0, 100, 5000])
+def test_a_damaged_file_is_refused_in_words(folder, state, name, keep):
+    path = folder / name
+    save_weights(state, folder) if name.startswith("model") else save_pickled(state, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=name):
+        load(folder)
+
+
+def test_an_index_must_not_leave_its_folder(folder, state):
+    save_weights(state, folder, shard_bytes=10_000)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}), encoding="utf-8")
+    with pytest.raises(ModelError, match="no file name"):
+        load(folder)
+
+
+def test_a_missing_shard_is_named(folder, state):
+    save_weights(state, folder, shard_bytes=10_000)[1].unlink()
+    with pytest.raises(ModelError, match="model-00002-of"):
+        load(folder)
+
+
+def test_missing_files_are_named(folder, tmp_path):
+    with pytest.raises(ModelError, match="no such folder"):
+        find_model(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="no weights"):
+        find_model(folder)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        find_model(tmp_path)
+
+
+def test_the_digest_is_of_the_weights_not_of_their_container(folder, state):
+    save_pickled(state, folder / "pytorch_model.bin")
+    pickled = base_digest(find_model(folder))
+    save_weights(state, folder, shard_bytes=10_000)
+    assert base_digest(find_model(folder)) == pickled
+
+
+def test_the_digest_changes_with_one_value(folder, state):
+    save_weights(state, folder)
+    before = base_digest(find_model(folder))
+    state["encoder.output_layernorm.weight"] = state["encoder.output_layernorm.weight"] + 1
+    save_weights(state, folder)
+    assert base_digest(find_model(folder)) != before
+
+
+def test_a_mapped_tensor_is_saved_alone(folder, state, tmp_path):
+    save_weights(state, folder)
+    with open_weights(find_model(folder).weights) as stored:
+        save_pickled({"a": stored.read("encoder.output_layernorm.weight")}, tmp_path / "one.pt")
+    assert (tmp_path / "one.pt").stat().st_size < 5_000

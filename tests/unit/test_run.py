@@ -1,0 +1,88 @@
+"""A run in the store: begun once, gone on with only by the same job, ended once."""
+
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.errors import DataError, NotFoundError, RefusedError, UsageError
+from cpmbee_job.run import Run, check_run_id, exit_code, new_run_id
+from cpmbee_job.spec import JobSpec, parse_spec
+
+
+def job(output: Path, *overrides: str) -> JobSpec:
+    text = f"name: a\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {output}\n"
+    return parse_spec(text, source="job.yaml", overrides=overrides)
+
+
+def test_a_run_is_found_again_with_its_spec(tmp_path: Path) -> None:
+    spec = job(tmp_path)
+    run = Run.start(spec, "r1")
+    assert Run.open(run.url).spec == spec
+
+
+def test_no_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no run there"):
+        Run.open(str(tmp_path / "nothing"))
+
+
+def test_another_job_under_the_same_id_is_refused_with_what_differs(tmp_path: Path) -> None:
+    Run.start(job(tmp_path), "r1")
+    with pytest.raises(RefusedError, match=r"train\.lr: 0\.0001 -> 0\.1"):
+        Run.start(job(tmp_path, "train.lr=0.1"), "r1")
+
+
+def test_what_changes_no_step_may_differ(tmp_path: Path) -> None:
+    Run.start(job(tmp_path), "r1")
+    run = Run.start(job(tmp_path, "train.deadline=60", "train.checkpoint_interval=7"), "r1")
+    assert Run.open(run.url).spec.train.checkpoint_interval == 7
+
+
+def test_more_workers_may_go_on_when_the_steps_stay_the_same(tmp_path: Path) -> None:
+    Run.start(job(tmp_path, "workers.count=2"), "r1")
+    Run.start(job(tmp_path, "workers.count=3", "train.global_batch_size=2"), "r1")
+    with pytest.raises(RefusedError, match=r"global_batch_size: 2 -> 3"):
+        Run.start(job(tmp_path, "workers.count=3"), "r1")
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    run = Run.start(job(tmp_path), "r1")
+    run.bind_data({"train": {"listing": "x"}, "eval": None})
+    run.bind_data({"train": {"listing": "x"}, "eval": None})
+    with pytest.raises(RefusedError, match=r'train\.listing: "x" -> "y"'):
+        run.bind_data({"train": {"listing": "y"}, "eval": None})
+
+
+def test_the_first_result_stays(tmp_path: Path) -> None:
+    run = Run.start(job(tmp_path), "r1")
+    run.finish("succeeded", "finished")
+    assert run.fail(DataError("late"))["state"] == "succeeded"
+
+
+def test_a_failure_keeps_its_exit_code(tmp_path: Path) -> None:
+    run = Run.start(job(tmp_path), "r1")
+    assert exit_code(run.fail(DataError("train.jsonl:3: bad", hint="mend it"))) == 3
+    result = run.result()
+    assert result is not None
+    assert result["reason"] == "train.jsonl:3: bad\n  hint: mend it"
+
+
+def test_a_failed_run_can_be_opened_again_and_its_result_is_kept(tmp_path: Path) -> None:
+    run = Run.start(job(tmp_path), "r1")
+    run.fail(DataError("bad"))
+    run.reopen()
+    assert run.result() is None
+    assert [o.key for o in run.store.list("attempts/")]
+
+
+def test_run_ids_sort_by_time_and_are_valid() -> None:
+    assert check_run_id(new_run_id())
+    with pytest.raises(UsageError):
+        check_run_id("../x")
+
+
+def test_a_record_that_is_no_json_is_named(tmp_path: Path) -> None:
+    run = Run.start(job(tmp_path), "r1")
+    run.store.put(contract.RESULT, b"[]")
+    with pytest.raises(Exception, match=r"result\.json"):
+        run.result()

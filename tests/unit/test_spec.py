@@ -1,0 +1,99 @@
+"""The job spec: what it accepts, and how it says what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job.errors import SpecError
+from cpmbee_job.spec import JobSpec, load_spec, parse_spec
+
+MINIMAL = "name: a\nmodel: m/\ndata: {train: t.jsonl}\noutput: runs/\n"
+
+
+def parse(text: str, *overrides: str) -> JobSpec:
+    return parse_spec(text, source="job.yaml", overrides=overrides)
+
+
+def test_the_smallest_spec_gets_the_defaults() -> None:
+    spec = parse(MINIMAL)
+    assert (spec.lora.r, spec.lora.alpha, spec.lora.modules) == (8, 16, ("project_q", "project_v"))
+    assert spec.global_batch_size == 1
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(MINIMAL)
+    spec = load_spec(tmp_path / "job.yaml")
+    assert spec.data.train == str(tmp_path / "t.jsonl")
+    assert spec.model == str(tmp_path / "m") + "/"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x/", "file:///x"])
+def test_urls_stay_as_they_are(tmp_path: Path, url: str) -> None:
+    (tmp_path / "job.yaml").write_text(MINIMAL.replace("m/", url))
+    assert load_spec(tmp_path / "job.yaml").model == url
+
+
+def test_a_number_in_scientific_notation_is_a_number() -> None:
+    assert parse(MINIMAL + "train: {lr: 1e-4}").train.lr == 1e-4
+
+
+def test_overrides_reach_every_depth() -> None:
+    spec = parse(MINIMAL, "train.lr=2e-4", "workers.count=3", "lora.modules=[project_q]", "data.eval=e.jsonl")
+    assert (spec.train.lr, spec.workers.count, spec.lora.modules, spec.data.eval) == (
+        2e-4,
+        3,
+        ("project_q",),
+        "e.jsonl",
+    )
+
+
+def test_the_global_batch_does_not_depend_on_who_is_alive() -> None:
+    assert parse(MINIMAL, "train.batch_size=5", "workers.count=4").global_batch_size == 20
+    assert parse(MINIMAL, "train.batch_size=5", "workers.count=4", "train.global_batch_size=7").global_batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("train: {batchsize: 3}", "train.batchsize: unknown key; did you mean train.batch_size?"),
+        ("trian: {lr: 1}", "trian: unknown key; did you mean train?"),
+        ("batch_size: 3", "batch_size: unknown key; did you mean train.batch_size?"),
+        ("train: {epochs: many}", "train.epochs: Input should be a valid integer"),
+        ("train: {epochs: 0}", "train.epochs: Input should be greater than or equal to 1 (got 0)"),
+        ("train: {lr_decay_style: nom}", "train.lr_decay_style: Input should be 'noam'"),
+        ("storage: {path_style: 3}", "storage.path_style"),
+        ("lora: {modules: []}", "lora.modules"),
+        ("workers: {count: 2, max: 1}", "needs min <= count <= max"),
+        ("train: {engine: bmtrain}", "needs GPUs"),
+        ("name: Big_Name", "written twice"),
+        ("train: [1, 2", "not valid YAML"),
+        ("train: {lr: .nan}", "train.lr"),
+        ("train: {seed: 2001-01-01}", "job.yaml"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key(change: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(MINIMAL + change)
+    assert words in str(caught.value)
+
+
+def test_all_problems_are_said_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse("name: a\noutput: r/\ntrain: {epoch: 1}")
+    assert {line.split(": ")[1] for line in str(caught.value).splitlines()} == {"model", "data", "train.epoch"}
+
+
+@pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=1", "name.x=1"])
+def test_an_override_that_makes_no_sense_is_refused(override: str) -> None:
+    with pytest.raises(SpecError, match="--set"):
+        parse(MINIMAL, override)
+
+
+def test_a_spec_survives_its_own_yaml() -> None:
+    spec = parse(MINIMAL, "storage.path_style=true", "train.max_steps=3")
+    assert parse(spec.to_yaml()) == spec
+
+
+def test_a_missing_file_is_said() -> None:
+    with pytest.raises(SpecError, match="No such file"):
+        load_spec(Path("nowhere.yaml"))

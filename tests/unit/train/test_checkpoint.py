@@ -1,0 +1,127 @@
+"""Checkpoints: the newest valid one is found, a newer attempt is never overruled."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cpmbee_job import contract
+from cpmbee_job.errors import RefusedError, StoreError
+from cpmbee_job.store.base import Store, open_store
+from cpmbee_job.train.checkpoint import (
+    Uploader,
+    move_pointer,
+    newest_checkpoint,
+    prune_checkpoints,
+    write_checkpoint,
+)
+from cpmbee_job.train.engine import EngineState
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "run"))
+
+
+def write(store: Store, step: int, attempt: int = 1) -> None:
+    state = EngineState({"parameter/a": torch.full((3,), float(step))}, {"loss_scale": {"value": 2.0}})
+    write_checkpoint(store, step, attempt, state, {"step": step})
+
+
+def newest_step(store: Store, warnings: list[str] | None = None) -> int | None:
+    found = newest_checkpoint(store, warn=(warnings if warnings is not None else []).append)
+    return None if found is None else found.progress["step"]
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    write(store, 7)
+    found = newest_checkpoint(store, warn=pytest.fail)
+    assert found is not None
+    assert found.engine.tensors["parameter/a"].tolist() == [7.0, 7.0, 7.0]
+    assert found.engine.values == {"loss_scale": {"value": 2.0}}
+    assert json.loads(store.get(contract.LATEST)) == {"step": 7, "attempt": 1}
+
+
+def test_no_checkpoint_is_none(store: Store) -> None:
+    assert newest_step(store) is None
+
+
+@pytest.mark.parametrize("damage", ["altered", "cut", "gone", "no manifest", "manifest is no json"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(store: Store, damage: str) -> None:
+    write(store, 5)
+    write(store, 10)
+    state, manifest = contract.state_key(10, 1), contract.manifest_key(10, 1)
+    data = store.get(state)
+    match damage:
+        case "altered":
+            store.put(state, data[:-1] + bytes([data[-1] ^ 1]))
+        case "cut":
+            store.put(state, data[:-1])
+        case "gone":
+            store.delete(state)
+        case "no manifest":
+            store.delete(manifest)
+        case "manifest is no json":
+            store.put(manifest, b"{")
+    warnings: list[str] = []
+    assert newest_step(store, warnings) == 5
+    assert bool(warnings) == (damage != "no manifest")
+
+
+def test_the_newest_attempt_of_a_step_counts(store: Store) -> None:
+    write(store, 5, attempt=2)
+    write(store, 5, attempt=10)
+    store.delete(contract.state_key(5, 2))
+    assert newest_step(store) == 5
+
+
+def test_an_older_attempt_may_not_move_a_pointer(store: Store) -> None:
+    move_pointer(store, contract.BEST, {"step": 9}, attempt=3)
+    with pytest.raises(RefusedError, match="newer attempt"):
+        move_pointer(store, contract.BEST, {"step": 12}, attempt=2)
+    assert json.loads(store.get(contract.BEST))["step"] == 9
+
+
+def test_only_the_newest_are_kept(store: Store) -> None:
+    for step in (10, 20, 100):
+        write(store, step)
+    prune_checkpoints(store, keep=2, attempt=1)
+    assert {o.key.split("/")[1] for o in store.list("checkpoints/")} == {"20", "100", "LATEST"}
+
+
+def test_a_newer_attempts_checkpoints_are_not_pruned(store: Store) -> None:
+    for step in (1, 2, 3):
+        write(store, step, attempt=step)
+    prune_checkpoints(store, keep=1, attempt=1)
+    assert {o.key.split("/")[1] for o in store.list("checkpoints/")} == {"2", "3", "LATEST"}
+
+
+def test_the_uploader_keeps_the_order_and_hands_errors_on() -> None:
+    done: list[int] = []
+    uploader = Uploader()
+    for number in range(5):
+        uploader.submit(lambda number=number: done.append(number))
+    uploader.finish()
+    assert done == [0, 1, 2, 3, 4]
+
+    def refuse() -> None:
+        raise RefusedError("a newer attempt")
+
+    uploader.submit(refuse)
+    with pytest.raises(RefusedError):
+        uploader.finish()
+
+
+def test_the_uploader_tries_a_failing_store_again() -> None:
+    calls: list[int] = []
+
+    def fail_once() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise StoreError("503")
+
+    uploader = Uploader()
+    uploader.submit(fail_once)
+    uploader.finish()
+    assert len(calls) == 2

@@ -1,0 +1,141 @@
+"""The loop's own decisions, with an engine that only counts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from torch import Tensor
+
+from cpmbee_job.data.collate import Collated
+from cpmbee_job.errors import ModelError
+from cpmbee_job.spec import TrainSpec
+from cpmbee_job.train.batches import Batch
+from cpmbee_job.train.engine import EngineState, EvalResult, ParameterStatistics, StepResult
+from cpmbee_job.train.loop import Outcome, Position, train
+
+
+@dataclass
+class CountingEngine:
+    eval_losses: Iterator[float]
+    stop_at: int = 0
+    bad_step: int = 0
+
+    def step(self, step: int, micro_batches: Sequence[Collated], learning_rate: float, stop: bool) -> StepResult:
+        if step == self.bad_step:
+            raise ModelError("the loss is nan")
+        return StepResult(1.0, 1.0, 1.0, 10, 2, stop=stop or step == self.stop_at)
+
+    def evaluate(self, micro_batches: Sequence[Collated]) -> EvalResult:
+        return EvalResult(next(self.eval_losses), 5)
+
+    def state(self) -> EngineState:
+        return EngineState({}, {})
+
+    def load_state(self, state: EngineState) -> None: ...
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        return {}
+
+    def statistics(self) -> list[ParameterStatistics]:
+        return [ParameterStatistics("lora_A", 0.0, 1.0, 2.0)]
+
+
+@dataclass
+class Recorder:
+    """Saver, progress and control in one: what happened, in order."""
+
+    events: list[str] = field(default_factory=list)
+
+    def checkpoint(self, position: Position) -> None:
+        self.events.append(f"checkpoint {position.step}")
+
+    def best(self, position: Position) -> None:
+        self.events.append(f"best {position.best_step}")
+
+    def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None: ...
+
+    def evaluation(self, step: int, result: EvalResult, best: bool) -> None:
+        self.events.append(f"eval {step}")
+
+    def say(self, message: str) -> None:
+        self.events.append(message)
+
+    def flush(self) -> None: ...
+
+    def close(self, state: str) -> None: ...
+
+    def beat(self) -> None: ...
+
+    def wants_stop(self) -> bool:
+        return False
+
+
+def run(
+    total: int, eval_losses: Sequence[float] | None, position: Position | None = None, **fields: int
+) -> tuple[Outcome, Position, list[str]]:
+    stop_at, bad_step = fields.pop("stop_at", 0), fields.pop("bad_step", 0)
+    position, recorder = position or Position(), Recorder()
+    outcome = train(
+        TrainSpec.model_validate({"eval_interval": 2, "checkpoint_interval": 100, **fields}),
+        engine=CountingEngine(iter(eval_losses or ()), stop_at, bad_step),
+        batches=[Batch(step, 1, [step], []) for step in range(position.step + 1, total + 1)],
+        eval_batches=None if eval_losses is None else [],
+        total_steps=total,
+        position=position,
+        saver=recorder,
+        progress=recorder,
+        control=recorder,
+    )
+    return outcome, position, recorder.events
+
+
+def test_it_evaluates_in_intervals_and_at_the_end() -> None:
+    outcome, _, events = run(5, [3.0, 2.0, 2.5])
+    assert outcome == "finished"
+    assert events == ["best 2", "eval 2", "best 4", "eval 4", "eval 5", "checkpoint 5"]
+
+
+def test_it_stops_when_evaluations_do_not_get_better() -> None:
+    outcome, position, events = run(100, [2.0, 2.0, 3.0], early_stop_patience=2)
+    assert (outcome, position.step, position.best_step) == ("early stop", 6, 2)
+    assert events[-2:] == ["checkpoint 6", "no better evaluation in 2: stopping early"]
+
+
+def test_patience_survives_a_restart() -> None:
+    position = Position(step=4, best_step=2, best_loss=2.0, evaluations_without_gain=1)
+    outcome, position, _ = run(100, [2.5], position, early_stop_patience=2)
+    assert (outcome, position.step) == ("early stop", 6)
+
+
+def test_a_run_that_had_stopped_early_does_no_further_step() -> None:
+    position = Position(step=6, best_step=2, best_loss=2.0, evaluations_without_gain=2)
+    outcome, position, events = run(100, [], position, early_stop_patience=2)
+    assert (outcome, position.step, events) == ("early stop", 6, [])
+
+
+def test_a_stop_that_was_agreed_on_leaves_a_checkpoint() -> None:
+    outcome, position, events = run(100, None, stop_at=7)
+    assert (outcome, position.step, events) == ("stopped", 7, ["checkpoint 7"])
+
+
+def test_a_stop_at_the_last_step_is_the_end() -> None:
+    assert run(7, None, stop_at=7)[0] == "finished"
+
+
+def test_checkpoints_come_in_intervals() -> None:
+    assert run(5, None, checkpoint_interval=2)[2] == ["checkpoint 2", "checkpoint 4", "checkpoint 5"]
+
+
+def test_inspection_prints_statistics_of_every_parameter() -> None:
+    tables = [event for event in run(4, None, inspect_iters=2)[2] if "lora_A" in event]
+    assert len(tables) == 2
+
+
+def test_a_bad_step_is_named_with_its_rows() -> None:
+    with pytest.raises(ModelError, match=r"step 3 \(rows 3\): the loss is nan"):
+        run(5, None, bad_step=3)
+
+
+def test_a_position_survives_its_record() -> None:
+    for position in (Position(), Position(4, 2, 1.5, 1)):
+        assert Position.from_record(position.record()) == position
