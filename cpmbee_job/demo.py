@@ -7,6 +7,7 @@ has to teach it to read the weather from a report.
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,9 +54,9 @@ workers: {count: 2}
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     try:
-        with embedded_s3(FOLDER / "s3", buckets=["demo"]) as server:
-            os.environ |= {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
-            os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+        os.environ |= {"AWS_ACCESS_KEY_ID": "demo", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+        keys = {"access_key": os.environ["AWS_ACCESS_KEY_ID"], "secret_key": os.environ["AWS_SECRET_ACCESS_KEY"]}
+        with embedded_s3(FOLDER / "s3", **keys, buckets=["demo"]) as server:
             demonstrate(server.endpoint_url)
     except CpmbeeError as error:
         sys.exit(f"error: {error}")

@@ -19,9 +19,18 @@ from cpmbee_job.run import Run, exit_code, new_run_id
 from cpmbee_job.spec import DataSpec, JobSpec, StorageSpec, TrainSpec
 from cpmbee_job.store.base import open_store
 from cpmbee_job.train.exports import Exports
-from cpmbee_job.train.progress import ConsoleHandler, console
+from cpmbee_job.train.progress import console, log_to_console
 from cpmbee_job.train.worker import work
 from cpmbee_job.train.world import World
+
+log = logging.getLogger("cpmbee_job.finetune")  # also where this module is __main__
+
+SAME = """
+    use_delta batch_size max_length max_steps drop_last seed task_name eval_interval early_stop_patience inspect_iters
+    lr lr_decay_style train_iters lr_decay_iters warmup_iters start_step weight_decay clip_grad loss_scale
+    loss_scale_factor save_name checkpoint_interval
+""".split()  # noqa: SIM905 (a table of names)
+"""Flags that are called as their field of `train` is."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -91,11 +100,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def job_spec(options: argparse.Namespace, world_size: int) -> JobSpec:
     """The job that the flags describe. Raises `SpecError`."""
     name = re.sub(r"[^a-z0-9]+", "-", options.save_name.lower()).strip("-")[:40].strip("-") or "finetune"
-    same = (
-        "use_delta batch_size max_length max_steps lr train_iters lr_decay_iters warmup_iters lr_decay_style start_step "
-        "weight_decay clip_grad loss_scale loss_scale_factor eval_interval early_stop_patience inspect_iters "
-        "checkpoint_interval drop_last seed save_name task_name"
-    ).split()
     try:
         return JobSpec(
             name=name,
@@ -108,14 +112,14 @@ def job_spec(options: argparse.Namespace, world_size: int) -> JobSpec:
                 epochs=options.epoch,
                 global_batch_size=options.batch_size * world_size,
                 loss_scale_steps=int(options.loss_scale_steps),
-                **{field: getattr(options, field) for field in same},
+                **{field: getattr(options, field) for field in SAME},
             ),
         )
     except ValueError as error:
         raise SpecError(str(error)) from error
 
 
-def begin(options: argparse.Namespace, world_size: int) -> str:
+def begin(options: argparse.Namespace, model: ModelFiles, world_size: int) -> str:
     """On rank 0: start a run, or find the one to go on with, and prepare its data. Returns the run's URL."""
     spec = job_spec(options, world_size)
     options.save.mkdir(parents=True, exist_ok=True)
@@ -133,28 +137,29 @@ def begin(options: argparse.Namespace, world_size: int) -> str:
     result = run.result()
     if result is None or result["state"] != "succeeded":
         run.reopen()
-        prepare_run(run, console, vocabulary=_vocabulary(options).read_bytes())
+        prepare_run(run, console, vocab=model.vocab.read_bytes())
     return run.url
 
 
 def main() -> None:
     options = parse_arguments()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    log_to_console()
     try:
         status = finetune(options)
     except CpmbeeError as error:
-        logging.getLogger(__name__).error("error: %s", error)
+        log.error("error: %s", error)
         status = error.exit_code
     sys.exit(status)
 
 
 def finetune(options: argparse.Namespace) -> int:
     """Take part as the rank that torchrun's environment names. Returns the exit code."""
+    model = _model(options)
     world = World.form()
-    run = Run.open(world.agree(lambda: begin(options, world.size)), StorageSpec())
+    run = Run.open(world.agree(lambda: begin(options, model, world.size)), StorageSpec())
     result = run.result()
     if result is not None:
-        logging.getLogger(__name__).info("%s: %s already", run.url, result["state"])
+        log.info("%s: %s already", run.url, result["state"])
         return exit_code(result)
     for folder in (options.tensorboard, options.log_dir):
         if folder is not None:
@@ -165,22 +170,16 @@ def finetune(options: argparse.Namespace) -> int:
         metrics=options.log_dir and options.log_dir / "metrics.jsonl",
         best=options.save / f"{options.save_name}{suffix}",
     )
-    failure = work(run, world, lambda: _model(options), exports)
+    failure = work(run, world, lambda: model, exports)
     return 0 if failure is None else failure.exit_code
 
 
 def _model(options: argparse.Namespace) -> ModelFiles:
-    for path in (options.model_config, options.load):
+    vocab: Path = options.vocab or options.load.parent / "vocab.txt"
+    for flag, path in (("--model-config", options.model_config), ("--load", options.load), ("--vocab", vocab)):
         if not path.is_file():
-            raise UsageError(f"{path}: no such file")
-    return ModelFiles(config=options.model_config, weights=(options.load,), vocabulary=_vocabulary(options))
-
-
-def _vocabulary(options: argparse.Namespace) -> Path:
-    path: Path = options.vocab or options.load.parent / "vocab.txt"
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file", hint="name the vocabulary with --vocab")
-    return path
+            raise UsageError(f"{flag}: no such file: {path}")
+    return ModelFiles(config=options.model_config, vocab=vocab, weights=(options.load,))
 
 
 def _absolute(data: str) -> str:

@@ -235,7 +235,7 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
 def _describe(problem: Mapping[str, Any]) -> str:
     """One pydantic error as `dotted.key: what is wrong (got value); hint`."""
     location = [str(part) for part in problem["loc"]]
-    sections = {key for key in known_keys()}
+    sections = set(known_keys())
     # Members of a union (`literal['auto']`, `bool`) are no keys of the document.
     while (
         len(location) > 1
@@ -272,14 +272,13 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise SpecError(f"--set {override}: needs the form path.to.field=value")
-    node: dict[str, Any] = document
+    node = document
     for index, key in enumerate(keys[:-1]):
         if node.get(key) is None:
             node[key] = {}
-        inner = node[key]
-        if not isinstance(inner, dict):
+        if not isinstance(node[key], dict):
             raise SpecError(f"--set {override}: {'.'.join(keys[: index + 1])} is not a section")
-        node = inner
+        node = node[key]
     try:
         node[keys[-1]] = yaml.load(value, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
@@ -288,7 +287,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
 
 def _absolute_paths(document: dict[str, Any], base: Path) -> None:
     data, lora = document.get("data"), document.get("lora")
-    places = [(document, "model"), (document, "output"), (data, "train"), (data, "eval"), (lora, "init_from")]
+    places: list[tuple[Any, str]] = [(document, "model"), (document, "output"), (data, "train"), (data, "eval"), (lora, "init_from")]
     for section, key in places:
         value = section.get(key) if isinstance(section, dict) else None
         if isinstance(value, str) and value and "://" not in value:

@@ -23,7 +23,7 @@ def tiny_vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 REFERENCE = os.environ.get("CPMBEE_REFERENCE")
-needs_reference = pytest.mark.skipif(REFERENCE is None, reason="CPMBEE_REFERENCE names no folder with reference answers")
+needs_reference = pytest.mark.skipif(REFERENCE is None, reason="CPMBEE_REFERENCE names no reference answers")
 
 
 @pytest.fixture(scope="session")

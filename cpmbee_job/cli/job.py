@@ -1,6 +1,5 @@
-"""Verbs about jobs: `init`, `validate`, `local`, `prepare`."""
+"""Verbs about jobs: `init`, `validate`, `local`, `prepare`, `preprocess`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +54,7 @@ def register(app: typer.Typer) -> None:
     app.command()(validate)
     app.command()(local)
     app.command()(prepare)
+    app.command()(preprocess)
 
 
 def init(
@@ -116,16 +116,45 @@ def local(
     typer.echo(run.url)
 
 
-def prepare(
-    job: JobFile,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
+def prepare(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Tokenize, encode and pack a job's data sets; what exists already is not done again."""
-    from cpmbee_job.data.job import prepare_job
+    from cpmbee_job.data.job import describe, prepare_bar, prepare_job
 
     spec = load_spec(job, overrides or ())
-    with console.item_progress("prepare", None, "examples") as progress:
-        record = prepare_job(spec, spec.storage.seen_by_launcher(), processes=os.cpu_count() or 1)
+    with prepare_bar(console.stderr) as progress:
+        record = prepare_job(spec, spec.storage.seen_by_launcher(), progress=progress)
     if as_json:
         console.print_json(record)
+        return
+    for split in ("train", "eval"):
+        if record[split] is not None:
+            typer.echo(describe(split, record[split]))
+
+
+def preprocess(
+    input_folder: Annotated[str, typer.Option("--input", help="Folder of files with JSON lines.", show_default=False)],
+    output_path: Annotated[str, typer.Option("--output_path", help="Folder to write to.", show_default=False)],
+    output_name: Annotated[str, typer.Option("--output_name", help="Name of the data files.", show_default=False)],
+    vocab: Annotated[Path | None, typer.Option(help="Vocabulary: check also that examples can be encoded.")] = None,
+) -> None:
+    """Check rows and write them as data sets, one for each input file: the original's preprocess_dataset.py.
+
+    The set made of train.jsonl is the folder OUTPUT_PATH/train; fine-tuning takes it as --dataset.
+    """
+    from cpmbee_job.data.job import prepare_bar
+    from cpmbee_job.data.prepare import default_workers
+    from cpmbee_job.data.prepare import preprocess as write_sets
+
+    if vocab is not None and not vocab.is_file():
+        raise UsageError(f"{vocab}: no such file")
+    with prepare_bar(console.stderr) as progress:
+        indexes = write_sets(
+            input_folder,
+            output_path,
+            output_name,
+            None if vocab is None else vocab.read_bytes(),
+            workers=default_workers(),
+            progress=progress,
+        )
+    for folder, index in indexes.items():
+        typer.echo(f"{folder}: {index.examples} examples")

@@ -247,6 +247,11 @@ def _load(files: "ModelFiles", delta_url: str | None, settings: StorageSpec) -> 
     model = load_model(files, torch.float16 if half else torch.float32, torch.device("cuda" if on_gpu else "cpu"))
     if delta is not None:
         apply_delta(model, delta)
+    parameter = model.input_embedding.weight
+    console.say(
+        f"{files.config.parent}: {sum(p.numel() for p in model.parameters()):,} weights, config in the "
+        f"{model.config.dialect} dialect, {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
+    )
     return model
 
 

@@ -8,10 +8,9 @@ import os
 import sys
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cpmbee_job import contract
-from cpmbee_job.data.job import prepare_job
+from cpmbee_job.data.job import describe, prepare_bar, prepare_job
 from cpmbee_job.errors import CpmbeeError, InvalidError
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec
@@ -38,36 +37,20 @@ def main() -> None:
 
 
 def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> None:
-    """Prepare the data of a run, with a progress bar, and bind the run to it. See `prepare_job` for `vocab`."""
-    columns = TextColumn("prepare {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("")
-
-        def moved(examples: int, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"{examples:,} examples")
-
+    """Prepare the data of a run and bind the run to it. See `prepare_job` for `vocab`."""
+    with prepare_bar(console) as progress:
         record = prepare_job(
             run.spec,
             run.storage,
             vocab=vocab,
             pod_index=int(os.environ.get(INDEX_ENV, "0")),
             num_pods=run.spec.workers.count,
-            progress=moved,
+            progress=progress,
         )
     run.bind_data(record)
     for split in ("train", "eval"):
         if record[split] is not None:
             console.print(describe(split, record[split]), markup=False)
-
-
-def describe(split: str, record: dict[str, int]) -> str:
-    """One line about a prepared data set."""
-    words = f"{split}: {record['examples']:,} examples in {record['rows']:,} rows, {record['tokens']:,} tokens"
-    for kind in ("skipped", "warnings"):
-        counts: dict[str, int] = record[kind]  # type: ignore[assignment]
-        if counts:
-            words += f"; {kind}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    return words
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
 """The preprocess init-step of a job: both splits prepared, and the run bound to them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cpmbee_job.data.index import Index
 from cpmbee_job.data.parts import PrepareSettings
@@ -78,3 +83,25 @@ def _summary(url: str, folder: str, index: Index) -> dict[str, Any]:
         "skipped": dict(index.skipped),
         "warnings": dict(index.warnings),
     }
+
+
+def describe(split: str, record: dict[str, Any]) -> str:
+    """One line about a prepared split."""
+    words = f"{split}: {record['examples']:,} examples in {record['rows']:,} rows, {record['tokens']:,} tokens"
+    for kind in ("skipped", "warnings"):
+        if record[kind]:
+            words += f"; {kind}: " + ", ".join(f"{count:,} {reason}" for reason, count in record[kind].items())
+    return words
+
+
+@contextmanager
+def prepare_bar(console: Console) -> Iterator[PrepareProgress]:
+    """A progress bar with rate and remaining time where `console` is a terminal."""
+    columns = TextColumn("prepare {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+
+        def moved(examples: int, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=f"{examples:,} examples")
+
+        yield moved

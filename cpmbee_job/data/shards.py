@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -125,7 +126,8 @@ def _local_part(store: Store, key: str, size: int, sha256: str, cache: Path | No
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
                 fetched = path.with_suffix(".fetched")
-                store.download(key, fetched)
+                with suppress(NotFoundError):
+                    store.download(key, fetched)
                 _verify(fetched, size, sha256, f"{store.url}/{key}")
                 fetched.replace(path)
     return path

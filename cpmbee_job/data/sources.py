@@ -17,9 +17,9 @@ from cpmbee_job import contract
 from cpmbee_job.data.examples import Example, check_example, parse_object
 from cpmbee_job.data.index import INDEX
 from cpmbee_job.data.original import META, read_original
-from cpmbee_job.data.reformat import converter
+from cpmbee_job.data.reformat import Converter, converter
 from cpmbee_job.data.shards import read_examples, read_index
-from cpmbee_job.data.streams import COMPRESSED_SUFFIXES, count_lines, open_slice
+from cpmbee_job.data.streams import COMPRESSED_SUFFIXES, count_lines, is_compressed, open_slice
 from cpmbee_job.errors import DataError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Progress, Store, list_objects, no_progress
@@ -190,17 +190,7 @@ def read_piece(
     convert = converter(format_name)
     for part in piece.slices:
         for place, line in _lines(store, part, on_bytes):
-            try:
-                row = parse_object(line) if isinstance(line, bytes) else _refuse(line)
-            except DataError as error:
-                yield Record(place, Rejection("unreadable", error))
-                continue
-            try:
-                row = convert(row)
-            except DataError as error:
-                yield Record(place, Rejection("wrong format", error))
-                continue
-            yield Record(place, _checked(row, warnings, strict))
+            yield Record(place, _example(line, convert, warnings, strict))
 
 
 def read_source(
@@ -238,12 +228,12 @@ def _recognise(url: str, store: Store, objects: list[ObjectInfo]) -> tuple[Kind,
 
 def _is_lines(key: str) -> bool:
     path = PurePosixPath(key.lower())
-    return (PurePosixPath(path.stem) if path.suffix in COMPRESSED_SUFFIXES else path).suffix in _PLAIN_SUFFIXES
+    return (PurePosixPath(path.stem) if is_compressed(key) else path).suffix in _PLAIN_SUFFIXES
 
 
 def _cut(info: ObjectInfo, size: int, kind: Kind) -> Iterator[Slice]:
     """Cut an object into equal slices of at most `size` bytes."""
-    whole = kind != "lines" or info.key.endswith(COMPRESSED_SUFFIXES)
+    whole = kind != "lines" or is_compressed(info.key)
     count = 1 if whole else -(-info.size // size)
     for number in range(count if info.size else 0):
         yield Slice(info, number * info.size // count, (number + 1) * info.size // count)
@@ -267,7 +257,7 @@ def _lines(store: Store, part: Slice, on_bytes: Progress) -> Iterator[tuple[Plac
     """The lines that start in a slice, without empty ones, numbered from the slice's start."""
     info = part.object
     place = _OpenSlice(store, part)
-    compressed = info.key.endswith(COMPRESSED_SUFFIXES)
+    compressed = is_compressed(info.key)
     # Reading begins one byte early: only a line end there makes a line start where the slice does.
     begin = max(0, part.start - 1)
     with open_slice(store, info.key, info.size, begin, part.end, on_bytes) as stream:
@@ -305,15 +295,27 @@ def _skip_line(stream: Any) -> int:
     return skipped
 
 
+def _example(
+    line: bytes | DataError, convert: Converter, warnings: Counter[str], strict: bool
+) -> "Example | Rejection":
+    if isinstance(line, DataError):
+        return Rejection("unreadable", line)
+    try:
+        row = parse_object(line)
+    except DataError as error:
+        return Rejection("unreadable", error)
+    try:
+        row = convert(row)
+    except DataError as error:
+        return Rejection("wrong format", error)
+    return _checked(row, warnings, strict)
+
+
 def _checked(raw: object, warnings: Counter[str], strict: bool) -> "Example | Rejection":
     try:
         return check_example(raw, warnings, strict=strict)
     except DataError as error:
         return Rejection("no example", error)
-
-
-def _refuse(error: DataError) -> dict[str, Any]:
-    raise error
 
 
 def _name(store: Store, key: str) -> str:

@@ -21,6 +21,11 @@ _CHUNK_BYTES = 1 << 20
 _BEYOND_BYTES = 1 << 18  # what is read at a time to finish the line that crosses a slice's end
 
 
+def is_compressed(key: str) -> bool:
+    """Whether an object's name says so; such an object can only be read from its start."""
+    return key.lower().endswith(COMPRESSED_SUFFIXES)
+
+
 @contextmanager
 def open_slice(
     store: Store, key: str, size: int, start: int, end: int, on_bytes: Progress = no_progress
@@ -32,9 +37,9 @@ def open_slice(
     with _ObjectStream(store, key, size, start, end, on_bytes) as raw:
         plain: IO[bytes] = io.BufferedReader(raw, _CHUNK_BYTES)
         try:
-            if key.endswith(".gz"):
+            if key.lower().endswith(".gz"):
                 yield gzip.GzipFile(fileobj=plain)  # type: ignore[misc]  # has all of it that is used
-            elif key.endswith(".zst"):
+            elif key.lower().endswith(".zst"):
                 yield io.BufferedReader(_ZstdStream(plain), _CHUNK_BYTES)
             else:
                 yield plain

@@ -76,7 +76,8 @@ class ModelInputs:
         """From arrays named as the fields are; `groups` and `restore` follow from `lengths`."""
         host_lengths = tuple(int(length) for length in lengths)
         groups, restore = plan_groups(host_lengths)
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        # Arrays that are mapped from a file may be read-only, which a tensor can't express.
+        tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
         if sum(host_lengths) != len(tensors["ids"]):
             raise ValueError(f"{len(tensors['ids'])} tokens, but lengths that sum to {sum(host_lengths)}")
         return cls(lengths=host_lengths, groups=groups, restore=restore, **tensors)

@@ -77,7 +77,7 @@ class FileStore:
                 except FileExistsError as error:
                     raise ConflictError(f"{path}: exists already") from error
             else:
-                with _locked(path.parent, create=if_match is not None):
+                with _locked(path.parent):
                     if if_match is not None and not (path.is_file() and self._etag(path) == if_match):
                         raise ConflictError(f"{path}: is no longer the object that was read")
                     temporary.replace(path)
@@ -88,7 +88,7 @@ class FileStore:
         target = self._path(key)
         with explained(path), path.open("rb") as source, explained(target), self._new_file(target) as temporary:
             _copy(source, temporary, progress)
-            with _locked(target.parent, create=False):
+            with _locked(target.parent):
                 temporary.replace(target)
             _sync(target.parent)
 
@@ -113,10 +113,10 @@ class FileStore:
     def delete(self, key: str) -> None:
         path = self._path(key)
         with explained(path):
-            if not path.parent.is_dir():
+            if not path.is_file():
                 return
-            with _locked(path.parent, create=False):
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError), _locked(path.parent):
+                path.unlink()
             for folder in path.parents:  # as in S3, a folder without objects is none
                 if folder == self.root:
                     break
@@ -153,11 +153,15 @@ class FileStore:
         temporary = _temporary(path)
         try:
             while True:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # FileNotFoundError: a `delete` has removed the folder in between
-                with suppress(FileNotFoundError):
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     temporary.touch(exist_ok=False)
                     break
+                except FileNotFoundError:  # a `delete` has removed the folder in between
+                    continue
+                except FileExistsError:  # likewise, unless something else is where the folder should be
+                    if any(os.path.lexists(folder) and not folder.is_dir() for folder in path.parents):
+                        raise
             yield temporary
         finally:
             with suppress(OSError):
@@ -228,16 +232,26 @@ def _copy(source: BinaryIO, target: Path, progress: Progress) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, *, create: bool) -> Iterator[None]:
-    """Holds the folder's lock file. Where no conditional put has ever made one (`create`), nobody needs ordering."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock file, which is there only meanwhile: a comparison and the rename after it are one."""
+    path = folder / LOCK
+    while True:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of the open file, so threads exclude each other as well
+            if not _is_open_file(path, file):
+                continue  # the holder we waited for has removed it: a lock on it excludes nobody any more
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_open_file(path: Path, file: BinaryIO) -> bool:
     try:
-        file = (folder / LOCK).open("ab" if create else "rb+")
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # of the open file, so threads exclude each other as well
-        yield
+        return False
 
 
 def _sync(path: Path) -> None:

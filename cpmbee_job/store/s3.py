@@ -9,8 +9,7 @@ import hashlib
 import random
 import time
 import uuid
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,8 @@ from s3transfer.subscribers import BaseSubscriber
 from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
-from cpmbee_job.store.files import COPY_BYTES, explained, whole_file
+from cpmbee_job.store.checksums import file_digest, matches
+from cpmbee_job.store.files import explained, whole_file
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -150,7 +150,7 @@ class S3Store:
 
     def upload(self, path: Path, key: str, progress: Progress = no_progress) -> None:
         with explained(path):
-            size, digest = path.stat().st_size, _file_digest(path, hashlib.sha256()).hex()
+            size, digest = path.stat().st_size, file_digest(path, hashlib.sha256()).hex()
         extra = {"Metadata": {"sha256": digest}, **self._encryption}
         target = self._key(key)
         with explained(path), self._explained(key):
@@ -235,7 +235,7 @@ class S3Store:
             transfers.download(self._bucket, target, str(path), None, [reporter]).result()
         if (size := path.stat().st_size) != head["ContentLength"]:
             raise BrokenBodyError(f"{size} bytes came, it has {head['ContentLength']}")
-        if not _matches(path, head):
+        if not matches(path, head):
             raise BrokenBodyError("its checksum is not the one it was stored with")
 
     def _transfers(self) -> TransferManager:
@@ -394,36 +394,3 @@ def _reason(error: Exception) -> str:
 
 def _pause(attempt: int) -> None:
     time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
-
-
-def _matches(path: Path, head: Mapping[str, Any]) -> bool:
-    """Whether the file has the strongest checksum that the object's HEAD tells (true where it tells none)."""
-    digest = head["Metadata"].get("sha256")
-    if digest is not None:
-        return _file_digest(path, hashlib.sha256()).hex() == str(digest)
-    whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
-    for name, algorithm in (("ChecksumSHA256", hashlib.sha256()), ("ChecksumCRC32", _Crc32())):
-        value = head.get(name)
-        if value is not None and whole and "-" not in value:  # with a dash: a checksum of the parts' checksums
-            return base64.b64encode(_file_digest(path, algorithm)).decode() == str(value)
-    return True
-
-
-class _Crc32:
-    """CRC-32 with the interface of hashlib."""
-
-    def __init__(self) -> None:
-        self._value = 0
-
-    def update(self, data: bytes) -> None:
-        self._value = zlib.crc32(data, self._value)
-
-    def digest(self) -> bytes:
-        return self._value.to_bytes(4, "big")
-
-
-def _file_digest(path: Path, algorithm: Any) -> bytes:
-    with path.open("rb") as file:
-        while chunk := file.read(COPY_BYTES):
-            algorithm.update(chunk)
-    return bytes(algorithm.digest())

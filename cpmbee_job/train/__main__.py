@@ -5,6 +5,7 @@ is in the store. On a cluster torchrun takes its world from `PET_*` variables; e
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -108,7 +109,8 @@ class Supervisor:
             if self.stopping or not workers:
                 torchrun.terminate()
             for pid in workers:
-                _signal(pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                    os.kill(pid, signal.SIGTERM)
         self.stopping = True
 
     def _sleep(self, seconds: float) -> None:
@@ -128,13 +130,6 @@ def _children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass  # it has just ended
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Checkpoints and deltas in the store: an object, then a manifest with its hash, then a pointer.
 
 Writer and reader stand side by side. A state holds everything but the base: trained parameters and moments in fp32,
-loss scale, position, best score, patience, digests. No random state: what is random is a function of (seed, step, rank).
+loss scale, position, best score, patience. No random state: what is random is a function of (seed, step, rank).
 """
 
 import hashlib
@@ -103,7 +103,7 @@ def write_folder(store: Store, prefix: str, folder: Path) -> None:
 
 
 def move_pointer(store: Store, key: str, record: Mapping[str, Any], attempt: int) -> None:
-    """Point `key` to what `record` names, by conditional put. Raises `RefusedError` when a newer attempt has moved it."""
+    """Point `key` to what `record` names, by conditional put. Raises `RefusedError` when a newer attempt has."""
     data = contract.to_json({**record, "attempt": attempt})
     while True:
         try:

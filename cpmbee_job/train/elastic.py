@@ -90,8 +90,8 @@ def first_start(store: Store) -> float:
 
 
 def record_failure(run: Run, attempt: int, failure: Failure) -> bool:
-    """Note that `attempt` failed. True when the run's last `train.max_failures` attempts all failed at the same step for
-    the same reason, so that another one would too."""
+    """Note that `attempt` failed. True when the last `train.max_failures` attempts all failed at the same step for the
+    same reason, so that another one would too."""
     try:
         run.store.put(contract.failure_key(attempt), contract.to_json(asdict(failure)), if_none_match=True)
     except ConflictError:

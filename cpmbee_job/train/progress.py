@@ -219,7 +219,13 @@ def _kept_lines(store: Store, start_step: int) -> list[str]:
     return [line for line in lines if json.loads(line)["step"] <= start_step]
 
 
-class ConsoleHandler(logging.Handler):
+def log_to_console() -> None:
+    """Show this process's log on stderr: ours from INFO on, others' warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ConsoleHandler()])
+    logging.getLogger("cpmbee_job").setLevel(logging.INFO)
+
+
+class _ConsoleHandler(logging.Handler):
     """Log records as lines above the live line."""
 
     def emit(self, record: logging.LogRecord) -> None:

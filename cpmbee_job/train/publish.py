@@ -1,4 +1,4 @@
-"""What of a run goes into the store: checkpoints, deltas, and in the end its result. Rank 0 writes, in the background."""
+"""What of a run goes into the store: checkpoints, deltas, in the end its result. Rank 0 writes, in the background."""
 
 import platform
 import shutil
@@ -108,7 +108,7 @@ class Publisher:
             save_delta_folder(folder, weights, manifest, save_name=run.spec.train.save_name)
             if not is_delta:  # with these it is a model folder
                 shutil.copy(self._model.config, folder / "config.json")
-                shutil.copy(self._model.vocabulary, folder / "vocab.txt")
+                shutil.copy(self._model.vocab, folder / "vocab.txt")
             write_folder(run.store, prefix, folder)
             if contract.BEST in pointers and self._exports.best is not None:
                 draft = self._exports.best.with_name(f".{self._exports.best.name}.draft")

@@ -19,8 +19,9 @@ from cpmbee_job import contract
 from cpmbee_job.data.order import Order
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.errors import CpmbeeError, InvalidError, RefusedError
+from cpmbee_job.eval.files import fetch_delta
 from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.lora import insert_lora, load_delta, read_delta
+from cpmbee_job.model.lora import insert_lora, load_delta
 from cpmbee_job.model.weights import ModelFiles, find_model, load_model
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec
@@ -31,18 +32,18 @@ from cpmbee_job.train.checkpoint import newest_checkpoint
 from cpmbee_job.train.elastic import Failure, StopRequest, Watchdog, claim_attempt, first_start, record_failure
 from cpmbee_job.train.exports import NO_EXPORTS, Exports
 from cpmbee_job.train.loop import Position, train
-from cpmbee_job.train.progress import ConsoleHandler, Journal, Progress, Silent
+from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
 from cpmbee_job.train.publish import Publisher
 from cpmbee_job.train.torch_engine import TorchEngine
 from cpmbee_job.train.world import World
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("cpmbee_job.train.worker")  # also where this module is __main__
 
 
 def main() -> None:
     """Entry point of torchrun's processes. Ends with 0 also where a permanent fault is on record: torchrun would start
     the process again, and its supervisor knows."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
+    log_to_console()
     run = Run.open(sys.argv[1], StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}")))
     known = Failure.here()
     if run.result() is not None or (known is not None and known.permanent):
@@ -186,8 +187,7 @@ def build_model(run: Run, files: ModelFiles, device: torch.device) -> CpmBee:
         return model.requires_grad_(True)
     insert_lora(model, r=spec.lora.r, alpha=spec.lora.alpha, modules=spec.lora.modules, seed=spec.train.seed)
     if spec.lora.init_from is not None:
-        folder = fetch_folder(spec.lora.init_from, run.storage, default_cache_dir())
-        load_delta(model, read_delta(folder))
+        load_delta(model, fetch_delta(spec.lora.init_from, run.storage))
     return model
 
 

@@ -31,7 +31,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
 
 
 @pytest.fixture
-def bucket(s3: EmbeddedS3) -> str:  # noqa: ARG001 (it has to run)
+def bucket(s3: EmbeddedS3) -> str:
     """URL of a folder in S3 that nobody else uses."""
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
 

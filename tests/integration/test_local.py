@@ -10,8 +10,7 @@ import torch
 
 from tests.integration.jobs import cli, descendants, losses, make_job, metrics, start, wait_for, workers
 
-
-LONG = ["--set", "train.epochs=20"]
+LONG = ["--set", "train.epochs=20", "--set", "train.early_stop_patience=0"]
 """120 steps, of which the first 12 are those of the undisturbed run: time enough to disturb it."""
 
 
@@ -48,7 +47,8 @@ def test_metrics_have_a_line_for_every_step(undisturbed: Path) -> None:
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert {line["epoch"] for line in lines} == {1, 2}
     assert set(lines[0]) == {
-        "event", "step", "epoch", "attempt", "loss", "lr", "grad_norm", "tokens", "target_tokens", "tokens_per_s", "loss_scale",
+        "event", "step", "epoch", "attempt", "loss", "lr", "grad_norm", "tokens", "target_tokens", "tokens_per_s",
+        "loss_scale",
     }  # fmt: skip
     assert [line["step"] for line in metrics(undisturbed, "eval")] == [4, 8, 12]
 

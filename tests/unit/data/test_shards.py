@@ -122,11 +122,12 @@ def test_a_part_with_other_bytes_is_refused(prepared, tmp_path, store):
         RowDataset.open(store(prepared.url), tmp_path / "cache")
 
 
-def test_a_missing_part_is_named(prepared, tmp_path):
+@pytest.mark.parametrize("store", [FileStore, AwayStore])
+def test_a_missing_part_is_named(prepared, tmp_path, store):
     part = tmp_path / "prepared" / read_index(prepared).parts[1].key
     part.unlink()
-    with pytest.raises(DataError, match=part.name):
-        RowDataset.open(prepared)
+    with pytest.raises(DataError, match=rf"{part.name}: missing"):
+        RowDataset.open(store(prepared.url), tmp_path / "cache")
 
 
 def test_data_without_an_index_are_not_prepared(prepared):

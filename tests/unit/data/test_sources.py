@@ -66,7 +66,7 @@ def test_byte_order_mark_carriage_returns_and_blank_lines(tmp_path):
     assert _read(path) == [(f"{path}:{1 + 3 * number}", _example(number)) for number in range(3)]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.gz", ".gz", ".json.zst"])
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".gz", ".json.zst", ".JSONL.GZ"])
 def test_compressed_files(tmp_path, suffix):
     path = tmp_path / f"train{suffix}"
     compress = zstandard.compress if suffix.endswith("zst") else gzip.compress

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 
@@ -34,3 +36,12 @@ def test_lengths_that_do_not_fit_the_tokens_are_a_fault():
     arrays = flatten_rows(random_rows(np.random.default_rng(0), 50, 1, 2))
     with pytest.raises(ValueError, match="lengths"):
         ModelInputs.from_numpy(**{**arrays, "lengths": arrays["lengths"][:1]})
+
+
+def test_read_only_arrays_are_taken():
+    arrays = flatten_rows(random_rows(np.random.default_rng(0), 50, 1, 2))
+    for array in arrays.values():
+        array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ModelInputs.from_numpy(**arrays)

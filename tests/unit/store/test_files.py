@@ -92,17 +92,19 @@ def test_files_have_the_rights_of_the_umask(store: FileStore, tmp_path: Path) ->
 
 def test_no_hidden_files_stay(store: FileStore) -> None:
     store.put("a", b"1")
-    store.put("b", b"1", if_none_match=True)
+    store.put("a", b"2", if_match=store.put("b", b"1", if_none_match=True))
     with pytest.raises(ConflictError):
         store.put("b", b"1", if_none_match=True)
     assert sorted(path.name for path in store.root.iterdir()) == ["a", "b"]
 
 
 def test_what_a_killed_writer_left_is_no_object(store: FileStore) -> None:
-    store.put("a", b"1", if_match=store.put("a", b"0"))
+    etag = store.put("a", b"1")
     (store.root / ".a.0123.cpmbee-tmp").write_bytes(b"half")
-    assert (store.root / LOCK).exists()
+    (store.root / LOCK).touch()
     assert [entry.key for entry in store.list()] == ["a"]
+    store.put("a", b"2", if_match=etag)
+    assert store.get("a") == b"2"
 
 
 def test_deleted_folder_is_gone(store: FileStore) -> None:
@@ -191,6 +193,13 @@ def test_file_where_a_folder_should_be(store: FileStore) -> None:
     assert store.info("a/b") is None
 
 
+def test_link_to_nowhere_where_a_folder_should_be(store: FileStore, tmp_path: Path) -> None:
+    store.put("a", b"1")
+    (store.root / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match="folder should be"):
+        store.put("link/b", b"2")
+
+
 def test_folder_where_a_file_should_be(store: FileStore) -> None:
     store.put("a/b", b"1")
     with pytest.raises(NotFoundError, match="a folder, not a file"):
@@ -207,13 +216,12 @@ def test_folder_without_the_right_to_write(store: FileStore) -> None:
 
 
 def test_full_disk_is_told(tmp_path: Path) -> None:
-    with (
-        pytest.raises(StoreError, match="free space"),
-        whole_file(tmp_path / "a"),
-        Path("/dev/full").open("wb") as full,
-    ):
-        full.write(b"1")
-        full.flush()
+    def fill() -> None:
+        with whole_file(tmp_path / "a"):
+            Path("/dev/full").write_bytes(b"1")
+
+    with pytest.raises(StoreError, match="free space"):
+        fill()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,48 @@
+"""Raw rows in S3 to packed rows in S3, by several processes."""
+
+import gzip
+import json
+
+import numpy as np
+
+from cpmbee_job.data.prepare import PrepareSettings, prepare, prepare_split
+from cpmbee_job.data.shards import RowDataset
+from cpmbee_job.data.sources import open_source, read_source
+from cpmbee_job.store.base import open_store
+from cpmbee_job.store.files import FileStore
+
+
+def _lines(start, end):
+    rows = [{"input": f"row {number} " + "今天" * (number % 11), "<ans>": str(number)} for number in range(start, end)]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def test_s3_and_the_disk_hold_the_same_rows(bucket, s3_storage, tiny_vocab, tmp_path):
+    vocab, settings = tiny_vocab.read_bytes(), PrepareSettings(max_length=64)
+    data = open_store(f"{bucket}/data", s3_storage)
+    for store in (data, FileStore(str(tmp_path / "data"))):
+        store.put("train.jsonl", _lines(0, 200))
+        store.put("more/train.jsonl.gz", gzip.compress(_lines(200, 250)))
+    on_disk = prepare(
+        open_source(str(tmp_path / "data"), piece_bytes=3000), vocab, settings, FileStore(str(tmp_path / "out"))
+    )
+    source = open_source(data.url, s3_storage, piece_bytes=3000)
+    out = open_store(f"{bucket}/out", s3_storage)
+    index = prepare(source, vocab, settings, out, storage=s3_storage, workers=2)
+    assert index.content_digest == on_disk.content_digest
+
+    dataset = RowDataset.open(out, tmp_path / "cache")
+    table = dataset.table(np.arange(dataset.num_rows))
+    assert table.rows.size == index.examples == 250
+    assert len(list(read_source(data.url, s3_storage))) == 250
+
+
+def test_a_split_is_prepared_once(bucket, s3_storage, tiny_vocab):
+    vocab, settings = tiny_vocab.read_bytes(), PrepareSettings(max_length=64)
+    open_store(bucket, s3_storage).put("train.jsonl", _lines(0, 20))
+    folder, index = prepare_split(f"{bucket}/train.jsonl", vocab, settings, f"{bucket}/runs", storage=s3_storage)
+    listing = list(open_store(folder, s3_storage).list())
+    assert [info.key for info in listing] == ["index.json", "part-00000.arrow", "part-00000.json"]
+    again = prepare_split(f"{bucket}/train.jsonl", vocab, settings, f"{bucket}/runs", storage=s3_storage, workers=2)
+    assert again == (folder, index)
+    assert list(open_store(folder, s3_storage).list()) == listing
