@@ -29,7 +29,7 @@ SAME = """
     use_delta batch_size max_length max_steps drop_last seed task_name eval_interval early_stop_patience inspect_iters
     lr lr_decay_style train_iters lr_decay_iters warmup_iters start_step weight_decay clip_grad loss_scale
     loss_scale_factor save_name checkpoint_interval
-""".split()  # noqa: SIM905 (a table of names)
+""".split()
 """Flags that are called as their field of `train` is."""
 
 

@@ -287,7 +287,8 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
 
 def _absolute_paths(document: dict[str, Any], base: Path) -> None:
     data, lora = document.get("data"), document.get("lora")
-    places: list[tuple[Any, str]] = [(document, "model"), (document, "output"), (data, "train"), (data, "eval"), (lora, "init_from")]
+    places: list[tuple[Any, str]] = [(document, "model"), (document, "output")]
+    places += [(data, "train"), (data, "eval"), (lora, "init_from")]
     for section, key in places:
         value = section.get(key) if isinstance(section, dict) else None
         if isinstance(value, str) and value and "://" not in value:

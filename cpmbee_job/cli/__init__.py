@@ -1,9 +1,12 @@
 """The command line: each verb parses, calls, prints and ends with the exit code of `cpmbee_job.errors`."""
 
+import os
 import sys
+from typing import Annotated
 
 import typer
 
+from cpmbee_job import __version__
 from cpmbee_job.cli import console, data, job, model
 from cpmbee_job.errors import CpmbeeError
 
@@ -19,6 +22,21 @@ data.register(app)
 model.register(app)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cpmbee-job {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command line; errors become words on stderr and an exit code."""
     try:
@@ -26,3 +44,6 @@ def main() -> None:
     except CpmbeeError as error:
         console.error(str(error))
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -19,14 +19,14 @@ from cpmbee_job import contract
 from cpmbee_job.data.order import Order
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.errors import CpmbeeError, InvalidError, RefusedError
-from cpmbee_job.eval.files import fetch_delta
+from cpmbee_job.eval.files import fetch_delta, fetch_model
 from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.lora import insert_lora, load_delta
-from cpmbee_job.model.weights import ModelFiles, find_model, load_model
+from cpmbee_job.model.weights import ModelFiles, load_model
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import open_store
-from cpmbee_job.store.cache import default_cache_dir, fetch_folder
+from cpmbee_job.store.cache import default_cache_dir
 from cpmbee_job.train.batches import Batches, Vocabulary, all_rows
 from cpmbee_job.train.checkpoint import newest_checkpoint
 from cpmbee_job.train.elastic import Failure, StopRequest, Watchdog, claim_attempt, first_start, record_failure
@@ -48,9 +48,7 @@ def main() -> None:
     known = Failure.here()
     if run.result() is not None or (known is not None and known.permanent):
         return
-    failure = work(
-        run, World.form(), lambda: find_model(fetch_folder(run.spec.model, run.storage, default_cache_dir()))
-    )
+    failure = work(run, World.form(), lambda: fetch_model(run.spec.model, run.storage))
     if failure is not None and not failure.permanent:
         sys.exit(1)
 

@@ -91,7 +91,9 @@ def test_resume_goes_on_with_the_newest_run(folder: Path) -> None:
 
 
 def test_all_weights_can_be_trained(folder: Path) -> None:
-    done = finetune(folder, "full", "--epoch", "1", "--batch-size", "8", "--max-steps", "2", "--drop-last", "--lr", "1e-4")
+    done = finetune(
+        folder, "full", "--epoch", "1", "--batch-size", "8", "--max-steps", "2", "--drop-last", "--lr", "1e-4"
+    )
     assert done.returncode == 0, done.stderr
     state = torch.load(folder / "full/cpm_bee_finetune-best.pt", weights_only=True)
     assert "input_embedding.weight" in state

@@ -116,7 +116,8 @@ def test_killed_half_way_the_next_run_completes_it(tmp_path, train, vocab, tiny_
     (tmp_path / "slow_format.py").write_text("import time\ndef slowly(row):\n    time.sleep(0.004)\n    return row\n")
     (tmp_path / "slow.py").write_text(_SLOW)
     command = [sys.executable, "slow.py", str(train), str(tiny_vocab), str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(tmp_path)])}
+    search_path = os.pathsep.join([*sys.path, str(tmp_path)])
+    environment = {**os.environ, "PYTHONPATH": search_path, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     _wait_for(lambda: list((tmp_path / "out").glob("part-*.json")))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

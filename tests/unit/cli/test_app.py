@@ -1,0 +1,65 @@
+"""The command line as a whole: light, and honest about mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ["torch", "boto3", "botocore", "kubernetes", "pyarrow", "numpy", "transformers", "opendelta"]
+
+
+def run(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "cpmbee_job.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["local", "--help"], ["init", "a.yaml"], ["validate", "job.yaml"]])
+def test_light_verbs_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "job.yaml").write_text("name: a\nmodel: s3://m/\ndata: {train: s3://d/}\noutput: s3://o/\n")
+    program = (
+        "import sys, atexit\n"
+        f"atexit.register(lambda: print('HEAVY', [m for m in {HEAVY} if m in sys.modules]))\n"
+        f"sys.argv = ['cpmbee-job', *{arguments}]\n"
+        "from cpmbee_job.cli import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_what_init_writes_is_valid(tmp_path: Path) -> None:
+    assert run("init", "my job.yaml", cwd=tmp_path).returncode == 0
+    done = run("validate", "my job.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "name: my-job" in done.stdout
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("mine")
+    assert run("init", cwd=tmp_path).returncode == 5
+    assert (tmp_path / "job.yaml").read_text() == "mine"
+
+
+def test_a_missing_spec_is_said_with_what_to_do(tmp_path: Path) -> None:
+    done = run("validate", "nowhere.yaml", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: nowhere.yaml: No such file")
+    assert "hint" in done.stderr
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    done = run("validate", "--frobnicate", "x")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: a\nmodel: s3://m/\ndata: {train: s3://d/}\noutput: s3://o/\n")
+    script = f"{sys.executable} -m cpmbee_job.cli validate --json job.yaml | true"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_told() -> None:
+    assert run("--version").stdout.startswith("cpmbee-job ")
