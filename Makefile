@@ -1,5 +1,5 @@
 # `make help` lists the targets. Everything runs from .venv, which `make setup` makes from the lock files.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -93,7 +93,7 @@ class TrainSpec(Section):
         "cpm_bee_finetune", description="File name of the delta."
     )
     task_name: str = Field("task", description="Name of the task in TensorBoard.")
-    engine: Literal["auto", "torch", "bmtrain"] = Field("auto", description="What executes a step.")
+    engine: Literal["auto", "torch"] = Field("auto", description="What executes a step; only torch is there yet.")
     stall_timeout: Annotated[float, Field(gt=0)] = Field(
         900.0, description="Seconds without progress after which a worker ends itself to be restarted."
     )
@@ -139,7 +139,7 @@ class StorageSpec(Section):
     )
     region: str | None = Field(None, description="Region; default: the credential chain's.")
     path_style: Literal["auto"] | bool = Field(
-        "auto", description="Bucket in the path instead of the host name; `auto`: yes where endpoint_url is set."
+        "auto", description="Bucket in the path instead of the host name; `auto`: yes where an endpoint is set, here or by AWS_ENDPOINT_URL."
     )
     ca_bundle: str | None = Field(None, description="File with the CA certificates to trust.")
     sse: Literal["AES256", "aws:kms"] | None = Field(None, description="Server-side encryption of what is written.")
@@ -168,12 +168,6 @@ class JobSpec(Section):
     image: str | None = Field(None, description="Image of the training pods.")
     workers: WorkersSpec = WorkersSpec()
     storage: StorageSpec = StorageSpec()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.train.engine == "bmtrain" and self.workers.gpus == 0:
-            raise ValueError("train.engine 'bmtrain' needs GPUs; set workers.gpus, or train.engine to auto or torch")
-        return self
 
     @property
     def global_batch_size(self) -> int:

@@ -339,7 +339,8 @@ class _Reporter(BaseSubscriber):
 def _client(storage: StorageSpec, limits: Limits) -> "S3Client":
     if storage.ca_bundle is not None and not Path(storage.ca_bundle).is_file():
         raise SpecError(f"storage.ca_bundle: {storage.ca_bundle} is no file")
-    path_style = storage.endpoint_url is not None if storage.path_style == "auto" else storage.path_style
+    elsewhere = storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    path_style = elsewhere is not None if storage.path_style == "auto" else storage.path_style
     config = Config(
         s3={"addressing_style": "path" if path_style else "virtual"},
         retries={"mode": "standard", "total_max_attempts": limits.attempts},

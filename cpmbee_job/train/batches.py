@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cpmbee_job.data.collate import Collated, collate
+from cpmbee_job.data.collate import Collated, ExtraColumns, collate
 from cpmbee_job.data.order import MicroBatch, Order, share
 from cpmbee_job.data.shards import RowDataset
 
@@ -88,32 +87,34 @@ class Batches:
 
     def _batch(self, step: int) -> Batch:
         epoch, rows = self.order.step(step)
+        extra = self.dataset.extra_columns(rows)
         mine = share(rows, self.rank, self.world_size, self.batch_size)
-        return Batch(step, epoch, rows.tolist(), collate_share(self.dataset, self.vocabulary, rows, mine))
+        return Batch(step, epoch, rows.tolist(), [_collated(self.dataset, self.vocabulary, m, extra) for m in mine])
 
 
-def all_rows(
-    dataset: RowDataset, vocabulary: Vocabulary, *, rank: int, world_size: int, batch_size: int
-) -> list[Collated]:
-    """This rank's share of every row, in order, as an evaluation reads them."""
-    rows = np.arange(dataset.num_rows)
-    return collate_share(dataset, vocabulary, rows, share(rows, rank, world_size, batch_size))
+class AllRows:
+    """This rank's share of every row, in order, as an evaluation reads them; collated anew each time."""
+
+    def __init__(
+        self, dataset: RowDataset, vocabulary: Vocabulary, *, rank: int, world_size: int, batch_size: int
+    ) -> None:
+        self.dataset, self.vocabulary = dataset, vocabulary
+        rows = np.arange(dataset.num_rows)
+        self.extra = dataset.extra_columns(rows)
+        self.micro_batches = share(rows, rank, world_size, batch_size)
+
+    def __iter__(self) -> Iterator[Collated]:
+        return (_collated(self.dataset, self.vocabulary, m, self.extra) for m in self.micro_batches)
 
 
-def collate_share(
-    dataset: RowDataset, vocabulary: Vocabulary, rows: NDArray[np.int64], micro_batches: list[MicroBatch]
-) -> list[Collated]:
-    """Collate one rank's micro-batches of `rows`. The extra columns are those of all of `rows`: each takes part in
-    every target's softmax, so the loss would depend on the number of ranks if they were the micro-batch's own."""
-    extra = dataset.extra_columns(rows)
-    return [
-        collate(
-            dataset.table(m.rows),
-            vocabulary.size,
-            vocabulary.bos_id,
-            vocabulary.eos_id,
-            weights=m.weights,
-            extra=extra,
-        )
-        for m in micro_batches
-    ]
+def _collated(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch, extra: ExtraColumns) -> Collated:
+    """`extra` must be the columns of the whole step: each takes part in every target's softmax, so the loss would
+    depend on the number of ranks if they were the micro-batch's own."""
+    return collate(
+        dataset.table(micro_batch.rows),
+        vocabulary.size,
+        vocabulary.bos_id,
+        vocabulary.eos_id,
+        weights=micro_batch.weights,
+        extra=extra,
+    )

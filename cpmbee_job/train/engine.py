@@ -1,6 +1,6 @@
 """What executes a step. The loop knows only this; `torch_engine` is one, BMTrain will be another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,7 +52,7 @@ class Engine(Protocol):
         number also seeds what is random in it. An overflow in half precision is done again at a smaller loss scale.
         Raises `ModelError` for a loss that is not finite."""
 
-    def evaluate(self, micro_batches: Sequence[Collated]) -> EvalResult:
+    def evaluate(self, micro_batches: Iterable[Collated]) -> EvalResult:
         """Mean loss over all ranks' micro-batches."""
 
     def state(self) -> EngineState:

@@ -4,7 +4,7 @@ What happens at a step is a function of the spec and the step's number alone, so
 on any number of ranks, draws the curve that an undisturbed run would have drawn.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -61,7 +61,7 @@ def train(
     *,
     engine: Engine,
     batches: Iterable[Batch],
-    eval_batches: Sequence[Collated] | None,
+    eval_batches: Iterable[Collated] | None,
     total_steps: int,
     position: Position,
     saver: Saver,
@@ -97,8 +97,7 @@ def train(
         # Evaluate
         is_last = batch.step == total_steps
         if eval_batches is not None and (is_last or batch.step % spec.eval_interval == 0):
-            evaluated = engine.evaluate(eval_batches)
-            control.beat()
+            evaluated = engine.evaluate(_beating(eval_batches, control))
             is_best = evaluated.loss < position.best_loss
             position.evaluations_without_gain = 0 if is_best else position.evaluations_without_gain + 1
             if is_best:
@@ -115,6 +114,13 @@ def train(
         if result.stop and not is_last:
             return "stopped"
     return "finished"
+
+
+def _beating(batches: Iterable[Collated], control: Control) -> Iterator[Collated]:
+    """The batches; asking for the next one is progress."""
+    for batch in batches:
+        control.beat()
+        yield batch
 
 
 def _statistics_table(engine: Engine) -> str:

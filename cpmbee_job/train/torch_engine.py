@@ -3,7 +3,7 @@
 Runs on CPU over gloo, and on GPUs over NCCL.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import torch
@@ -87,7 +87,7 @@ class TorchEngine:
         return torch.cat([counts, norm.double().reshape(1)]).tolist()
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[Collated]) -> EvalResult:
+    def evaluate(self, micro_batches: Iterable[Collated]) -> EvalResult:
         self.model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in micro_batches:

@@ -27,7 +27,7 @@ from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import open_store
 from cpmbee_job.store.cache import default_cache_dir
-from cpmbee_job.train.batches import Batches, Vocabulary, all_rows
+from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
 from cpmbee_job.train.checkpoint import newest_checkpoint
 from cpmbee_job.train.elastic import Failure, StopRequest, Watchdog, claim_attempt, first_start, record_failure
 from cpmbee_job.train.exports import NO_EXPORTS, Exports
@@ -127,7 +127,7 @@ class _Attempt:
             spec.train,
             engine=engine,
             batches=Batches(dataset, order, vocabulary, first=self.position.step + 1, last=total_steps, **share),
-            eval_batches=None if evaluation is None else all_rows(evaluation, vocabulary, **share),
+            eval_batches=None if evaluation is None else AllRows(evaluation, vocabulary, **share),
             total_steps=total_steps,
             position=self.position,
             saver=publisher,

@@ -64,7 +64,7 @@ def test_the_global_batch_does_not_depend_on_who_is_alive() -> None:
         ("storage: {path_style: 3}", "storage.path_style"),
         ("lora: {modules: []}", "lora.modules"),
         ("workers: {count: 2, max: 1}", "needs min <= count <= max"),
-        ("train: {engine: bmtrain}", "needs GPUs"),
+        ("train: {engine: bmtrain}", "train.engine: Input should be 'auto' or 'torch'"),
         ("name: Big_Name", "written twice"),
         ("train: [1, 2", "not valid YAML"),
         ("train: {lr: .nan}", "train.lr"),
