@@ -139,7 +139,8 @@ class StorageSpec(Section):
     )
     region: str | None = Field(None, description="Region; default: the credential chain's.")
     path_style: Literal["auto"] | bool = Field(
-        "auto", description="Bucket in the path instead of the host name; `auto`: yes where an endpoint is set, here or by AWS_ENDPOINT_URL."
+        "auto",
+        description="Bucket in the path instead of the host name; `auto`: yes where an endpoint is set, here or by AWS_ENDPOINT_URL.",
     )
     ca_bundle: str | None = Field(None, description="File with the CA certificates to trust.")
     sse: Literal["AES256", "aws:kms"] | None = Field(None, description="Server-side encryption of what is written.")

@@ -107,6 +107,7 @@ def flatten_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "targets": targets[positions],
         "ext_ids": batch["ext_ids"].astype(np.int32),
         "ext_subs": batch["ext_sub"].astype(np.int32),
+        "columns": np.ones((len(positions), len(batch["ext_ids"])), dtype=np.bool_),  # as in the original
         "rows": np.array(rows, np.int32),
     }
 

@@ -63,30 +63,40 @@ class Table:
 
 @dataclass(frozen=True)
 class ExtraColumns:
-    """The classes beyond the vocabulary: tokens that are told from others of the same id by their sub number."""
+    """The classes beyond the vocabulary: tokens that are told from others of the same id by their sub number.
+
+    An example's classes are the vocabulary and its own extra columns, so that its loss does not depend on which other
+    examples share its batch (the original lets all columns of a batch compete). One that has none gets the
+    placeholder (0, 1), as in the original an example that is alone does.
+    """
 
     ids: Int32
-    """(X,)"""
+    """(X,) sorted, with `subs`"""
     subs: Int32
     """(X,)"""
+    own: NDArray[np.bool_]
+    """(E, X) the columns of each example"""
 
     @classmethod
-    def of(cls, input_ids: NDArray[np.integer], input_id_subs: NDArray[np.integer]) -> Self:
-        """One column for each pair among the tokens (N,) with a sub number above 0, sorted; where there is none, the
-        placeholder (0, 1), as in the original.
-        """
-        keys = np.unique(_keys(input_ids, input_id_subs)[input_id_subs > 0])
-        if not keys.size:
-            keys = np.array([1], dtype=np.int64)
-        return cls((keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32))
+    def of(cls, table: Table, examples: NDArray[np.integer]) -> Self:
+        """The columns of a table whose tokens (N,) are of `examples`."""
+        numbered = np.flatnonzero(table.input_id_subs)
+        num_examples = table.rows.size
+        without = np.setdiff1d(np.arange(num_examples), examples[numbered])
+        keys = np.concatenate(
+            [_keys(table.input_ids[numbered], table.input_id_subs[numbered]), np.full(without.size, _PLACEHOLDER)]
+        )
+        known, columns = np.unique(keys, return_inverse=True)
+        own = np.zeros((num_examples, known.size), dtype=np.bool_)
+        own[np.concatenate([examples[numbered], without]), columns] = True
+        return cls((known >> 32).astype(np.int32), (known & 0xFFFFFFFF).astype(np.int32), own)
 
     def find(self, input_ids: Int32, input_id_subs: Int32) -> NDArray[np.int64]:
-        """The column of each pair."""
-        known, wanted = _keys(self.ids, self.subs), _keys(input_ids, input_id_subs)
-        columns = np.minimum(np.searchsorted(known, wanted), known.size - 1)
-        if not np.array_equal(known[columns], wanted):
-            raise ValueError("a token that needs an extra column has none")
-        return columns
+        """The column of each pair, which must have one."""
+        return np.searchsorted(_keys(self.ids, self.subs), _keys(input_ids, input_id_subs))
+
+
+_PLACEHOLDER = 1
 
 
 def _keys(ids: NDArray[np.integer], subs: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -125,24 +135,16 @@ class Collated:
     """(X,) tokens of the extra columns"""
     ext_subs: Int32
     """(X,) their sub numbers"""
+    columns: NDArray[np.bool_]
+    """(T, X) the extra columns that compete for each target: those of its example"""
     rows: Int32
     """(E,) row of each example, from 0"""
 
 
 def collate(
-    table: Table,
-    vocab_size: int,
-    bos_id: int,
-    eos_id: int,
-    weights: NDArray[np.bool_] | None = None,
-    extra: ExtraColumns | None = None,
+    table: Table, vocab_size: int, bos_id: int, eos_id: int, weights: NDArray[np.bool_] | None = None
 ) -> Collated:
-    """Make a forward pass of `table`. Rows whose weight (B,) is False keep no targets.
-
-    `extra` must hold every token of the table with a sub number; by default it holds those and no others, as in the
-    original. Every column takes part in the softmax of every target, so for a loss that does not depend on how a
-    step is cut into micro-batches give the columns of the whole step (`RowDataset.extra_columns`).
-    """
+    """Make a forward pass of `table`. Rows whose weight (B,) is False keep no targets."""
     sample_starts = np.cumsum(table.sample_counts) - table.sample_counts  # (E,) in samples
     lengths = np.add.reduceat(table.sample_lengths, sample_starts)
     starts = np.cumsum(lengths) - lengths  # (E,) in tokens
@@ -150,11 +152,11 @@ def collate(
     rel_sizes = np.square(table.sample_segments.astype(np.int64))
     sample_numbers = np.arange(table.sample_lengths.size) - np.repeat(sample_starts, table.sample_counts)
 
-    extra = extra or ExtraColumns.of(table.input_ids, table.input_id_subs)
+    examples = np.repeat(np.arange(lengths.size), lengths)  # (N,)
+    extra = ExtraColumns.of(table, examples)
     target_positions = np.flatnonzero(table.context == 0)
     if weights is not None and not weights.all():
-        examples = np.searchsorted(starts, target_positions, side="right") - 1
-        target_positions = target_positions[weights[table.rows[examples]]]
+        target_positions = target_positions[weights[table.rows[examples[target_positions]]]]
     return Collated(
         ids=table.input_ids,
         subs=table.input_id_subs,
@@ -170,6 +172,7 @@ def collate(
         targets=_targets(table, positions, target_positions, extra, vocab_size, bos_id, eos_id),
         ext_ids=extra.ids,
         ext_subs=extra.subs,
+        columns=extra.own[examples[target_positions]],
         rows=table.rows,
     )
 
@@ -194,8 +197,6 @@ def _targets(
     return targets
 
 
-def collate_examples(
-    examples: Sequence[Encoded], vocab_size: int, bos_id: int, eos_id: int, extra: ExtraColumns | None = None
-) -> Collated:
+def collate_examples(examples: Sequence[Encoded], vocab_size: int, bos_id: int, eos_id: int) -> Collated:
     """A forward pass of examples that were encoded on the fly, each in a row of its own."""
-    return collate(Table.of(examples), vocab_size, bos_id, eos_id, extra=extra)
+    return collate(Table.of(examples), vocab_size, bos_id, eos_id)

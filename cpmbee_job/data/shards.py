@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cpmbee_job.data.collate import ExtraColumns, Table
+from cpmbee_job.data.collate import Table
 from cpmbee_job.data.index import INDEX, Index
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.store.base import Store
@@ -224,18 +224,6 @@ class RowDataset:
             sample_counts=np.concatenate(counts),
             rows=np.repeat(np.arange(len(places), dtype=np.int32), [count.size for count in counts]),
         )
-
-    def extra_columns(self, rows: NDArray[np.integer]) -> ExtraColumns:
-        """The extra columns of rows: give `collate` those of a whole step, and no target's probability depends on
-        which other rows share its micro-batch.
-        """
-        ids, subs = [], []
-        for block, row in self._places(rows):
-            row_subs = block.column("input_id_subs", row)
-            chosen = np.flatnonzero(row_subs)
-            ids.append(block.column("input_ids", row)[chosen])
-            subs.append(row_subs[chosen])
-        return ExtraColumns.of(np.concatenate(ids), np.concatenate(subs))
 
     def _places(self, rows: NDArray[np.integer]) -> list[tuple[_Block, int]]:
         blocks = np.searchsorted(self._first_rows, rows, side="right") - 1

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpmbee_job.data.collate import ExtraColumns, collate_examples
+from cpmbee_job.data.collate import collate_examples
 from cpmbee_job.data.encode import Encoded, encode_example
 from cpmbee_job.data.examples import ANSWER, Example
 from cpmbee_job.data.tokenizer import Tokenizer
@@ -144,18 +144,11 @@ class Evaluator:
     @torch.no_grad()
     def _logprobs(self, encoded: Sequence[Encoded]) -> list[float]:
         """The log-probability of each encoded answer."""
-        own = [ExtraColumns.of(e.input_ids, e.input_id_subs) for e in encoded]
-        pairs = np.unique([pair for columns in own for pair in zip(columns.ids, columns.subs, strict=True)], axis=0)
-        extra = ExtraColumns(pairs[:, 0].astype(np.int32), pairs[:, 1].astype(np.int32))
-        allowed = np.zeros((len(encoded), len(pairs)), dtype=np.bool_)
-        for row, columns in enumerate(own):
-            allowed[row, extra.find(columns.ids, columns.subs)] = True
         tokenizer = self.tokenizer
-        collated = collate_examples(encoded, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, extra)
+        collated = collate_examples(encoded, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
         inputs = ModelInputs.from_numpy(**vars(collated)).to(self.device)
         owner_T = np.repeat(np.arange(len(encoded)), collated.lengths)[collated.target_positions]
-        columns_TX = torch.from_numpy(allowed[owner_T]).to(self.device)
-        losses_T = self.model.target_losses(inputs, self.model(inputs), columns_TX).double()
+        losses_T = self.model.target_losses(inputs, self.model(inputs)).double()
         sums = torch.zeros(len(encoded), dtype=torch.float64, device=self.device)
         sums.index_add_(0, torch.from_numpy(owner_T).to(self.device), losses_T)
         return [-loss for loss in sums.tolist()]

@@ -89,6 +89,7 @@ def question_inputs(questions: Sequence[Question], columns: Sequence[Column]) ->
         targets=none,
         ext_ids=columns_X2[:, 0],
         ext_subs=columns_X2[:, 1],
+        columns=np.zeros((0, len(columns)), dtype=np.bool_),
         rows=np.arange(len(questions), dtype=np.int32),
     )
 

@@ -40,15 +40,12 @@ class CpmBee(nn.Module):
         extra_XD = self.input_embedding(inputs.ext_ids, inputs.ext_subs)
         return self.input_embedding.project(hidden_ND.index_select(0, inputs.target_positions), extra_XD)
 
-    def target_losses(self, inputs: ModelInputs, hidden_ND: Tensor, columns_TX: Tensor | None = None) -> Tensor:
-        """Negative log-probability (T,) fp32 of each target; the logits of all targets never exist at once.
-
-        `columns_TX`, bool, says which extra columns compete for each target; all of them by default.
-        """
+    def target_losses(self, inputs: ModelInputs, hidden_ND: Tensor) -> Tensor:
+        """Negative log-probability (T,) fp32 of each target among the vocabulary and the extra columns that compete
+        for it; the logits of all targets never exist at once."""
         extra_XD = self.input_embedding(inputs.ext_ids, inputs.ext_subs)
         hidden_TD = hidden_ND.index_select(0, inputs.target_positions)
-        excluded_TX = inputs.targets.new_zeros((len(inputs.targets), 0)) if columns_TX is None else ~columns_TX
-        whole = (hidden_TD, inputs.targets.long(), excluded_TX.bool())
+        whole = (hidden_TD, inputs.targets.long(), inputs.columns)
         if len(inputs.targets) <= _TARGETS_AT_ONCE:
             return self._losses(extra_XD, *whole)
         chunks = zip(*(torch.split(tensor, _TARGETS_AT_ONCE) for tensor in whole), strict=True)
@@ -56,10 +53,9 @@ class CpmBee(nn.Module):
             return torch.cat([checkpoint(self._losses, extra_XD, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([self._losses(extra_XD, *chunk) for chunk in chunks])
 
-    def _losses(self, extra_XD: Tensor, hidden_TD: Tensor, targets_T: Tensor, excluded_TX: Tensor) -> Tensor:
+    def _losses(self, extra_XD: Tensor, hidden_TD: Tensor, targets_T: Tensor, columns_TX: Tensor) -> Tensor:
         logits = self.input_embedding.project(hidden_TD, extra_XD).float()
-        if excluded_TX.shape[1]:
-            logits[:, self.config.vocab_size :].masked_fill_(excluded_TX, float("-inf"))
+        logits[:, self.config.vocab_size :].masked_fill_(~columns_TX, float("-inf"))
         return F.cross_entropy(logits, targets_T, reduction="none")
 
 

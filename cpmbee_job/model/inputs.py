@@ -63,6 +63,8 @@ class ModelInputs:
     """(X,) int32 token of each extra column."""
     ext_subs: Tensor
     """(X,) int32 sub-token of each extra column."""
+    columns: Tensor
+    """(T, X) bool: the extra columns that compete for each target."""
     rows: Tensor
     """(E,) int32 row of the batch that each example belongs to."""
     lengths: tuple[int, ...]

@@ -6,6 +6,7 @@ repeated conditional put has done. Every object is written with its SHA-256, and
 
 import base64
 import hashlib
+import os
 import random
 import time
 import uuid

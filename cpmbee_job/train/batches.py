@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpmbee_job.data.collate import Collated, ExtraColumns, collate
+from cpmbee_job.data.collate import Collated, collate
 from cpmbee_job.data.order import MicroBatch, Order, share
 from cpmbee_job.data.shards import RowDataset
 
@@ -87,9 +87,8 @@ class Batches:
 
     def _batch(self, step: int) -> Batch:
         epoch, rows = self.order.step(step)
-        extra = self.dataset.extra_columns(rows)
         mine = share(rows, self.rank, self.world_size, self.batch_size)
-        return Batch(step, epoch, rows.tolist(), [_collated(self.dataset, self.vocabulary, m, extra) for m in mine])
+        return Batch(step, epoch, rows.tolist(), [_collated(self.dataset, self.vocabulary, m) for m in mine])
 
 
 class AllRows:
@@ -99,22 +98,12 @@ class AllRows:
         self, dataset: RowDataset, vocabulary: Vocabulary, *, rank: int, world_size: int, batch_size: int
     ) -> None:
         self.dataset, self.vocabulary = dataset, vocabulary
-        rows = np.arange(dataset.num_rows)
-        self.extra = dataset.extra_columns(rows)
-        self.micro_batches = share(rows, rank, world_size, batch_size)
+        self.micro_batches = share(np.arange(dataset.num_rows), rank, world_size, batch_size)
 
     def __iter__(self) -> Iterator[Collated]:
-        return (_collated(self.dataset, self.vocabulary, m, self.extra) for m in self.micro_batches)
+        return (_collated(self.dataset, self.vocabulary, m) for m in self.micro_batches)
 
 
-def _collated(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch, extra: ExtraColumns) -> Collated:
-    """`extra` must be the columns of the whole step: each takes part in every target's softmax, so the loss would
-    depend on the number of ranks if they were the micro-batch's own."""
-    return collate(
-        dataset.table(micro_batch.rows),
-        vocabulary.size,
-        vocabulary.bos_id,
-        vocabulary.eos_id,
-        weights=micro_batch.weights,
-        extra=extra,
-    )
+def _collated(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch) -> Collated:
+    table = dataset.table(micro_batch.rows)
+    return collate(table, vocabulary.size, vocabulary.bos_id, vocabulary.eos_id, weights=micro_batch.weights)

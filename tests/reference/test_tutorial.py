@@ -61,7 +61,18 @@ def test_a_part_of_ccpm_is_trained_and_scored(folder: Path, reference: Path) -> 
     assert len(losses(run)) == 4
 
     # What training says of the evaluation rows is what `evaluate` says of them one by one.
-    scored = cli("evaluate", "--model", folder / "model", "--delta", run, "--data", folder / "eval.jsonl", "--format", "ccpm", "--json")
+    scored = cli(
+        "evaluate",
+        "--model",
+        folder / "model",
+        "--delta",
+        run,
+        "--data",
+        folder / "eval.jsonl",
+        "--format",
+        "ccpm",
+        "--json",
+    )
     assert scored.code == 0, scored.err
     best = json.loads((run / "result.json").read_text())["scores"]["eval_loss"]
     assert json.loads(scored.out)["loss"] == pytest.approx(best, rel=1e-3)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cpmbee_job.data.collate import Collated, ExtraColumns, Table, collate, collate_examples
+from cpmbee_job.data.collate import Collated, Table, collate, collate_examples
 from cpmbee_job.data.encode import encode_example
 from cpmbee_job.data.tokenizer import Tokenizer
 
@@ -78,19 +78,23 @@ def test_a_placeholder_where_no_token_needs_an_extra_column(tokenizer):
     assert (collated.ext_ids.tolist(), collated.ext_subs.tolist()) == ([0], [1])
 
 
-def test_columns_of_the_whole_step_replace_the_batch_s_own(tokenizer):
-    examples = [encode_example(tokenizer, example) for example in (CHOICE, PLAIN)]
-    table = Table.of(examples)
-    extra = ExtraColumns.of(table.input_ids, table.input_id_subs)
-    plain = _collate(tokenizer, Table.of(examples[1:]), extra=extra)
-    assert plain.ext_ids.tolist() == [tokenizer.token_id("<option>")]
-    assert plain.ext_subs.tolist() == [1]
+def test_an_example_s_targets_choose_among_its_own_columns(tokenizer):
+    examples = [encode_example(tokenizer, example) for example in (PLAIN, CHOICE)]
+    collated = collate_examples(examples, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
+    option = tokenizer.token_id("<option>")
+    assert list(zip(collated.ext_ids.tolist(), collated.ext_subs.tolist(), strict=True)) == [(0, 1), (option, 1)]
+    of_plain = collated.target_positions < collated.lengths[0]
+    assert collated.columns[of_plain].tolist() == [[True, False]] * int(of_plain.sum())  # the placeholder
+    assert collated.columns[~of_plain].tolist() == [[False, True]] * int((~of_plain).sum())
 
 
-def test_columns_that_lack_a_token_are_refused(tokenizer):
-    table = Table.of([encode_example(tokenizer, CHOICE)])
-    with pytest.raises(ValueError, match="has none"):
-        _collate(tokenizer, table, extra=ExtraColumns(np.array([1], np.int32), np.array([1], np.int32)))
+def test_an_example_s_classes_do_not_depend_on_its_neighbours(tokenizer):
+    examples = [encode_example(tokenizer, example) for example in (PLAIN, CHOICE)]
+    whole = _collate(tokenizer, Table.of(examples))
+    alone = _collate(tokenizer, Table.of(examples[1:]))
+    for name in ("ext_ids", "ext_subs"):
+        chosen = getattr(whole, name)[whole.columns[-1]]
+        np.testing.assert_array_equal(chosen, getattr(alone, name)[alone.columns[-1]])
 
 
 def test_rows_of_no_weight_have_no_targets(tokenizer):

@@ -83,14 +83,6 @@ def test_rows_come_in_the_order_asked_for(prepared):
         assert values.dtype == getattr(singles[0], name).dtype
 
 
-def test_extra_columns_are_those_of_the_rows_tokens(prepared):
-    dataset = RowDataset.open(prepared)
-    rows = np.arange(dataset.num_rows)
-    table, extra = dataset.table(rows), dataset.extra_columns(rows)
-    tokens = zip(table.input_ids.tolist(), table.input_id_subs.tolist(), strict=True)
-    assert list(zip(extra.ids.tolist(), extra.subs.tolist(), strict=True)) == sorted({t for t in tokens if t[1]})
-
-
 def test_parts_away_from_the_disk_are_fetched_once(prepared, tmp_path):
     away, cache = AwayStore(prepared.url), tmp_path / "cache"
     dataset = RowDataset.open(away, cache)

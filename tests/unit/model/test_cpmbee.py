@@ -83,10 +83,11 @@ def test_extra_columns_compete_only_where_they_are_asked_to(model):
     inputs = replace(inputs, targets=inputs.targets % 50)
     hidden = model(inputs)
     none = torch.zeros(len(inputs.targets), len(inputs.ext_ids), dtype=torch.bool)
-    alone = model.target_losses(inputs, hidden, none)
+    alone = model.target_losses(replace(inputs, columns=none), hidden)
     logits = model.target_logits(inputs, hidden)[:, :50]
     torch.testing.assert_close(alone, F.cross_entropy(logits, inputs.targets.long(), reduction="none"))
-    torch.testing.assert_close(model.target_losses(inputs, hidden, ~none), model.target_losses(inputs, hidden))
+    everything = F.cross_entropy(model.target_logits(inputs, hidden), inputs.targets.long(), reduction="none")
+    torch.testing.assert_close(model.target_losses(replace(inputs, columns=~none), hidden), everything)
 
 
 def test_dropout_is_for_training_only(config):
