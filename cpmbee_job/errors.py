@@ -8,6 +8,7 @@ CpmbeeError                    1    a fault of ours, or of something we could no
 │   └── ModelError
 ├── PreflightError             4    something that the job needs is not there (a bucket, a permission)
 │   └── StoreError                  the object store answered with an error that retries did not mend
+│       └── DamagedError            what is stored is not what was written
 ├── RefusedError               5    it would overwrite or contradict something (name in use, newer writer)
 │   └── ConflictError               a conditional put found another object there
 ├── JobFailedError           100    the job ended, and not well
@@ -62,6 +63,10 @@ class PreflightError(CpmbeeError):
 
 class StoreError(PreflightError):
     """The object store failed; the message keeps its own words."""
+
+
+class DamagedError(StoreError):
+    """What is stored is not what was written: trying again can't help, an older copy may."""
 
 
 class RefusedError(CpmbeeError):

@@ -20,7 +20,7 @@ from cpmbee_job.spec import DataSpec, JobSpec, StorageSpec, TrainSpec
 from cpmbee_job.store.base import open_store
 from cpmbee_job.train.exports import Exports
 from cpmbee_job.train.progress import console, log_to_console
-from cpmbee_job.train.worker import work
+from cpmbee_job.train.worker import end_with_torchrun, work
 from cpmbee_job.train.world import World
 
 log = logging.getLogger("cpmbee_job.finetune")  # also where this module is __main__
@@ -143,6 +143,7 @@ def begin(options: argparse.Namespace, model: ModelFiles, world_size: int) -> st
 
 def main() -> None:
     options = parse_arguments()
+    end_with_torchrun()
     log_to_console()
     try:
         status = finetune(options)

@@ -9,7 +9,7 @@ import sys
 
 from rich.console import Console
 
-from cpmbee_job import contract
+from cpmbee_job import contract, lifeline
 from cpmbee_job.data.job import describe, prepare_bar, prepare_job
 from cpmbee_job.errors import CpmbeeError, InvalidError
 from cpmbee_job.run import Run
@@ -20,6 +20,7 @@ INDEX_ENV = "CPMBEE_POD_INDEX"
 
 
 def main() -> None:
+    lifeline.end_with(lifeline.owner())
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         storage = StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}"))

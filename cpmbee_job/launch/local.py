@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from cpmbee_job import contract
+from cpmbee_job import contract, lifeline
 from cpmbee_job.errors import CancelledError, CpmbeeError, JobFailedError
 from cpmbee_job.run import Run, exit_code
 
@@ -16,20 +18,17 @@ def run_local(run: Run, processes: int) -> dict[str, Any]:
     """Prepare the data and train with `processes` workers; progress goes to stderr.
 
     Returns the run's result, also where it has succeeded before. A failed or stopped run goes on from its newest
-    checkpoint. Raises the failure that ended the run, `CancelledError` after Ctrl-C or SIGTERM.
+    checkpoint. Raises the failure that ended the run, `CancelledError` after Ctrl-C, SIGTERM or a hangup.
     """
     result = run.result()
     if result is not None and result["state"] == "succeeded":
         return result
-    run.reopen()
-    commands = [
-        contract.prepare_command(run.url),
-        [*contract.train_command(run.url), f"--processes={processes}"],
-    ]
-    for command in commands:
-        status = _execute(command, {contract.STORAGE_ENV: run.storage.model_dump_json()})
-        if status != 0:
-            break
+    environment = {contract.STORAGE_ENV: run.storage.model_dump_json()}
+    with _stoppable() as children:
+        run.reopen()
+        status = children.execute(contract.prepare_command(run.url), environment)
+        if status == 0:
+            status = children.execute([*contract.train_command(run.url), f"--processes={processes}"], environment)
     result = run.result()
     if result is None:
         if status == CancelledError.exit_code:
@@ -42,22 +41,46 @@ def run_local(run: Run, processes: int) -> dict[str, Any]:
     return result
 
 
-def _execute(command: list[str], environment: dict[str, str]) -> int:
-    """Run a module of ours; a signal to us is a SIGTERM to it, once for every time it comes."""
-    process = subprocess.Popen(
-        [sys.executable, *command], env={**os.environ, **environment}, start_new_session=True, stdin=subprocess.DEVNULL
-    )
+class _Children:
+    """Runs modules of ours one after the other, until it is told to stop; they end with this process."""
 
-    def forward(_number: int, _frame: FrameType | None) -> None:
-        process.send_signal(signal.SIGTERM)
+    def __init__(self) -> None:
+        self._stopping = False
+        self._process: subprocess.Popen[bytes] | None = None
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    def execute(self, command: list[str], environment: dict[str, str]) -> int:
+        """The module's exit status; 103 where it was stopped, or not begun any more."""
+        if self._stopping:
+            return CancelledError.exit_code
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            env={**os.environ, **environment, **lifeline.as_owner()},
+            start_new_session=True,  # Ctrl-C is ours to pass on
+            stdin=subprocess.DEVNULL,
+        )
+        if self._stopping:  # the signal came in between
+            self._process.terminate()
+        status = self._process.wait()
+        return CancelledError.exit_code if status == -signal.SIGTERM else status
+
+    def stop(self, _number: int, _frame: FrameType | None) -> None:
+        """A signal to us is a SIGTERM to the module, once for every time it comes."""
+        self._stopping = True
+        if self._process is not None:
+            self._process.terminate()
+
+
+@contextmanager
+def _stoppable() -> Iterator[_Children]:
+    """Children to whom signals go; one that is ignored (SIGHUP under nohup) stays so."""
+    children = _Children()
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, children.stop) for n in wanted if signal.getsignal(n) != signal.SIG_IGN}
     try:
-        status = process.wait()
+        yield children
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return CancelledError.exit_code if status == -signal.SIGTERM else status
 
 
 def _as_error(status: int, message: str) -> CpmbeeError:

@@ -27,7 +27,7 @@ from s3transfer.exceptions import RetriesExceededError
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
 
-from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, SpecError, StoreError
+from cpmbee_job.errors import ConflictError, CpmbeeError, DamagedError, NotFoundError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
 from cpmbee_job.store.checksums import file_digest, matches
@@ -217,7 +217,8 @@ class S3Store:
                         raise BrokenBodyError("its SHA-256 is not the one it was stored with")
                 except (*BROKEN_BODY, BrokenBodyError) as error:
                     if attempt == self._limits.attempts:
-                        raise StoreError(f"{self._name(key)}: never arrived as it was stored: {error}") from error
+                        kind = DamagedError if isinstance(error, BrokenBodyError) else StoreError
+                        raise kind(f"{self._name(key)}: never arrived as it was stored: {error}") from error
                     _pause(attempt)
                 else:
                     return data, answer["ETag"].strip('"')

@@ -13,14 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from cpmbee_job import contract
+from cpmbee_job import contract, lifeline
 from cpmbee_job.errors import CancelledError, CpmbeeError, NotFoundError
 from cpmbee_job.run import Run, exit_code
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.train.elastic import FAILURE_ENV, Failure
+from cpmbee_job.train.patience import patiently
 
 MAX_IDLE_STARTS = 20
 """Starts of torchrun without a newer checkpoint after which the run is given up."""
@@ -52,6 +54,7 @@ class Supervisor:
         self.torchrun: subprocess.Popen[bytes] | None = None
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
+        lifeline.end_with(lifeline.owner(), self._orphaned)
 
     def supervise(self) -> int:
         """Returns the container's exit code: the run's own, or 103 after a requested stop."""
@@ -59,7 +62,7 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="cpmbee-") as folder:
             failure_file = Path(folder) / "failure.json"
             while True:
-                result = self.run.result()
+                result = patiently(self.run.result, in_a_hurry=self._is_stopping)
                 if result is not None:
                     return exit_code(result)
                 failure = Failure.read(failure_file)
@@ -73,8 +76,8 @@ class Supervisor:
                     self._sleep(pause)
                 if idle_starts == MAX_IDLE_STARTS:
                     reason = failure.reason if failure else "workers end without a word; killed, out of memory?"
-                    self.run.fail(CpmbeeError(f"no progress in {MAX_IDLE_STARTS} starts: {reason}"))
-                    continue
+                    end = CpmbeeError(f"no progress in {MAX_IDLE_STARTS} starts: {reason}")
+                    return exit_code(patiently(partial(self.run.fail, end), in_a_hurry=self._is_stopping))
                 failure_file.unlink(missing_ok=True)
                 self._torchrun(failure_file)
                 step = self._newest_checkpoint()
@@ -86,13 +89,16 @@ class Supervisor:
         command = [sys.executable, "-m", "torch.distributed.run"]
         if "PET_RDZV_ENDPOINT" not in os.environ:
             command += ["--standalone", "--nnodes=1", f"--nproc-per-node={self.processes}", "--max-restarts=0"]
+            command += ["--local-addr=127.0.0.1"]  # this machine's name need not resolve
         threads = max(1, len(os.sched_getaffinity(0)) // self.processes)
         environment = {
             # With a shared store a scale-up can split the world, and stale keys stay.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_NUM_THREADS": str(threads),
             **os.environ,
+            **lifeline.as_owner(),
             FAILURE_ENV: str(failure_file),
+            "TMPDIR": str(failure_file.parent),  # a killed process leaves its scratch files to us
         }
         self.torchrun = subprocess.Popen([*command, "-m", "cpmbee_job.train.worker", self.run.url], env=environment)
         if self.stopping:
@@ -113,16 +119,27 @@ class Supervisor:
                     os.kill(pid, signal.SIGTERM)
         self.stopping = True
 
+    def _orphaned(self) -> None:
+        """Nobody waits for us any more: end as after a kill, only tidily."""
+        self.stopping = True
+        if self.torchrun is not None:
+            self.torchrun.kill()
+
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self.stopping and time.monotonic() < end:
             time.sleep(0.1)
 
     def _newest_checkpoint(self) -> int:
+        """Step of the newest checkpoint, which is progress; 0 where there is none, or a damaged pointer."""
         try:
-            return int(json.loads(self.run.store.get(contract.LATEST))["step"])
-        except NotFoundError:
+            pointer = patiently(partial(self.run.store.get, contract.LATEST), in_a_hurry=self._is_stopping)
+            return int(json.loads(pointer)["step"])
+        except (NotFoundError, ValueError, KeyError, TypeError):
             return 0
+
+    def _is_stopping(self) -> bool:
+        return self.stopping
 
 
 def _children(pid: int) -> list[int]:

@@ -7,9 +7,9 @@ loss scale, position, best score, patience. No random state: what is random is a
 import hashlib
 import json
 import queue
+import re
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,18 @@ from typing import Any
 import safetensors.torch
 
 from cpmbee_job import contract
-from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, StoreError
+from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError, RefusedError
 from cpmbee_job.store.base import Store
+from cpmbee_job.train.elastic import newest_attempt
 from cpmbee_job.train.engine import EngineState
+from cpmbee_job.train.patience import patiently
 
 FORMAT_VERSION = 1
-_RETRY_FOR = 600.0
-"""Seconds for which a failing store is tried again before a write is given up."""
 
 
 def write_checkpoint(store: Store, step: int, attempt: int, state: EngineState, progress: Mapping[str, Any]) -> None:
     """Write the state of `step`, its manifest, and move LATEST. Raises `RefusedError` when a newer attempt is there."""
+    require_newest(store, attempt)
     header = {"version": FORMAT_VERSION, "step": step, "attempt": attempt, "engine": state.values, "progress": progress}
     # safetensors keeps text only beside the tensors
     data = safetensors.torch.save(dict(state.tensors), metadata={"cpmbee": json.dumps(header, sort_keys=True)})
@@ -54,52 +55,72 @@ class Checkpoint:
 
 
 def read_checkpoint(store: Store, manifest_key: str) -> Checkpoint:
-    """The checkpoint behind a manifest. Raises `StoreError` when anything about it is not as the
-    manifest says, `NotFoundError` when a part is missing."""
+    """The checkpoint behind a manifest. Raises `DamagedError` when anything about it is not as the
+    manifest says, `NotFoundError` when a part is missing, `StoreError` when the store fails."""
     manifest = _json(store, manifest_key)
     if manifest.get("version") != FORMAT_VERSION:
-        raise StoreError(f"{store.url}/{manifest_key}: format version {manifest.get('version')}, not {FORMAT_VERSION}")
+        found = manifest.get("version")
+        raise DamagedError(f"{store.url}/{manifest_key}: format version {found}, not {FORMAT_VERSION}")
     data = store.get(manifest["key"])
     if len(data) != manifest["size"] or hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        raise StoreError(f"{store.url}/{manifest['key']}: its bytes are not those that the manifest names")
+        raise DamagedError(f"{store.url}/{manifest['key']}: its bytes are not those that the manifest names")
     header_length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + header_length])["__metadata__"]["cpmbee"])
     return Checkpoint(EngineState(safetensors.torch.load(data), header["engine"]), header["progress"])
 
 
-def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint whose hashes hold, or None where there is none. Those that don't hold are passed over, and
-    said."""
-    for step, _, key in sorted(manifests(store), reverse=True):
+def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> tuple[str, Checkpoint] | None:
+    """The newest checkpoint whose hashes hold and its manifest's key, or None where there is none. Those that don't
+    hold are passed over, and said; a store that fails is no reason to pass over one."""
+    for found in manifests(store):
         try:
-            return read_checkpoint(store, key)
-        except (StoreError, NotFoundError, KeyError, ValueError) as error:
-            warn(f"the checkpoint of step {step} can't be used, going back to the one before: {error}")
+            return found.key, read_checkpoint(store, found.key)
+        except (DamagedError, NotFoundError, KeyError, TypeError, ValueError) as error:
+            warn(f"the checkpoint of step {found.step} can't be used, going back to the one before: {error}")
     return None
 
 
-def manifests(store: Store) -> Iterator[tuple[int, int, str]]:
-    """(step, attempt, key) of every checkpoint manifest in the run."""
-    for found in store.list("checkpoints/"):
-        parts = found.key.split("/")
-        if len(parts) == 3 and parts[1].isdigit() and parts[2].startswith("manifest."):
-            yield int(parts[1]), int(parts[2].split(".")[1]), found.key
+@dataclass(frozen=True, order=True)
+class Manifest:
+    """A checkpoint's manifest. A later attempt's is newer, whatever its step: that attempt had a reason to begin where
+    it began, and the metrics are its."""
+
+    attempt: int
+    step: int
+    key: str
+
+
+def manifests(store: Store) -> list[Manifest]:
+    """Of every checkpoint in the run, newest first."""
+    found = []
+    for entry in store.list("checkpoints/"):
+        match = re.fullmatch(r"checkpoints/(\d+)/manifest\.(\d+)\.json", entry.key)
+        if match is not None:
+            found.append(Manifest(attempt=int(match[2]), step=int(match[1]), key=entry.key))
+    return sorted(found, reverse=True)
 
 
 def prune_checkpoints(store: Store, keep: int, attempt: int) -> None:
     """Delete all but the newest `keep` steps' checkpoints, of this and older attempts; manifests go first."""
-    found = sorted(manifests(store), reverse=True)
-    kept = sorted({step for step, _, _ in found}, reverse=True)[:keep]
-    for step, by, key in found:
-        if step not in kept and by <= attempt:
-            store.delete(key)
-            store.delete(contract.state_key(step, by))
+    found = manifests(store)
+    kept = list(dict.fromkeys(manifest.step for manifest in found))[:keep]
+    for manifest in found:
+        if manifest.step not in kept and manifest.attempt <= attempt:
+            store.delete(manifest.key)
+            store.delete(contract.state_key(manifest.step, manifest.attempt))
 
 
 def write_folder(store: Store, prefix: str, folder: Path) -> None:
     """Write the files of a delta folder; the manifest comes last."""
     for path in sorted(folder.iterdir(), key=lambda path: (path.name == "manifest.json", path.name)):
         store.upload(path, prefix + path.name)
+
+
+def require_newest(store: Store, attempt: int) -> None:
+    """Raise `RefusedError` when a newer attempt has begun: the run is in its hands."""
+    newest = newest_attempt(store)
+    if newest > attempt:
+        raise RefusedError(f"{store.url}: a newer attempt ({newest}) has taken over")
 
 
 def move_pointer(store: Store, key: str, record: Mapping[str, Any], attempt: int) -> None:
@@ -111,14 +132,22 @@ def move_pointer(store: Store, key: str, record: Mapping[str, Any], attempt: int
         except NotFoundError:
             condition: dict[str, Any] = {"if_none_match": True}
         else:
-            if int(json.loads(old)["attempt"]) > attempt:
-                raise RefusedError(f"{store.url}/{key}: a newer attempt ({json.loads(old)['attempt']}) has taken over")
+            if (newest := _attempt_of(old)) > attempt:
+                raise RefusedError(f"{store.url}/{key}: a newer attempt ({newest}) has taken over")
             condition = {"if_match": etag}
         try:
             store.put(key, data, **condition)
         except ConflictError:
             continue
         return
+
+
+def _attempt_of(pointer: bytes) -> int:
+    """The attempt that wrote it, 0 for one that is damaged and may be written again."""
+    try:
+        return int(json.loads(pointer)["attempt"])
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 class Uploader:
@@ -152,29 +181,15 @@ class Uploader:
             task = self._tasks.get()
             try:
                 if task is not None and self._error is None:
-                    _with_retries(task)
+                    patiently(task)
             except BaseException as error:  # handed to the training thread
                 self._error = error
             finally:
                 self._tasks.task_done()
 
 
-def _with_retries(task: Callable[[], None]) -> None:
-    deadline, delay = time.monotonic() + _RETRY_FOR, 1.0
-    while True:
-        try:
-            task()
-        except StoreError:
-            if time.monotonic() + delay > deadline:
-                raise
-            time.sleep(delay)
-            delay = min(delay * 2, 30.0)
-        else:
-            return
-
-
 def _json(store: Store, key: str) -> dict[str, Any]:
     record = json.loads(store.get(key))
     if not isinstance(record, dict):
-        raise StoreError(f"{store.url}/{key}: not a JSON object")
+        raise DamagedError(f"{store.url}/{key}: not a JSON object")
     return record

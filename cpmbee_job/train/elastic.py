@@ -23,6 +23,7 @@ from cpmbee_job.run import Run, now
 from cpmbee_job.store.base import Store
 
 FAILURE_ENV = "CPMBEE_FAILURE_FILE"
+LOST_PEER = "lost contact with another rank"
 STALLED = 75
 """Exit status of a worker that its watchdog ended."""
 
@@ -91,13 +92,13 @@ def first_start(store: Store) -> float:
 
 def record_failure(run: Run, attempt: int, failure: Failure) -> bool:
     """Note that `attempt` failed. True when the last `train.max_failures` attempts all failed at the same step for the
-    same reason, so that another one would too."""
+    same reason, so that another one would too. A lost peer (`LOST_PEER`) is no such reason: machines come and go."""
     try:
         run.store.put(contract.failure_key(attempt), contract.to_json(asdict(failure)), if_none_match=True)
     except ConflictError:
         return False  # another rank has the word
     limit = run.spec.train.max_failures
-    if attempt < limit:
+    if attempt < limit or failure.reason == LOST_PEER:
         return False
     for earlier in range(attempt - limit + 1, attempt):
         if run.store.info(contract.failure_key(earlier)) is None:

@@ -1,6 +1,6 @@
 """What executes a step. The loop knows only this; `torch_engine` is one, BMTrain will be another."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,8 +52,9 @@ class Engine(Protocol):
         number also seeds what is random in it. An overflow in half precision is done again at a smaller loss scale.
         Raises `ModelError` for a loss that is not finite."""
 
-    def evaluate(self, micro_batches: Iterable[Collated]) -> EvalResult:
-        """Mean loss over all ranks' micro-batches."""
+    def evaluate(self, micro_batches: Iterable[Collated], wants_stop: Callable[[], bool]) -> EvalResult | None:
+        """Mean loss over all ranks' micro-batches, of which all ranks have equally many; None when any rank was asked
+        to stop in between."""
 
     def state(self) -> EngineState:
         """A copy that later steps do not change."""

@@ -29,6 +29,8 @@ class Position:
     """Step of the best evaluation, 0 before the first."""
     best_loss: float = float("inf")
     evaluations_without_gain: int = 0
+    evaluated_step: int = 0
+    """Step of the last evaluation."""
 
     def record(self) -> dict[str, Any]:
         """As JSON has it, where infinity has no name."""
@@ -36,8 +38,7 @@ class Position:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Position":
-        known = {key: record[key] for key in ("step", "best_step", "best_loss", "evaluations_without_gain")}
-        return cls(**known | {"best_loss": float("inf") if known["best_loss"] is None else known["best_loss"]})
+        return cls(**record | {"best_loss": float("inf") if record["best_loss"] is None else record["best_loss"]})
 
 
 class Saver(Protocol):
@@ -73,9 +74,30 @@ def train(
     `batches` begins at step `position.step + 1`; each holds this rank's share. `position` is moved along.
     """
 
+    def evaluation_is_due() -> bool:
+        at_interval = position.step % spec.eval_interval == 0 or position.step == total_steps
+        return eval_batches is not None and at_interval and position.evaluated_step < position.step
+
+    def evaluate() -> bool:
+        """Evaluate the trained weights; False when a stop came in between, and the evaluation is still due."""
+        assert eval_batches is not None
+        evaluated = engine.evaluate(_beating(eval_batches, control), control.wants_stop)
+        if evaluated is None:
+            return False
+        is_best = evaluated.loss < position.best_loss
+        position.evaluated_step = position.step
+        position.evaluations_without_gain = 0 if is_best else position.evaluations_without_gain + 1
+        if is_best:
+            position.best_step, position.best_loss = position.step, evaluated.loss
+            saver.best(position)
+        progress.evaluation(position.step, evaluated, is_best)
+        return True
+
     def out_of_patience() -> bool:
         return 0 < spec.early_stop_patience <= position.evaluations_without_gain
 
+    if evaluation_is_due() and not evaluate():  # a process before this one was stopped before it could
+        return "stopped"
     if out_of_patience():
         return "early stop"
     for batch in batches:
@@ -95,23 +117,18 @@ def train(
             progress.say(_statistics_table(engine))
 
         # Evaluate
-        is_last = batch.step == total_steps
-        if eval_batches is not None and (is_last or batch.step % spec.eval_interval == 0):
-            evaluated = engine.evaluate(_beating(eval_batches, control))
-            is_best = evaluated.loss < position.best_loss
-            position.evaluations_without_gain = 0 if is_best else position.evaluations_without_gain + 1
-            if is_best:
-                position.best_step, position.best_loss = batch.step, evaluated.loss
-                saver.best(position)
-            progress.evaluation(batch.step, evaluated, is_best)
+        stopping = result.stop
+        if evaluation_is_due() and not stopping:
+            stopping = not evaluate()
 
         # Checkpoint
-        if is_last or result.stop or out_of_patience() or batch.step % spec.checkpoint_interval == 0:
+        is_last = batch.step == total_steps
+        if is_last or stopping or out_of_patience() or batch.step % spec.checkpoint_interval == 0:
             saver.checkpoint(position)
         if out_of_patience():
             progress.say(f"no better evaluation in {position.evaluations_without_gain}: stopping early")
             return "early stop"
-        if result.stop and not is_last:
+        if stopping and (not is_last or evaluation_is_due()):
             return "stopped"
     return "finished"
 

@@ -6,6 +6,7 @@ import logging
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +19,10 @@ from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, StoreError
 from cpmbee_job.run import now
 from cpmbee_job.store.base import Store
-from cpmbee_job.train.elastic import newest_attempt
+from cpmbee_job.train.checkpoint import require_newest
 from cpmbee_job.train.engine import EvalResult, StepResult
 from cpmbee_job.train.exports import Exports
+from cpmbee_job.train.patience import patiently
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -81,6 +83,7 @@ class Journal:
         self._start = start_step
         self._began = self._last_step_at = time.monotonic()
         self._lines = _kept_lines(store, start_step)
+        self._refused: RefusedError | None = None
         self._etags: dict[str, str | None] = {}
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
@@ -105,6 +108,8 @@ class Journal:
         threading.Thread(target=self._keep_flushing, name="journal", daemon=True).start()
 
     def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None:
+        if self._refused is not None:
+            raise self._refused
         at = time.monotonic()
         rate = result.tokens / max(at - self._last_step_at, 1e-9)
         self._last_step_at = at
@@ -123,7 +128,7 @@ class Journal:
         }
         eta = (at - self._began) / (step - self._start) * (self._total - step)
         with self._lock:
-            self._lines.append(json.dumps(line))
+            self._lines["step", step] = json.dumps(line)
             self._status |= {"step": step, "epoch": epoch, "loss": result.loss, "tokens_per_s": round(rate, 1)}
             self._status |= {"progress": round(step / self._total, 4), "eta_s": round(eta)}
             self._dirty = True
@@ -141,7 +146,7 @@ class Journal:
         line = {"event": "eval", "step": step, "attempt": self._attempt, "loss": result.loss}
         line |= {"target_tokens": result.target_tokens, "best": best}
         with self._lock:
-            self._lines.append(json.dumps(line))
+            self._lines["eval", step] = json.dumps(line)
             if best:
                 self._status["best"] = {"step": step, "loss": result.loss}
             self._dirty = True
@@ -155,7 +160,10 @@ class Journal:
     def flush(self) -> None:
         with self._flushing:
             with self._lock:
-                metrics, status = "".join(line + "\n" for line in self._lines), {**self._status, "updated_at": now()}
+                metrics, status = (
+                    "".join(line + "\n" for line in self._lines.values()),
+                    {**self._status, "updated_at": now()},
+                )
                 self._dirty = False
             if self._exports.metrics is not None:
                 self._exports.metrics.write_text(metrics, encoding="utf-8")
@@ -170,10 +178,10 @@ class Journal:
             self._status.pop("eta_s", None)
         self._tensorboard.close()
         with self._exit:
-            self.flush()
+            patiently(self.flush)
             if self._exports.tensorboard is None:
                 for path in self._events.iterdir():
-                    self._store.upload(path, f"tensorboard/{self._attempt:05d}/{path.name}")
+                    patiently(partial(self._store.upload, path, f"tensorboard/{self._attempt:05d}/{path.name}"))
 
     def _keep_flushing(self) -> None:
         """Every few seconds, also when nothing has changed: the status is the run's heartbeat."""
@@ -182,8 +190,9 @@ class Journal:
                 self.flush()
             except StoreError as error:
                 log.warning("the metrics could not be written, trying again: %s", error.message)
-            except RefusedError:
-                return  # the training thread meets the same, and ends
+            except RefusedError as error:
+                self._refused = error  # for the training thread
+                return
 
     def _put(self, key: str, data: bytes) -> None:
         """Rewrite a living object, unless a newer attempt has begun."""
@@ -191,17 +200,15 @@ class Journal:
             try:
                 if key not in self._etags:
                     self._etags[key] = _etag(self._store, key)
+                    require_newest(self._store, self._attempt)
                 etag = self._etags[key]
                 self._etags[key] = (
                     self._store.put(key, data, if_none_match=True)
                     if etag is None
                     else self._store.put(key, data, if_match=etag)
                 )
-            except ConflictError as error:
-                # Someone else's write, or our own whose answer was lost.
-                if newest_attempt(self._store) > self._attempt:
-                    raise RefusedError(f"{self._store.url}: a newer attempt has taken over") from error
-                del self._etags[key]
+            except ConflictError:
+                del self._etags[key]  # someone else's write, or our own whose answer was lost
             else:
                 return
 
@@ -211,12 +218,14 @@ def _etag(store: Store, key: str) -> str | None:
     return None if found is None else found.etag
 
 
-def _kept_lines(store: Store, start_step: int) -> list[str]:
+def _kept_lines(store: Store, start_step: int) -> dict[tuple[str, int], str]:
+    """Lines of the steps until `start_step`, by event and step."""
     try:
         lines = store.get(contract.METRICS).decode().splitlines()
     except NotFoundError:
-        return []
-    return [line for line in lines if json.loads(line)["step"] <= start_step]
+        return {}
+    records = [(json.loads(line), line) for line in lines]
+    return {(record["event"], record["step"]): line for record, line in records if record["step"] <= start_step}
 
 
 def log_to_console() -> None:

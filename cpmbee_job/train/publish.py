@@ -4,6 +4,7 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from cpmbee_job.train.checkpoint import Uploader, move_pointer, prune_checkpoint
 from cpmbee_job.train.engine import Engine
 from cpmbee_job.train.exports import Exports
 from cpmbee_job.train.loop import Position
+from cpmbee_job.train.patience import patiently
 from cpmbee_job.train.progress import Progress
 from cpmbee_job.train.world import World
 
@@ -35,9 +37,11 @@ class Publisher:
         progress: Progress,
         model: ModelFiles,
         exports: Exports,
+        keep_log: Callable[[], None],
     ) -> None:
         self._run, self._world, self._attempt = run, world, attempt
         self._engine, self._progress, self._model, self._exports = engine, progress, model, exports
+        self._keep_log = keep_log  # of rank 0, before the result
         self._uploader = Uploader()
         self._began = time.monotonic()
 
@@ -58,7 +62,9 @@ class Publisher:
         if self._world.rank == 0:
             self._uploader.finish()
             self._progress.close("succeeded")
-            self._run.finish(
+            self._keep_log()
+            finish = partial(
+                self._run.finish,
                 "succeeded",
                 reason,
                 steps=position.step,
@@ -68,19 +74,22 @@ class Publisher:
                 },
                 **self._record(),
             )
+            patiently(finish)
 
     def fail(self, position: Position, reason: str) -> None:
         """The run ends for good, its checkpoint is in the store."""
         if self._world.rank == 0:
             self._uploader.finish()
             self._progress.close("failed")
-            self._run.finish("failed", reason, steps=position.step, **self._record())
+            self._keep_log()
+            patiently(partial(self._run.finish, "failed", reason, steps=position.step, **self._record()))
 
     def suspend(self) -> None:
         """The run goes on later, from the checkpoint that the loop has just written."""
         if self._world.rank == 0:
             self._uploader.finish()
             self._progress.close("stopped")
+            self._keep_log()
 
     def _delta(self, position: Position, *pointers: str) -> None:
         weights = self._engine.trained_weights()
@@ -128,5 +137,5 @@ class Publisher:
             "world_size": self._world.size,
             "duration_s": round(time.monotonic() - self._began, 1),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-            "data_digest": contract.digest(self._run.data()),
+            "data_digest": contract.digest(patiently(self._run.data)),
         }

@@ -3,7 +3,7 @@
 Runs on CPU over gloo, and on GPUs over NCCL.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 import torch
@@ -87,10 +87,13 @@ class TorchEngine:
         return torch.cat([counts, norm.double().reshape(1)]).tolist()
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Iterable[Collated]) -> EvalResult:
+    def evaluate(self, micro_batches: Iterable[Collated], wants_stop: Callable[[], bool]) -> EvalResult | None:
         self.model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in micro_batches:
+            if self._any_rank(wants_stop()):
+                self.model.train()
+                return None
             if len(batch.targets):
                 inputs = self._inputs(batch)
                 totals[0] += self.model.target_losses(inputs, self.model(inputs)).sum()
@@ -100,6 +103,13 @@ class TorchEngine:
             dist.all_reduce(totals)
         loss_sum, targets = totals.tolist()
         return EvalResult(loss=loss_sum / max(targets, 1.0), target_tokens=int(targets))
+
+    def _any_rank(self, flag: bool) -> bool:
+        if not dist.is_initialized():
+            return flag
+        votes = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(votes)
+        return bool(votes.item())
 
     def state(self) -> EngineState:
         tensors: dict[str, Tensor] = {}

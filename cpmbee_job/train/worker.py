@@ -5,17 +5,19 @@ join the world -> claim an attempt -> load data and model -> resume -> train -> 
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 
-from cpmbee_job import contract
+from cpmbee_job import contract, lifeline
 from cpmbee_job.data.order import Order
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.errors import CpmbeeError, InvalidError, RefusedError
@@ -28,10 +30,20 @@ from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import open_store
 from cpmbee_job.store.cache import default_cache_dir
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
-from cpmbee_job.train.checkpoint import newest_checkpoint
-from cpmbee_job.train.elastic import Failure, StopRequest, Watchdog, claim_attempt, first_start, record_failure
+from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from cpmbee_job.train.elastic import (
+    FAILURE_ENV,
+    LOST_PEER,
+    Failure,
+    StopRequest,
+    Watchdog,
+    claim_attempt,
+    first_start,
+    record_failure,
+)
 from cpmbee_job.train.exports import NO_EXPORTS, Exports
 from cpmbee_job.train.loop import Position, train
+from cpmbee_job.train.patience import patiently
 from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
 from cpmbee_job.train.publish import Publisher
 from cpmbee_job.train.torch_engine import TorchEngine
@@ -43,14 +55,40 @@ log = logging.getLogger("cpmbee_job.train.worker")  # also where this module is 
 def main() -> None:
     """Entry point of torchrun's processes. Ends with 0 also where a permanent fault is on record: torchrun would start
     the process again, and its supervisor knows."""
+    end_with_torchrun()
+    lifeline.end_with(lifeline.owner(), _orphaned)
     log_to_console()
-    run = Run.open(sys.argv[1], StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}")))
     known = Failure.here()
-    if run.result() is not None or (known is not None and known.permanent):
+    if known is not None and known.permanent:
         return
-    failure = work(run, World.form(), lambda: fetch_model(run.spec.model, run.storage))
+    try:
+        run = Run.open(sys.argv[1], StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}")))
+        if run.result() is not None:
+            return
+        failure = work(run, World.form(), lambda: fetch_model(run.spec.model, run.storage))
+    except CpmbeeError as error:
+        log.error("error: %s", error)
+        failure = Failure(str(error), 0, permanent=isinstance(error, InvalidError), exit_code=error.exit_code)
+        failure.write()
     if failure is not None and not failure.permanent:
         sys.exit(1)
+
+
+def end_with_torchrun() -> None:
+    """A killed torchrun leaves its workers to themselves: they would train on beside those that take their place."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = os.getppid()
+        # With an entrypoint of ours torchrun is never the first process, which inherits orphans.
+        if lifeline.owner() is not None and parent in (1, lifeline.owner()):
+            os._exit(1)
+        lifeline.end_with(parent)
+
+
+def _orphaned() -> None:
+    """The entrypoint was killed, so nobody else tidies up its folder."""
+    if place := os.environ.get(FAILURE_ENV):
+        shutil.rmtree(Path(place).parent, ignore_errors=True)
+    os._exit(1)
 
 
 def work(
@@ -64,7 +102,7 @@ def work(
         return attempt.failed(error)
     except Exception as error:
         if _lost_peer(error):
-            return attempt.failed(CpmbeeError("lost contact with another rank"))
+            return attempt.failed(CpmbeeError(LOST_PEER))
         log.exception("a fault of ours")
         return attempt.failed(CpmbeeError(f"{type(error).__name__}: {error}"))
     return None
@@ -97,7 +135,7 @@ class _Attempt:
         engine = TorchEngine(build_model(run, files, world.device), spec.train, world.device)
 
         # Resume
-        found = newest_checkpoint(run.store, warn=log.warning)
+        found = self._newest_checkpoint()
         if found is not None:
             engine.load_state(found.engine)
             self.position = Position.from_record(found.progress)
@@ -117,7 +155,7 @@ class _Attempt:
             f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes"
             + (f", going on after step {self.position.step}" if self.position.step else "")
         )
-        publisher = Publisher(run, world, self.number, engine, self.progress, files, exports)
+        publisher = Publisher(run, world, self.number, engine, self.progress, files, exports, self._keep_log)
 
         # Train
         watchdog = Watchdog(spec.train.stall_timeout, self._stalled)
@@ -143,8 +181,25 @@ class _Attempt:
             publisher.fail(self.position, f"the deadline of {spec.train.deadline:.0f} s has passed")
         else:
             publisher.suspend()
-        self._keep_log()
+        if world.rank != 0:
+            self._keep_log()
         world.leave()
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The same on all ranks, so one chooses: an attempt before this one may still be writing."""
+        chosen: list[Checkpoint] = []
+
+        def choose() -> str | None:
+            found = newest_checkpoint(self.run.store, warn=log.warning)
+            if found is None:
+                return None
+            chosen.append(found[1])
+            return found[0]
+
+        key = self.world.agree(choose)
+        if key is None:
+            return None
+        return chosen[0] if chosen else read_checkpoint(self.run.store, key)
 
     def failed(self, error: CpmbeeError) -> Failure:
         """Put the failure on record; end the run for good where another attempt can't help."""
@@ -162,7 +217,7 @@ class _Attempt:
                 error = CpmbeeError(f"failed {limit} times at the same step: {error.message}", hint=error.hint)
             if again or permanent:
                 self.run.fail(error, steps=self.position.step, attempts=self.number)
-            self.progress.close("failed")
+            self.progress.close("failed" if again or permanent else "interrupted")
             self._keep_log()
         except CpmbeeError as problem:
             log.warning("the failure could not be put on record: %s", problem)
@@ -171,7 +226,8 @@ class _Attempt:
     def _keep_log(self) -> None:
         if self.log_file is not None:
             key = contract.log_key(contract.pod_name(), self.number)
-            self.run.store.put(key, self.log_file.read_bytes())
+            self.log_file.seek(0)
+            patiently(partial(self.run.store.put, key, self.log_file.read().encode()))
 
     def _stalled(self) -> None:
         Failure("no progress: ended by the watchdog", self.position.step, permanent=False, exit_code=1).write()
@@ -189,14 +245,13 @@ def build_model(run: Run, files: ModelFiles, device: torch.device) -> CpmBee:
     return model
 
 
-def _log_to_file() -> Path:
-    """Have this process's log in a file too, to be kept with the run."""
-    handle, name = tempfile.mkstemp(prefix="cpmbee-", suffix=".log")
-    os.close(handle)
-    handler = logging.FileHandler(name, encoding="utf-8")
+def _log_to_file() -> IO[str]:
+    """Have this process's log in a file too (one without a name, which ends with us), to be kept with the run."""
+    file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (open as long as we are)
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
-    return Path(name)
+    return file
 
 
 def _dataset(run: Run, split: dict[str, Any]) -> RowDataset:

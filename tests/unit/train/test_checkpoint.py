@@ -31,15 +31,16 @@ def write(store: Store, step: int, attempt: int = 1) -> None:
 
 def newest_step(store: Store, warnings: list[str] | None = None) -> int | None:
     found = newest_checkpoint(store, warn=(warnings if warnings is not None else []).append)
-    return None if found is None else found.progress["step"]
+    return None if found is None else found[1].progress["step"]
 
 
 def test_what_is_written_is_read(store: Store) -> None:
     write(store, 7)
     found = newest_checkpoint(store, warn=pytest.fail)
     assert found is not None
-    assert found.engine.tensors["parameter/a"].tolist() == [7.0, 7.0, 7.0]
-    assert found.engine.values == {"loss_scale": {"value": 2.0}}
+    assert found[0] == contract.manifest_key(7, 1)
+    assert found[1].engine.tensors["parameter/a"].tolist() == [7.0, 7.0, 7.0]
+    assert found[1].engine.values == {"loss_scale": {"value": 2.0}}
     assert json.loads(store.get(contract.LATEST)) == {"step": 7, "attempt": 1}
 
 

@@ -1,6 +1,6 @@
 """The loop's own decisions, with an engine that only counts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,6 +14,10 @@ from cpmbee_job.train.engine import EngineState, EvalResult, ParameterStatistics
 from cpmbee_job.train.loop import Outcome, Position, train
 
 
+INTERRUPTED = -1.0
+"""Stands for an evaluation that a stop interrupted."""
+
+
 @dataclass
 class CountingEngine:
     eval_losses: Iterator[float]
@@ -25,8 +29,9 @@ class CountingEngine:
             raise ModelError("the loss is nan")
         return StepResult(1.0, 1.0, 1.0, 10, 2, stop=stop or step == self.stop_at)
 
-    def evaluate(self, micro_batches: Sequence[Collated]) -> EvalResult:
-        return EvalResult(next(self.eval_losses), 5)
+    def evaluate(self, micro_batches: Iterable[Collated], wants_stop: Callable[[], bool]) -> EvalResult | None:
+        loss = next(self.eval_losses)
+        return None if loss == INTERRUPTED else EvalResult(loss, 5)
 
     def state(self) -> EngineState:
         return EngineState({}, {})
@@ -102,13 +107,13 @@ def test_it_stops_when_evaluations_do_not_get_better() -> None:
 
 
 def test_patience_survives_a_restart() -> None:
-    position = Position(step=4, best_step=2, best_loss=2.0, evaluations_without_gain=1)
+    position = Position(step=4, best_step=2, best_loss=2.0, evaluations_without_gain=1, evaluated_step=4)
     outcome, position, _ = run(100, [2.5], position, early_stop_patience=2)
     assert (outcome, position.step) == ("early stop", 6)
 
 
 def test_a_run_that_had_stopped_early_does_no_further_step() -> None:
-    position = Position(step=6, best_step=2, best_loss=2.0, evaluations_without_gain=2)
+    position = Position(step=6, best_step=2, best_loss=2.0, evaluations_without_gain=2, evaluated_step=6)
     outcome, position, events = run(100, [], position, early_stop_patience=2)
     assert (outcome, position.step, events) == ("early stop", 6, [])
 
@@ -120,6 +125,26 @@ def test_a_stop_that_was_agreed_on_leaves_a_checkpoint() -> None:
 
 def test_a_stop_at_the_last_step_is_the_end() -> None:
     assert run(7, None, stop_at=7)[0] == "finished"
+
+
+def test_a_stop_goes_before_an_evaluation_which_is_made_up_for_later() -> None:
+    outcome, position, events = run(100, [], stop_at=4, eval_interval=4)
+    assert (outcome, events) == ("stopped", ["checkpoint 4"])
+    outcome, position, events = run(6, [2.0, 3.0], position, eval_interval=4)
+    assert (outcome, events) == ("finished", ["best 4", "eval 4", "eval 6", "checkpoint 6"])
+
+
+def test_a_stop_in_an_evaluation_leaves_a_checkpoint() -> None:
+    outcome, position, events = run(4, [INTERRUPTED])
+    assert (outcome, position.evaluated_step, events) == ("stopped", 0, ["checkpoint 2"])
+    assert run(4, [2.0, 1.0], position)[2] == ["best 2", "eval 2", "best 4", "eval 4", "checkpoint 4"]
+
+
+def test_an_evaluation_that_a_stop_kept_from_the_last_step_is_made_up_for() -> None:
+    outcome, position, _ = run(4, [2.0], stop_at=4)
+    assert (outcome, position.step) == ("stopped", 4)
+    outcome, position, events = run(4, [1.0], position)
+    assert (outcome, events) == ("finished", ["best 4", "eval 4"])
 
 
 def test_checkpoints_come_in_intervals() -> None:
@@ -137,5 +162,5 @@ def test_a_bad_step_is_named_with_its_rows() -> None:
 
 
 def test_a_position_survives_its_record() -> None:
-    for position in (Position(), Position(4, 2, 1.5, 1)):
+    for position in (Position(), Position(4, 2, 1.5, 1, 4)):
         assert Position.from_record(position.record()) == position
