@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import cpmbee_job  # noqa: F401 (before anything loads torch)
+
 TINY_VOCAB = [
     "<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>",
     *(chr(c) for c in range(33, 127)),

@@ -22,6 +22,7 @@ from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
 TEMPORARY = ".cpmbee-tmp"
 LOCK = ".cpmbee-lock"
 COPY_BYTES = 4 << 20
+FOLDER_TRIES = 1000
 REMEMBERED_FROM_BYTES = 1 << 20  # hashing less is cheaper than being wrong about a file rewritten within a clock tick
 
 
@@ -152,7 +153,7 @@ class FileStore:
         """An empty hidden file beside `path`, gone at the end unless it was renamed."""
         temporary = _temporary(path)
         try:
-            while True:
+            for _ in range(FOLDER_TRIES):
                 try:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     temporary.touch(exist_ok=False)
@@ -162,6 +163,8 @@ class FileStore:
                 except FileExistsError:  # likewise, unless something else is where the folder should be
                     if any(os.path.lexists(folder) and not folder.is_dir() for folder in path.parents):
                         raise
+            else:  # it is no race, then: /proc, for one, has no room for new folders
+                raise StoreError(f"{path.parent}: no folder can be made there")
             yield temporary
         finally:
             with suppress(OSError):

@@ -53,9 +53,15 @@ def cli(*arguments: object, env: dict[str, str] | None = None) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def start(*arguments: object) -> "subprocess.Popen[str]":
-    """The same in the background, as the leader of a process group of its own."""
-    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*arguments: object, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    """The same in the background."""
+    return subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
 
 
 def command(*arguments: object) -> list[str]:
@@ -81,18 +87,31 @@ def wait_for(path: Path, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+def wait_until_gone(pids: list[int], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while alive := [pid for pid in pids if _status(pid)]:
+        assert time.monotonic() < deadline, f"{[_arguments(pid) for pid in alive]} are still there"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """The living processes that `pid` has started."""
+    found = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [child for child in found if _status(child)[1:2] == [str(pid)]]
+
+
 def descendants(pid: int) -> list[int]:
     """All living processes below `pid`, the workers of torchrun among them."""
-    found: list[int] = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            child = int(stat.parent.name)
-            found += [child, *descendants(child)]
-    return found
+    return [process for child in children(pid) for process in (child, *descendants(child))]
+
+
+def _status(pid: int) -> list[str]:
+    """State, parent, ... of a process; empty for one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [] if fields[0] == "Z" else fields
 
 
 def workers(pid: int) -> list[int]:

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.jobs import cli, descendants, losses, make_job, metrics, start, wait_for, workers
+from tests.integration.jobs import (
+    children,
+    cli,
+    descendants,
+    losses,
+    make_job,
+    metrics,
+    start,
+    wait_for,
+    wait_until_gone,
+    workers,
+)
 
 LONG = ["--set", "train.epochs=20", "--set", "train.early_stop_patience=0"]
 """120 steps, of which the first 12 are those of the undisturbed run: time enough to disturb it."""
@@ -134,6 +145,27 @@ def test_a_stop_leaves_a_checkpoint_and_the_run_goes_on_later(job: Path, undistu
     assert cli(*options).code == 0
     assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
     assert {line["attempt"] for line in metrics(run)[steps_done:]} == {2}
+
+
+@pytest.mark.parametrize("victim", ["local", "entrypoint", "torchrun"])
+def test_nobody_outlives_the_one_it_works_for(job: Path, tmp_path: Path, victim: str) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    run = job.parent / "runs" / "weather" / f"orphans-{victim}"
+    process = start("local", job, "--run-id", run.name, "--processes", 2, *LONG, env={"TMPDIR": str(scratch)})
+    wait_for(run / "checkpoints" / "2" / "manifest.1.json")
+    (entrypoint,) = children(process.pid)
+    (torchrun,) = children(entrypoint)
+    first_workers = children(torchrun)
+    os.kill({"local": process.pid, "entrypoint": entrypoint, "torchrun": torchrun}[victim], signal.SIGKILL)
+    wait_until_gone([torchrun, *first_workers])
+    if victim == "torchrun":
+        wait_for(run / "attempts" / "00002.json")  # it is started again
+        process.terminate()
+    else:
+        wait_until_gone([entrypoint])
+    process.communicate(timeout=60)
+    assert not [path.name for path in scratch.iterdir()]
 
 
 def test_max_steps_goes_before_epochs_and_has_a_checkpoint(job: Path) -> None:

@@ -207,6 +207,11 @@ def test_folder_where_a_file_should_be(store: FileStore) -> None:
     assert store.get("a/b") == b"1"
 
 
+def test_place_without_folders() -> None:
+    with pytest.raises(StoreError, match="no folder can be made"):
+        FileStore("/proc/cpmbee").put("key", b"")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_folder_without_the_right_to_write(store: FileStore) -> None:
     store.root.mkdir()

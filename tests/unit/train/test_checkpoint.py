@@ -16,6 +16,7 @@ from cpmbee_job.train.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
+from cpmbee_job.train.elastic import claim_attempt
 from cpmbee_job.train.engine import EngineState
 
 
@@ -126,3 +127,37 @@ def test_the_uploader_tries_a_failing_store_again() -> None:
     uploader.submit(fail_once)
     uploader.finish()
     assert len(calls) == 2
+
+
+def test_a_later_attempts_checkpoint_is_newer_whatever_its_step(store: Store) -> None:
+    """Attempt 2 began again before step 20, which attempt 1 had reached: its word counts, and its steps are kept."""
+    write(store, 20, attempt=1)
+    write(store, 12, attempt=2)
+    prune_checkpoints(store, keep=1, attempt=2)
+    assert newest_step(store) == 12
+
+
+def test_a_store_that_fails_is_no_reason_to_begin_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, 5)
+
+    def fail(key: str) -> bytes:
+        raise StoreError(f"{key}: 503")
+
+    monkeypatch.setattr(store, "get", fail)
+    with pytest.raises(StoreError, match="503"):
+        newest_step(store)
+
+
+def test_an_older_attempt_writes_no_checkpoint_once_a_newer_one_has_begun(store: Store) -> None:
+    write(store, 5, attempt=1)
+    claim_attempt(store, 1)
+    claim_attempt(store, 1)
+    with pytest.raises(RefusedError, match="newer attempt"):
+        write(store, 10, attempt=1)
+    assert newest_step(store) == 5
+
+
+def test_a_damaged_pointer_is_written_again(store: Store) -> None:
+    store.put(contract.LATEST, b"{")
+    write(store, 5, attempt=1)
+    assert json.loads(store.get(contract.LATEST))["step"] == 5

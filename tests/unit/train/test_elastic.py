@@ -11,6 +11,7 @@ from cpmbee_job.run import Run
 from cpmbee_job.spec import parse_spec
 from cpmbee_job.train.elastic import (
     FAILURE_ENV,
+    LOST_PEER,
     STALLED,
     Failure,
     claim_attempt,
@@ -44,6 +45,11 @@ def test_another_step_or_reason_does_not(run: Run) -> None:
     assert not record_failure(run, 1, Failure("x", 4, permanent=False, exit_code=1))
     assert not record_failure(run, 2, Failure("x", 5, permanent=False, exit_code=1))
     assert not record_failure(run, 3, Failure("y", 5, permanent=False, exit_code=1))
+
+
+def test_lost_peers_are_no_reason_to_give_up(run: Run) -> None:
+    failure = Failure(LOST_PEER, step=0, permanent=False, exit_code=1)
+    assert not any(record_failure(run, attempt, failure) for attempt in (1, 2, 3, 4))
 
 
 def test_an_attempt_that_made_headway_breaks_the_chain(run: Run) -> None:

@@ -13,7 +13,6 @@ from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine import EngineState, EvalResult, ParameterStatistics, StepResult
 from cpmbee_job.train.loop import Outcome, Position, train
 
-
 INTERRUPTED = -1.0
 """Stands for an evaluation that a stop interrupted."""
 

@@ -1,0 +1,67 @@
+"""The journal: one line for each step and evaluation, and an older attempt that falls silent."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.errors import RefusedError
+from cpmbee_job.store.base import Store, open_store
+from cpmbee_job.train import progress
+from cpmbee_job.train.elastic import claim_attempt
+from cpmbee_job.train.engine import EvalResult, StepResult
+from cpmbee_job.train.exports import NO_EXPORTS
+from cpmbee_job.train.progress import Journal
+
+STEP = StepResult(loss=1.0, grad_norm=1.0, loss_scale=1.0, tokens=10, target_tokens=2, stop=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "run"))
+
+
+def journal(store: Store, start_step: int = 0) -> Journal:
+    attempt = claim_attempt(store, 1)
+    names = {"attempt": attempt, "world_size": 1, "start_step": start_step, "total_steps": 9, "task_name": "task"}
+    return Journal(store, **names, exports=NO_EXPORTS)  # type: ignore[arg-type]
+
+
+def lines(store: Store) -> list[tuple[str, int, int]]:
+    records = [json.loads(line) for line in store.get(contract.METRICS).decode().splitlines()]
+    return [(record["event"], record["step"], record["attempt"]) for record in records]
+
+
+def test_what_is_done_again_replaces_its_lines(store: Store) -> None:
+    first = journal(store)
+    for step in (1, 2, 3):
+        first.step(step, 1, 0.1, STEP)
+    first.evaluation(2, EvalResult(1.0, 2), best=True)
+    first.close("interrupted")
+    second = journal(store, start_step=2)
+    second.evaluation(2, EvalResult(1.0, 2), best=True)  # the one before was stopped or killed before its checkpoint
+    second.step(3, 1, 0.1, STEP)
+    second.close("succeeded")
+    assert sorted(lines(store)) == [("eval", 2, 2), ("step", 1, 1), ("step", 2, 1), ("step", 3, 2)]
+
+
+def test_an_older_attempt_writes_nothing_over_a_newer_ones(store: Store) -> None:
+    older, newer = journal(store), journal(store)
+    newer.step(1, 1, 0.1, STEP)
+    newer.flush()
+    older.step(1, 1, 0.1, STEP)
+    with pytest.raises(RefusedError, match="newer attempt"):
+        older.flush()
+    assert lines(store) == [("step", 1, 2)]
+    newer.close("succeeded")
+
+
+def test_an_older_attempt_ends_at_its_next_step(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "FLUSH_INTERVAL", 0.05)
+    older = journal(store)
+    claim_attempt(store, 1)
+    with pytest.raises(RefusedError, match="newer attempt"):  # noqa: PT012 (until its thread has noticed)
+        for step in range(1, 10_000):
+            older.step(step, 1, 0.1, STEP)
+            older._done.wait(0.01)
