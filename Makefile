@@ -13,6 +13,7 @@ setup: $(STAMP)  ## Make .venv with the command line, training and all tools in 
 
 $(STAMP): locks/dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing torch and the rest into $(VENV): 6 GB, some minutes ...'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r locks/dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@

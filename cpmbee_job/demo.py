@@ -8,6 +8,7 @@ import json
 import os
 import random
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def main() -> None:
 
 def demonstrate(endpoint_url: str) -> None:
     storage = StorageSpec(endpoint_url=endpoint_url)
-    with chapter(f"An S3 server is at {endpoint_url}; a model and {NUM_TRAIN} rows go into its bucket `demo`"):
+    with chapter(f"An S3 server is at {endpoint_url}; a model and {NUM_TRAIN:,} rows go into its bucket `demo`"):
         upload(storage)
         job = FOLDER / "job.yaml"
         job.write_text(f"{JOB}storage: {{endpoint_url: {endpoint_url}}}\n", encoding="utf-8")
@@ -88,7 +89,13 @@ def demonstrate(endpoint_url: str) -> None:
             "predict", *command_line, f"--delta={run}", f"--input={questions}", "--beam-size=1", "--max-length=4"
         )
 
-    print(f"\nEverything is in the S3 server's folder {FOLDER / 's3'}; the run was {run}.")
+    with chapter(f"What is left in {run}"):
+        for entry in open_store(run, storage).list():
+            print(f"{entry.size:12,}  {entry.key}")
+
+    print(
+        f"\nThe S3 server, which stops now, keeps it all in {FOLDER / 's3'}; the model is also in {FOLDER / 'model'}."
+    )
     print(f"`make demo` starts that server again and trains another run; delete {FOLDER}/ to start from nothing.")
 
 
@@ -136,7 +143,11 @@ def cpmbee_job(*arguments: str) -> str:
     """Run the command line as a user would; what it prints is shown, and returned."""
     print(f"$ cpmbee-job {' '.join(arguments)}", flush=True)
     command = [sys.executable, "-m", "cpmbee_job.cli", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the command too, which ends in its own way
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     print(done.stdout, end="", flush=True)
     if done.returncode:
         sys.exit(done.returncode)

@@ -8,7 +8,8 @@ CpmbeeError                    1    a fault of ours, or of something we could no
 │   └── ModelError
 ├── PreflightError             4    something that the job needs is not there (a bucket, a permission)
 │   └── StoreError                  the object store answered with an error that retries did not mend
-│       └── DamagedError            what is stored is not what was written
+│       ├── DamagedError            what is stored is not what was written
+│       └── DiskError               this machine's file system refuses
 ├── RefusedError               5    it would overwrite or contradict something (name in use, newer writer)
 │   └── ConflictError               a conditional put found another object there
 ├── JobFailedError           100    the job ended, and not well
@@ -67,6 +68,10 @@ class StoreError(PreflightError):
 
 class DamagedError(StoreError):
     """What is stored is not what was written: trying again can't help, an older copy may."""
+
+
+class DiskError(StoreError):
+    """This machine's file system refuses: full, not writable. It will until somebody mends it."""
 
 
 class RefusedError(CpmbeeError):

@@ -84,7 +84,7 @@ class TrainSpec(Section):
         0, description="Steps between printed parameter and gradient statistics; 0: never."
     )
     checkpoint_interval: Count = Field(50, description="Steps between checkpoints.")
-    keep_checkpoints: Count = Field(3, description="Newest checkpoints that are kept.")
+    keep_checkpoints: Count = Field(3, description="Newest checkpoints and deltas that are kept, beside the best delta.")
     drop_last: bool = Field(
         False, description="Leave out an epoch's last step where it has fewer rows than the others."
     )

@@ -6,7 +6,7 @@ spec.md and job.schema.json come from the spec's model, cli.md from the command 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 import typer.main
@@ -33,8 +33,17 @@ def spec_rows(model: type[BaseModel], prefix: str) -> list[str]:
             rows += spec_rows(field.annotation, f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"`{json.dumps(field.default, ensure_ascii=False)}`"
-        rows.append(f"| `{prefix}{name}` | {default} | {(field.description or '').replace('|', chr(92) + '|')} |")
+        words = " ".join(filter(None, [field.description, choices(field.annotation)]))
+        rows.append(f"| `{prefix}{name}` | {default} | {words.replace('|', chr(92) + '|')} |")
     return rows
+
+
+def choices(annotation: Any) -> str:
+    """The values that a field takes where they can be counted."""
+    values = get_args(annotation) if get_origin(annotation) is Literal else ()
+    for inner in get_args(annotation) if not values else ():
+        values += get_args(inner) if get_origin(inner) is Literal else ()
+    return f"One of {', '.join(f'`{value}`' for value in values)}." if len(values) > 1 else ""
 
 
 def cli_page() -> str:

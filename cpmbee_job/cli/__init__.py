@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cpmbee_job import __version__
-from cpmbee_job.cli import console, data, job, model
+from cpmbee_job.cli import console, data, extras, job, model
 from cpmbee_job.errors import CpmbeeError
 
 app = typer.Typer(
@@ -44,6 +44,12 @@ def main() -> None:
     except CpmbeeError as error:
         console.error(str(error))
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        lacking = extras.explain(error)
+        if lacking is None:
+            raise
+        console.error(str(lacking))
+        sys.exit(lacking.exit_code)
     except BrokenPipeError:  # whoever read our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

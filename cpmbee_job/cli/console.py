@@ -2,22 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
+from rich import filesize
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -45,38 +37,52 @@ def print_json(document: Any) -> None:
 @contextmanager
 def byte_progress(title: str, total: int) -> Iterator[Progress]:
     """A bar for bytes that move, with rate and remaining time; its only task has id 0."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
-        progress.add_task(title, total=total)
-        yield progress
+    with _progress(title, total, DownloadColumn(), _RateColumn(lambda rate: f"{filesize.decimal(int(rate))}/s")) as bar:
+        yield bar
 
 
 @contextmanager
 def item_progress(title: str, total: int | None, unit: str) -> Iterator[Progress]:
     """A bar for things that are counted, with rate and remaining time; its only task has id 0."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(unit),
-        TimeRemainingColumn(),
-    )
+    with _progress(title, total, MofNCompleteColumn(), _RateColumn(lambda rate: f"{rate:,.0f} {unit}/s")) as bar:
+        yield bar
+
+
+@contextmanager
+def _progress(title: str, total: int | None, count: ProgressColumn, rate: ProgressColumn) -> Iterator[Progress]:
+    columns = TextColumn("{task.description}"), BarColumn(), count, rate, _RemainingColumn()
     with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
         progress.add_task(title, total=total)
         yield progress
 
 
 class _RateColumn(ProgressColumn):
-    def __init__(self, unit: str) -> None:
+    """The mean rate since the start: work that is done in batches comes in bursts, which rich's own would measure."""
+
+    def __init__(self, shown: Callable[[float], str]) -> None:
         super().__init__()
-        self.unit = unit
+        self._shown = shown
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s")
+        rate = mean_rate(task)
+        return Text("" if rate is None else self._shown(rate))
+
+
+class _RemainingColumn(ProgressColumn):
+    """What is left at that rate; once finished, what it took."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(_clock(task.finished_time or 0))
+        rate = mean_rate(task)
+        return Text("" if rate is None or task.remaining is None else f"ETA {_clock(task.remaining / rate)}")
+
+
+def mean_rate(task: Task) -> float | None:
+    """Items or bytes per second since the task began; None before the first."""
+    elapsed = task.finished_time if task.finished else task.elapsed
+    return task.completed / elapsed if elapsed and task.completed else None
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

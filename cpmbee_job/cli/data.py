@@ -44,7 +44,7 @@ def reformat(
     ],
     format_name: Format = "ccpm",
 ) -> None:
-    """Turn raw rows into examples with <ans>, the form that training reads."""
+    """Turn raw rows into examples with <ans>, as training needs."""
     from cpmbee_job.data.reformat import input_files, reformat
 
     num_bytes = sum(path.stat().st_size for path in input_files(source))
@@ -76,7 +76,7 @@ def check(
     strict: Strict = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")] = False,
 ) -> None:
-    """Count rows, lengths and doubtful texts; end with 3 if a row can't be used, naming it."""
+    """Count rows, lengths and doubtful texts. Ends with 3 if a row can't be used, naming it."""
     from cpmbee_job.data.check import Check
     from cpmbee_job.data.sources import read_source
     from cpmbee_job.data.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ def encode(
     ],
     strict: Strict = False,
 ) -> None:
-    """Print what the model would see of each example, as one line of JSON."""
+    """Print what the model would see of each example. One line of JSON each."""
     from cpmbee_job.data.encode import encode_example
     from cpmbee_job.data.sources import Rejection, read_source
     from cpmbee_job.data.tokenizer import Tokenizer

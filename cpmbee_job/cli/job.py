@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cpmbee_job.cli import console
+from cpmbee_job.cli import console, extras
 from cpmbee_job.errors import RefusedError, UsageError
 from cpmbee_job.spec import load_spec
 
@@ -79,7 +79,7 @@ def validate(job: JobFile, overrides: Overrides = None, as_json: AsJson = False)
         console.print_json(spec.model_dump(mode="json"))
     else:
         typer.echo(spec.to_yaml(), nl=False)
-        console.say(f"{job} is valid: steps of {spec.global_batch_size} rows")
+        console.say(f"{job} is valid; rows in a step: {spec.global_batch_size}")
 
 
 def local(
@@ -94,11 +94,12 @@ def local(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a job on this machine: prepare the data, train, publish the delta."""
+    """Run a job here: prepare the data, train, publish the delta."""
     from cpmbee_job.launch.local import run_local
     from cpmbee_job.run import Run, check_run_id, new_run_id
 
     spec = load_spec(job, overrides or ())
+    extras.require("train")  # before anything is written
     storage = spec.storage.seen_by_launcher()
     run = Run.start(spec, check_run_id(run_id) if run_id else new_run_id(), storage)
     console.say(f"run {run.url}")
@@ -117,7 +118,7 @@ def local(
 
 
 def prepare(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Tokenize, encode and pack a job's data sets; what exists already is not done again."""
+    """Tokenize, encode and pack a job's data sets. What exists already is not done again."""
     from cpmbee_job.data.job import describe, prepare_bar, prepare_job
 
     spec = load_spec(job, overrides or ())
@@ -137,9 +138,10 @@ def preprocess(
     output_name: Annotated[str, typer.Option("--output_name", help="Name of the data files.", show_default=False)],
     vocab: Annotated[Path | None, typer.Option(help="Vocabulary: check also that examples can be encoded.")] = None,
 ) -> None:
-    """Check rows and write them as data sets, one for each input file: the original's preprocess_dataset.py.
+    """Check rows and write them as data sets.
 
-    The set made of train.jsonl is the folder OUTPUT_PATH/train; fine-tuning takes it as --dataset.
+    In place of the original's preprocess_dataset.py. Each input file makes one set: that of train.jsonl is the folder
+    OUTPUT_PATH/train; fine-tuning takes it as --dataset.
     """
     from cpmbee_job.data.job import prepare_bar
     from cpmbee_job.data.prepare import default_workers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cpmbee_job.cli import console
-from cpmbee_job.cli.outputs import lines_to, new_folder
+from cpmbee_job.cli.outputs import keep_apart, lines_to, new_folder
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
 from cpmbee_job.errors import DataError, ModelError, SpecError, UsageError
 from cpmbee_job.spec import StorageSpec
@@ -67,11 +67,12 @@ def predict(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """Fill <ans> of each row by beam search and print the rows as JSON lines."""
+    """Fill <ans> of each row by beam search. Prints the rows as JSON lines."""
     from cpmbee_job.eval.generate import BeamOptions, Generator
     from cpmbee_job.eval.questions import ask
 
     settings = storage(endpoint_url, path_style)
+    keep_apart(output, source, settings)
     options = BeamOptions(beam_size, max_length, repetition_penalty)
     files = _fetch_model(model, settings)
     tokenizer = _tokenizer(files)
@@ -82,7 +83,7 @@ def predict(
             questions.append(ask(tokenizer, example))
         except DataError as error:
             raise DataError(f"{location}: {error.message}", hint=error.hint) from error
-    generator = Generator(_load(files, delta, settings), tokenizer, options)
+    generator = Generator(_load(model, files, delta, settings), tokenizer, options)
     with lines_to(output, settings) as write, console.item_progress("predict", len(questions), "rows") as progress:
         for begin in range(0, len(questions), batch_size):
             for row in generator.answer_questions(questions[begin : begin + batch_size]):
@@ -109,14 +110,19 @@ def evaluate(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """Mean loss and perplexity of the true answers, and for choices how often the model picks the right one."""
+    """Score true answers: loss, perplexity, choices made right.
+
+    The loss is the mean over target tokens, in nats. An example with `options` counts as a choice: all of them are
+    scored, and the accuracy is how often the right one scores best.
+    """
     from cpmbee_job.eval.evaluate import Evaluator, Summary
 
     settings = storage(endpoint_url, path_style)
+    keep_apart(per_example, source, settings)
     files = _fetch_model(model, settings)
     tokenizer = _tokenizer(files)
     examples = _examples(source, settings, format_name)
-    evaluator = Evaluator(_load(files, delta, settings), tokenizer, batch_tokens)
+    evaluator = Evaluator(_load(model, files, delta, settings), tokenizer, batch_tokens)
     summary = Summary()
     lines = nullcontext(None) if per_example is None else lines_to(per_example, settings)
     with lines as write, console.item_progress("evaluate", len(examples), "examples") as progress:
@@ -149,12 +155,12 @@ def merge(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """Fold a delta into its base: a model that answers as the two did together."""
+    """Fold a delta into its base. The new model answers as the two did together."""
     from cpmbee_job.model.lora import merged_weights
 
     settings = storage(endpoint_url, path_style)
     files = _fetch_model(model, settings)
-    change = _fetch_delta(delta, settings, files)
+    change = _fetch_delta(delta, settings, model, files)
     with _stored(files) as base, new_folder(out, settings, last="config.json") as folder:
         _write_model(folder, merged_weights(base, change, same_dtype=round_weights), files)
     console.say(f"{out}: {change.source} (r {change.r}, alpha {change.alpha:g}) folded into {model}")
@@ -170,7 +176,7 @@ def convert(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """Write a model's weights in the other file format, under the original's names."""
+    """Write a model's weights in the other file format. Their names become the original's."""
     settings = storage(endpoint_url, path_style)
     files = _fetch_model(model, settings)
     with _stored(files) as state, new_folder(out, settings, last="config.json") as folder:
@@ -223,17 +229,17 @@ def _fetch_model(url: str, settings: StorageSpec) -> "ModelFiles":
         return fetch_model(url, settings, lambda count: progress.advance(progress.task_ids[0], count))
 
 
-def _fetch_delta(url: str, settings: StorageSpec, files: "ModelFiles") -> Any:
+def _fetch_delta(url: str, settings: StorageSpec, model_url: str, files: "ModelFiles") -> Any:
     from cpmbee_job.eval.files import fetch_delta
     from cpmbee_job.model.weights import base_digest
 
     delta = fetch_delta(url, settings)
     if delta.base_digest is not None and delta.base_digest != base_digest(files):
-        console.warn(f"{url} was trained on other weights than those of {files.config.parent}")
+        console.warn(f"{url} was trained on other weights than those of {model_url}")
     return delta
 
 
-def _load(files: "ModelFiles", delta_url: str | None, settings: StorageSpec) -> "CpmBee":
+def _load(model_url: str, files: "ModelFiles", delta_url: str | None, settings: StorageSpec) -> "CpmBee":
     """The model with its delta, if any: on a GPU in half precision where there is one, else in fp32 on the CPU."""
     import torch
 
@@ -241,7 +247,7 @@ def _load(files: "ModelFiles", delta_url: str | None, settings: StorageSpec) -> 
     from cpmbee_job.model.lora import apply_delta
     from cpmbee_job.model.weights import load_model
 
-    delta = None if delta_url is None else _fetch_delta(delta_url, settings, files)
+    delta = None if delta_url is None else _fetch_delta(delta_url, settings, model_url, files)
     on_gpu = torch.cuda.is_available()
     half = on_gpu and ModelConfig.from_file(files.config).half
     model = load_model(files, torch.float16 if half else torch.float32, torch.device("cuda" if on_gpu else "cpu"))
@@ -249,7 +255,7 @@ def _load(files: "ModelFiles", delta_url: str | None, settings: StorageSpec) -> 
         apply_delta(model, delta)
     parameter = model.input_embedding.weight
     console.say(
-        f"{files.config.parent}: {sum(p.numel() for p in model.parameters()):,} weights, config in the "
+        f"{model_url}: {sum(p.numel() for p in model.parameters()):,} weights, config in the "
         f"{model.config.dialect} dialect, {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
     )
     return model

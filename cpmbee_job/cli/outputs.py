@@ -32,6 +32,15 @@ def lines_to(url: str | None, storage: StorageSpec) -> Iterator[WriteLine]:
         store.upload(path, key)
 
 
+def keep_apart(output: str | None, source: str, storage: StorageSpec) -> None:
+    """Raises `RefusedError` where writing to `output` could replace what is read from `source`, a file or a folder."""
+    if output is None:
+        return
+    target, origin = _place(output, storage), _place(source, storage)
+    if target == origin or target.startswith(f"{origin}/"):
+        raise RefusedError(f"{output}: the input is there too", hint="name another file for the output")
+
+
 @contextmanager
 def new_folder(url: str, storage: StorageSpec, *, last: str) -> Iterator[Path]:
     """A folder to fill, which becomes the one at `url` when the block ends well; the file `last` is written last.
@@ -54,6 +63,11 @@ def new_folder(url: str, storage: StorageSpec, *, last: str) -> Iterator[Path]:
         yield folder
         for path in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
             store.upload(path, path.name)
+
+
+def _place(url: str, storage: StorageSpec) -> str:
+    store = open_store(url, storage)
+    return str(store.root) if isinstance(store, FileStore) else store.url
 
 
 @contextmanager

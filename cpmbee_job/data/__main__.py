@@ -5,13 +5,14 @@ then ends with the run's exit code, where an init container that fails would be 
 """
 
 import os
+import signal
 import sys
 
 from rich.console import Console
 
 from cpmbee_job import contract, lifeline
 from cpmbee_job.data.job import describe, prepare_bar, prepare_job
-from cpmbee_job.errors import CpmbeeError, InvalidError
+from cpmbee_job.errors import CancelledError, CpmbeeError, InvalidError
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec
 
@@ -21,6 +22,7 @@ INDEX_ENV = "CPMBEE_POD_INDEX"
 
 def main() -> None:
     lifeline.end_with(lifeline.owner())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(CancelledError.exit_code))  # scratch files go
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         storage = StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}"))

@@ -99,9 +99,9 @@ def prepare_bar(console: Console) -> Iterator[PrepareProgress]:
     """A progress bar with rate and remaining time where `console` is a terminal."""
     columns = TextColumn("prepare {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("")
+        task = bar.add_task("", visible=False)  # what is prepared already has nothing to show
 
         def moved(examples: int, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"{examples:,} examples")
+            bar.update(task, completed=done, total=total, description=f"{examples:,} examples", visible=True)
 
         yield moved

@@ -12,6 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,13 @@ def reformat(
     errors = ErrorList()
     written: dict[Path, int] = {}
     temporary: list[Path] = []
+    new_folders: set[Path] = set()
     try:
         for path in sources:
             final = target / path.relative_to(base)
+            if final.is_dir():
+                raise RefusedError(f"{final}: a folder is there", hint="name another folder for the output")
+            new_folders.update(folder for folder in final.parents if not folder.exists())
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary.append(final.with_name(f".{final.name}.{os.getpid()}"))
             with temporary[-1].open("w", encoding="utf-8", newline="\n") as out:
@@ -102,10 +107,15 @@ def reformat(
         for path, final in zip(temporary, written, strict=True):
             path.replace(final)
     except OSError as error:
-        raise PreflightError(f"{error.filename}: {error.strerror}") from error
+        blocked = isinstance(error, FileExistsError | NotADirectoryError)
+        hint = "a file is where a folder should be" if blocked else None
+        raise PreflightError(f"{error.filename}: {error.strerror}", hint=hint) from error
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)
+        for folder in sorted(new_folders, reverse=True):  # inner ones first
+            with suppress(OSError):  # something is in it, as after a good end
+                folder.rmdir()
     return written
 
 

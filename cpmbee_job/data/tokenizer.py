@@ -16,7 +16,7 @@ from ahocorasick_rs import AhoCorasick, MatchKind
 
 from cpmbee_job.errors import DataError, NotFoundError
 
-_REQUIRED = ("<unk>", "<s>", "</s>", "</n>", "</_>")
+_REQUIRED = ("<unk>", "<s>", "</s>", "</n>", "</_>", "<root>", "<ans>")
 
 
 class Tokenizer:
@@ -61,7 +61,9 @@ class Tokenizer:
         except UnicodeDecodeError as error:
             raise DataError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from error
         vocabulary: dict[str, int] = {}
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
+            if line in vocabulary:  # from there on ids would mean other tokens than the model's, or two at once
+                raise DataError(f"{source}:{number}: {line!r} stands there twice", hint="copy the model's file again")
             if line:
                 vocabulary[line] = len(vocabulary)
         missing = [token for token in _REQUIRED if token not in vocabulary]

@@ -45,12 +45,12 @@ class _Children:
     """Runs modules of ours one after the other, until it is told to stop; they end with this process."""
 
     def __init__(self) -> None:
-        self._stopping = False
+        self.stopping = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def execute(self, command: list[str], environment: dict[str, str]) -> int:
         """The module's exit status; 103 where it was stopped, or not begun any more."""
-        if self._stopping:
+        if self.stopping:
             return CancelledError.exit_code
         self._process = subprocess.Popen(
             [sys.executable, *command],
@@ -58,14 +58,14 @@ class _Children:
             start_new_session=True,  # Ctrl-C is ours to pass on
             stdin=subprocess.DEVNULL,
         )
-        if self._stopping:  # the signal came in between
+        if self.stopping:  # the signal came in between
             self._process.terminate()
         status = self._process.wait()
         return CancelledError.exit_code if status == -signal.SIGTERM else status
 
     def stop(self, _number: int, _frame: FrameType | None) -> None:
         """A signal to us is a SIGTERM to the module, once for every time it comes."""
-        self._stopping = True
+        self.stopping = True
         if self._process is not None:
             self._process.terminate()
 
@@ -79,8 +79,9 @@ def _stoppable() -> Iterator[_Children]:
     try:
         yield children
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not children.stopping:  # a stop that comes twice must not hit us in between
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _as_error(status: int, message: str) -> CpmbeeError:

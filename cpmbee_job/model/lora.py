@@ -104,10 +104,12 @@ def read_delta(path: Path, *, alpha: float | None = None) -> Delta:
     manifest: dict[str, Any] = {}
     if path.is_dir():
         manifest = _read_manifest(path / DELTA_MANIFEST)
-        files = [path / DELTA_TENSORS, *sorted(path.glob("*.pt"))]
-        found = next((file for file in files if file.is_file()), None)
-        if found is None:
+        files = [path / DELTA_TENSORS] if (path / DELTA_TENSORS).is_file() else sorted(path.glob("*.pt"))
+        if not files:
             raise ModelError(f"{path}: no delta in it", hint=f"expected {DELTA_TENSORS} or a .pt file")
+        if len(files) > 1:
+            raise ModelError(f"{path}: {len(files)} .pt files in it", hint=f"name one of them, such as {files[0]}")
+        found = files[0]
     else:
         found = path
     if manifest.get("kind") == "full":
@@ -155,6 +157,13 @@ def merged_weights(base: Mapping[str, Tensor], delta: Delta, *, same_dtype: bool
     Weights that the delta leaves alone are passed on as they are. Raises `ModelError` where keys do not match.
     """
     merged = dict(base)
+    layers = [name.removesuffix(".weight") for name in base if name.endswith(".weight")]
+    for layer in layers:
+        if layer.rpartition(".")[2] in delta.modules and layer + _A not in delta.state:
+            raise ModelError(
+                f"{delta.source}: does not fit the model: missing {layer + _A}",
+                hint="a delta fits the base, the rank and the modules that it was trained with",
+            )
     for name, a in delta.state.items():
         if not name.endswith(_A):
             continue
@@ -164,7 +173,13 @@ def merged_weights(base: Mapping[str, Tensor], delta: Delta, *, same_dtype: bool
             shape = "no such layer" if weight is None else f"{tuple(weight.shape)}, not {(b.shape[0], a.shape[1])}"
             raise ModelError(f"{delta.source}: does not fit the model: {layer} ({shape})")
         update = math.sqrt(a.shape[1]) * (delta.alpha / delta.r) * (b.double() @ a.double())
-        merged[f"{layer}.weight"] = (weight.double() + update).to(weight.dtype if same_dtype else torch.float32)
+        changed = (weight.double() + update).to(weight.dtype if same_dtype else torch.float32)
+        if not torch.isfinite(changed).all():
+            raise ModelError(
+                f"{delta.source}: {layer}.weight would be NaN or infinite with it",
+                hint=f"the base is damaged, or the sum does not fit into {changed.dtype}",
+            )
+        merged[f"{layer}.weight"] = changed
     return merged
 
 
@@ -188,6 +203,15 @@ def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:
             f"{path}: no LoRA delta{f' (as {strange[0]} shows)' if strange else ''}",
             hint="its keys are pairs like encoder.layers.0.self_att.self_attention.project_q.lora.lora_A and .lora_B",
         )
+    for layer in layers:
+        a, b = state[layer + _A], state[layer + _B]
+        if not (a.is_floating_point() and b.is_floating_point()):
+            raise ModelError(f"{path}: {layer} holds {a.dtype} and {b.dtype}, where LoRA weights are real numbers")
+        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] or a.shape[0] != b.shape[1]:
+            raise ModelError(
+                f"{path}: {layer} is no pair of low rank: lora_A is {tuple(a.shape)}, lora_B {tuple(b.shape)}",
+                hint="lora_A has the shape (r, inputs), lora_B (outputs, r)",
+            )
     if bad := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
         raise ModelError(f"{path}: {bad[0]} is not finite ({len(bad)} of {len(state)} tensors)")
 
@@ -200,7 +224,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(manifest, dict) or not all(
-        isinstance(manifest.get(key, 1), int | float) and manifest.get(key, 1) > 0 for key in ("r", "alpha")
+        type(manifest.get(key, 1)) in (int, float) and 0 < manifest.get(key, 1) < math.inf for key in ("r", "alpha")
     ):
         raise ModelError(f"{path}: r and alpha must be numbers above 0")
     return manifest

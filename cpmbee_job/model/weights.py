@@ -77,7 +77,13 @@ def load_model(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> C
         _check_keys(stored, model, config, files)
         bad: list[str] = []
         for name, parameter in list(model.named_parameters()):
-            tensor = stored.read(name).to(device=device, dtype=dtype)
+            raw = stored.read(name)
+            if not raw.is_floating_point():
+                raise ModelError(
+                    f"{_names(files.weights)}: {name} holds {raw.dtype}, where weights are real numbers",
+                    hint="quantised weights can't be used; take those in half precision",
+                )
+            tensor = raw.to(device=device, dtype=dtype)
             if not torch.isfinite(tensor).all():
                 bad.append(name)
             owner, _, attribute = name.rpartition(".")

@@ -43,6 +43,7 @@ def fetch_folder(
             fcntl.flock(lock, fcntl.LOCK_EX)
             missing = [entry for entry in objects if not _is_copied(folder, entry)]
             _require_space(folder, sum(entry.size for entry in missing))
+            progress(sum(entry.size for entry in objects if entry not in missing))
             for entry in missing:
                 _copy(store, entry, folder, progress)
     return folder
@@ -50,6 +51,8 @@ def fetch_folder(
 
 def _require_files(url: str, folder: Path) -> None:
     with explained(folder):
+        if folder.is_file():
+            raise NotFoundError(f"{url}: a file, not a folder", hint="name the folder that it lies in")
         if not folder.is_dir():
             raise NotFoundError(f"{url}: no such folder", hint=f"it would be {folder}")
         if not any(entry.is_file() for entry in folder.iterdir()):

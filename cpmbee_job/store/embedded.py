@@ -128,7 +128,13 @@ def _options(directory: Path, identities: Path, ports: _Ports) -> list[str]:
 def _running(command: list[str], log: Path, ports: _Ports) -> Iterator["subprocess.Popen[bytes]"]:
     sockets = [f"/tmp/seaweedfs-{name.replace('_', '-')}-{port}.sock" for name, port in ports._asdict().items()]  # noqa: S108
     with log.open("wb") as output:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for those who use it; they may have something to write yet
+        )
     # Our end of its pipe closes however we end, so the server does not outlive us even where we are killed.
     tidy_up = 'read -r _; kill -9 "$1"; shift; rm -f "$@"'
     guard = subprocess.Popen(

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, SpecError, StoreError
+from cpmbee_job.errors import ConflictError, CpmbeeError, DiskError, NotFoundError, SpecError, StoreError
 from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
 
 TEMPORARY = ".cpmbee-tmp"
@@ -151,6 +151,7 @@ class FileStore:
     @contextmanager
     def _new_file(self, path: Path) -> Iterator[Path]:
         """An empty hidden file beside `path`, gone at the end unless it was renamed."""
+        _require_replaceable(path)
         temporary = _temporary(path)
         try:
             for _ in range(FOLDER_TRIES):
@@ -164,7 +165,7 @@ class FileStore:
                     if any(os.path.lexists(folder) and not folder.is_dir() for folder in path.parents):
                         raise
             else:  # it is no race, then: /proc, for one, has no room for new folders
-                raise StoreError(f"{path.parent}: no folder can be made there")
+                raise DiskError(f"{path.parent}: no folder can be made there")
             yield temporary
         finally:
             with suppress(OSError):
@@ -179,6 +180,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary(path)
     with explained(path):
+        _require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -208,7 +210,7 @@ def explained(path: Path) -> Iterator[None]:
             hint = "this user may not read or write there"
         elif isinstance(error, NotADirectoryError | FileExistsError):
             hint = "a file is where a folder should be"
-        raise StoreError(f"{path}: {error.strerror or error}", hint=hint) from error
+        raise DiskError(f"{path}: {error.strerror or error}", hint=hint) from error
 
 
 def _folder(url: str) -> Path:
@@ -220,6 +222,12 @@ def _folder(url: str) -> Path:
             f"{url}: a file URL holds an absolute path", hint=f"file:///{host}{slash}{path}, or just the path"
         )
     return Path("/" + unquote(path)).resolve()
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise `DiskError` for a device or a pipe: root's rename would put a file in its place, for all programs."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DiskError(f"{path}: not a plain file", hint="name a file, which appears whole or not at all")
 
 
 def _temporary(path: Path) -> Path:

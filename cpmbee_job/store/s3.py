@@ -217,7 +217,8 @@ class S3Store:
                         raise BrokenBodyError("its SHA-256 is not the one it was stored with")
                 except (*BROKEN_BODY, BrokenBodyError) as error:
                     if attempt == self._limits.attempts:
-                        kind = DamagedError if isinstance(error, BrokenBodyError) else StoreError
+                        altered = isinstance(error, BrokenBodyError | boto.FlexibleChecksumError)
+                        kind = DamagedError if altered else StoreError
                         raise kind(f"{self._name(key)}: never arrived as it was stored: {error}") from error
                     _pause(attempt)
                 else:

@@ -9,7 +9,7 @@ import json
 import queue
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,24 @@ def prune_checkpoints(store: Store, keep: int, attempt: int) -> None:
         if manifest.step not in kept and manifest.attempt <= attempt:
             store.delete(manifest.key)
             store.delete(contract.state_key(manifest.step, manifest.attempt))
+
+
+def prune_deltas(store: Store, keep: int, attempt: int) -> None:
+    """Delete delta folders of this and older attempts but for those that BEST and LAST name, and the newest `keep`."""
+    found = sorted({(int(step), int(by)) for step, by in _delta_folders(store)}, reverse=True)
+    pointed = {json.loads(store.get(key))["prefix"] for key in (contract.BEST, contract.LAST) if store.info(key)}
+    for step, by in found[keep:]:
+        prefix = contract.delta_prefix(step, by)
+        if prefix not in pointed and by <= attempt:
+            for part in sorted(store.list(prefix), key=lambda part: not part.key.endswith("/manifest.json")):
+                store.delete(part.key)
+
+
+def _delta_folders(store: Store) -> Iterator[tuple[str, str]]:
+    for found in store.list("delta/"):
+        match = re.match(r"delta/(\d+)\.(\d+)/", found.key)
+        if match:
+            yield match[1], match[2]
 
 
 def write_folder(store: Store, prefix: str, folder: Path) -> None:

@@ -1,10 +1,13 @@
 """An object store that fails for a while ends no run."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from cpmbee_job.errors import DamagedError, StoreError
+from cpmbee_job.errors import DamagedError, DiskError, StoreError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -18,12 +21,13 @@ def patiently(task: Callable[[], T], in_a_hurry: Callable[[], bool] = lambda: Fa
     while True:
         try:
             return task()
-        except DamagedError:
+        except (DamagedError, DiskError):
             raise
-        except StoreError:
+        except StoreError as error:
             again_at = time.monotonic() + delay
             if again_at > deadline:
                 raise
+            log.warning("the store fails, trying again in %.0f s: %s", delay, error.message)
             while time.monotonic() < again_at:
                 if in_a_hurry():
                     raise

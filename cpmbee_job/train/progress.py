@@ -47,6 +47,9 @@ class Progress(Protocol):
 
     def close(self, state: str) -> None: ...
 
+    def drop(self) -> None:
+        """End without another word to the store, which is in other hands."""
+
 
 class Silent:
     """The ranks that say nothing."""
@@ -60,6 +63,8 @@ class Silent:
     def flush(self) -> None: ...
 
     def close(self, state: str) -> None: ...
+
+    def drop(self) -> None: ...
 
 
 class Journal:
@@ -182,6 +187,12 @@ class Journal:
             if self._exports.tensorboard is None:
                 for path in self._events.iterdir():
                     patiently(partial(self._store.upload, path, f"tensorboard/{self._attempt:05d}/{path.name}"))
+
+    def drop(self) -> None:
+        self._done.set()
+        self._terminal.close()
+        with self._exit:
+            self._tensorboard.close()
 
     def _keep_flushing(self) -> None:
         """Every few seconds, also when nothing has changed: the status is the run's heartbeat."""

@@ -16,7 +16,14 @@ from cpmbee_job import contract
 from cpmbee_job.model.lora import save_delta_folder
 from cpmbee_job.model.weights import ModelFiles, base_digest
 from cpmbee_job.run import Run, now, training_fields
-from cpmbee_job.train.checkpoint import Uploader, move_pointer, prune_checkpoints, write_checkpoint, write_folder
+from cpmbee_job.train.checkpoint import (
+    Uploader,
+    move_pointer,
+    prune_checkpoints,
+    prune_deltas,
+    write_checkpoint,
+    write_folder,
+)
 from cpmbee_job.train.engine import Engine
 from cpmbee_job.train.exports import Exports
 from cpmbee_job.train.loop import Position
@@ -43,6 +50,7 @@ class Publisher:
         self._engine, self._progress, self._model, self._exports = engine, progress, model, exports
         self._keep_log = keep_log  # of rank 0, before the result
         self._uploader = Uploader()
+        self._newest_delta = ""
         self._began = time.monotonic()
 
     def checkpoint(self, position: Position) -> None:
@@ -97,7 +105,24 @@ class Publisher:
             self._uploader.submit(partial(self._write_delta, weights, position.record(), pointers))
 
     def _write_delta(self, weights: dict[str, Tensor], position: dict[str, Any], pointers: tuple[str, ...]) -> None:
-        run, step, is_delta = self._run, position["step"], self._run.spec.train.use_delta
+        run, step = self._run, position["step"]
+        prefix = contract.delta_prefix(step, self._attempt)
+        if prefix != self._newest_delta:
+            with tempfile.TemporaryDirectory(prefix="cpmbee-delta-") as name:
+                self._fill_folder(Path(name), weights, position)
+                write_folder(run.store, prefix, Path(name))
+                if contract.BEST in pointers and self._exports.best is not None:
+                    draft = self._exports.best.with_name(f".{self._exports.best.name}.draft")
+                    shutil.copy(Path(name) / f"{run.spec.train.save_name}.pt", draft)
+                    draft.replace(self._exports.best)
+            self._newest_delta = prefix
+        for pointer in pointers:
+            move_pointer(run.store, pointer, {"step": step, "prefix": prefix}, self._attempt)
+        prune_deltas(run.store, run.spec.train.keep_checkpoints, self._attempt)
+
+    def _fill_folder(self, folder: Path, weights: dict[str, Tensor], position: dict[str, Any]) -> None:
+        run, step = self._run, position["step"]
+        is_delta = run.spec.train.use_delta
         manifest = {
             "run": run.url,
             "step": step,
@@ -111,20 +136,10 @@ class Publisher:
         }
         if is_delta:
             manifest |= run.spec.lora.model_dump(mode="json", include={"r", "alpha", "modules"})
-        prefix = contract.delta_prefix(step, self._attempt)
-        with tempfile.TemporaryDirectory(prefix="cpmbee-delta-") as name:
-            folder = Path(name)
-            save_delta_folder(folder, weights, manifest, save_name=run.spec.train.save_name)
-            if not is_delta:  # with these it is a model folder
-                shutil.copy(self._model.config, folder / "config.json")
-                shutil.copy(self._model.vocab, folder / "vocab.txt")
-            write_folder(run.store, prefix, folder)
-            if contract.BEST in pointers and self._exports.best is not None:
-                draft = self._exports.best.with_name(f".{self._exports.best.name}.draft")
-                shutil.copy(folder / f"{run.spec.train.save_name}.pt", draft)
-                draft.replace(self._exports.best)
-        for pointer in pointers:
-            move_pointer(run.store, pointer, {"step": step, "prefix": prefix}, self._attempt)
+        save_delta_folder(folder, weights, manifest, save_name=run.spec.train.save_name)
+        if not is_delta:  # with these it is a model folder
+            shutil.copy(self._model.config, folder / "config.json")
+            shutil.copy(self._model.vocab, folder / "vocab.txt")
 
     @cached_property
     def _base_digest(self) -> str:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from cpmbee_job import contract, lifeline
 from cpmbee_job.data.order import Order
 from cpmbee_job.data.shards import RowDataset
-from cpmbee_job.errors import CpmbeeError, InvalidError, RefusedError
+from cpmbee_job.errors import CpmbeeError, DiskError, InvalidError, RefusedError
 from cpmbee_job.eval.files import fetch_delta, fetch_model
 from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.lora import insert_lora, load_delta
@@ -68,7 +68,8 @@ def main() -> None:
         failure = work(run, World.form(), lambda: fetch_model(run.spec.model, run.storage))
     except CpmbeeError as error:
         log.error("error: %s", error)
-        failure = Failure(str(error), 0, permanent=isinstance(error, InvalidError), exit_code=error.exit_code)
+        permanent = isinstance(error, InvalidError | DiskError)
+        failure = Failure(str(error), 0, permanent, error.exit_code)
         failure.write()
     if failure is not None and not failure.permanent:
         sys.exit(1)
@@ -203,12 +204,14 @@ class _Attempt:
 
     def failed(self, error: CpmbeeError) -> Failure:
         """Put the failure on record; end the run for good where another attempt can't help."""
-        refused = isinstance(error, RefusedError)  # the run is in other hands: nothing of it is ours to write
+        # The run is in other hands, or has no room: there is nothing to write.
+        refused = isinstance(error, RefusedError | DiskError)
         permanent = refused or isinstance(error, InvalidError)
         failure = Failure(str(error), self.position.step, permanent, error.exit_code)
         failure.write()
         log.error("error: %s", error)
         if refused:
+            self.progress.drop()
             return failure
         try:
             again = record_failure(self.run, self.number, failure)

@@ -189,3 +189,12 @@ def test_a_vocabulary_of_another_model_is_refused(model, rows, tmp_path):
     done = run("predict", "--model", other, "--input", rows)
     assert done.code == 3
     assert "vocab_size" in done.err
+
+
+def test_the_rows_that_are_read_are_not_written_over(tmp_path, model):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ROWS[0], ensure_ascii=False) + "\n", encoding="utf-8")
+    before = rows.read_bytes()
+    assert run("evaluate", "--model", model, "--data", rows, "--per-example", rows).code == 5
+    assert run("predict", "--model", model, "--input", rows, "--output", rows).code == 5
+    assert rows.read_bytes() == before

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from cpmbee_job.cli.outputs import lines_to, new_folder
+from cpmbee_job.cli.outputs import keep_apart, lines_to, new_folder
 from cpmbee_job.errors import RefusedError
 from cpmbee_job.spec import StorageSpec
 
@@ -29,6 +31,30 @@ def test_a_failure_leaves_the_old_file(tmp_path):
         write({"no JSON": object()})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("output", "source"),
+    [
+        ("rows.jsonl", "rows.jsonl"),
+        ("./rows.jsonl", "file://{here}/rows.jsonl"),
+        ("data/new.jsonl", "data"),
+        ("link/rows.jsonl", "data/rows.jsonl"),
+        ("s3://b/data/rows.jsonl", "s3://b/data/"),
+    ],
+)
+def test_an_output_among_the_input_is_refused(tmp_path, monkeypatch, output, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    with pytest.raises(RefusedError, match="the input is there too"):
+        keep_apart(output, source.format(here=Path.cwd()), STORAGE)
+
+
+@pytest.mark.parametrize("output", [None, "rows.jsonl.out", "s3://b/rows.jsonl"])
+def test_an_output_beside_the_input_is_fine(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    keep_apart(output, "rows.jsonl", STORAGE)
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -131,7 +131,7 @@ def test_missing_and_empty_inputs_and_impossible_outputs_end_in_words(tmp_path: 
     with pytest.raises(NotFoundError, match="no files in it"):
         reformat(tmp_path / "empty", tmp_path / "out", "ccpm", Counter())
     source = write_rows(tmp_path / "raw/x.jsonl", ROW)
-    with pytest.raises(PreflightError, match=r"x\.jsonl"):
+    with pytest.raises(PreflightError, match="a file is where a folder should be"):
         reformat(source, source, "ccpm", Counter())
 
 
@@ -179,3 +179,18 @@ def test_of_many_errors_the_first_are_named_and_all_counted() -> None:
 
 def test_no_errors_are_no_reason_to_refuse() -> None:
     ErrorList().refuse("nothing was written")
+
+
+def test_a_bad_row_leaves_no_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "sub" / "a.jsonl").write_text("no JSON\n")
+    with pytest.raises(DataError):
+        reformat(tmp_path / "in", tmp_path / "out" / "new", "bee", Counter())
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_folder_where_a_file_should_be_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"<ans>": ""}\n')
+    (tmp_path / "out" / "a.jsonl").mkdir(parents=True)
+    with pytest.raises(RefusedError, match="out/a.jsonl: a folder is there"):
+        reformat(tmp_path / "a.jsonl", tmp_path / "out", "bee", Counter())

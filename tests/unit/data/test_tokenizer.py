@@ -165,3 +165,14 @@ def test_a_file_that_is_no_vocabulary_is_refused_in_words(tmp_path: Path) -> Non
         Tokenizer.from_bytes(b"<unk>\n<s>\n", source="v.txt")
     with pytest.raises(DataError, match=r"v.txt: not UTF-8"):
         Tokenizer.from_bytes(b"\xff", source="v.txt")
+
+
+def test_an_entry_that_stands_twice_is_refused(tiny_vocab: Path) -> None:
+    with pytest.raises(DataError, match=rf"vocab.txt:{len(TINY_VOCAB) + 1}: '<mask>' stands there twice"):
+        Tokenizer.from_bytes("\n".join([*TINY_VOCAB, "<mask>"]).encode())
+
+
+@pytest.mark.parametrize("token", ["<s>", "<root>", "<ans>"])
+def test_a_vocabulary_without_a_token_that_every_example_has_is_refused(token: str) -> None:
+    with pytest.raises(DataError, match=f"{token} missing"):
+        Tokenizer.from_bytes("\n".join(t for t in TINY_VOCAB if t != token).encode())

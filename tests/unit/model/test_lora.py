@@ -221,3 +221,57 @@ def test_opendelta_comes_in_silence_and_without_a_graphical_toolkit():
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a, b: (torch.tensor(1.0), b), "no pair of low rank"),
+        (lambda a, b: (a[0], b), "no pair of low rank"),
+        (lambda a, b: (a, b[:, 0]), "no pair of low rank"),
+        (lambda a, b: (a[:2], b), "no pair of low rank"),
+        (lambda a, b: (a[:0], b[:, :0]), "no pair of low rank"),
+        (lambda a, b: (a.int(), b), "real numbers"),
+    ],
+)
+def test_a_pair_that_is_none_is_refused(model, tmp_path, change, words):
+    delta = random_delta(model)
+    a, b = change(delta.state[PREFIX + "lora_A"], delta.state[PREFIX + "lora_B"])
+    torch.save({**delta.state, PREFIX + "lora_A": a, PREFIX + "lora_B": b}, tmp_path / "x.pt")
+    with pytest.raises(ModelError, match=words):
+        read_delta(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("alpha", ["NaN", "Infinity", "true", '"16"', "0"])
+def test_an_alpha_that_is_no_number_is_refused(model, tmp_path, alpha):
+    save_delta_folder(tmp_path / "d", random_delta(model).state, {"r": 4, "alpha": 8}, save_name="x")
+    (tmp_path / "d" / "manifest.json").write_text(f'{{"r": 4, "alpha": {alpha}}}')
+    with pytest.raises(ModelError, match="numbers above 0"):
+        read_delta(tmp_path / "d")
+
+
+def test_of_several_pt_files_none_is_picked(model, tmp_path):
+    for name in ("a.pt", "b.pt"):
+        torch.save(dict(random_delta_state(model)), tmp_path / name)
+    with pytest.raises(ModelError, match=r"2 \.pt files"):
+        read_delta(tmp_path)
+
+
+def random_delta_state(model):
+    return delta_state(model) or random_delta(model).state
+
+
+def test_merging_refuses_a_delta_that_lacks_a_layer(model):
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    delta = random_delta(model)
+    rest = {name: t for name, t in delta.state.items() if not name.startswith(PREFIX)}
+    with pytest.raises(ModelError, match="missing " + PREFIX.replace(".", r"\.") + "lora_A"):
+        merged_weights(base, replace(delta, state=rest))
+
+
+def test_merging_refuses_what_does_not_fit_into_the_base_s_type(model):
+    base = {name: p.detach().clone().half() for name, p in model.named_parameters()}
+    delta = random_delta(model)
+    huge = {name: t * 1e5 for name, t in delta.state.items()}
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        merged_weights(base, replace(delta, state=huge), same_dtype=True)

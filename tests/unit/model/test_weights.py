@@ -205,3 +205,9 @@ def test_a_mapped_tensor_is_saved_alone(folder, state, tmp_path):
     with open_weights(find_model(folder).weights) as stored:
         save_pickled({"a": stored.read("encoder.output_layernorm.weight")}, tmp_path / "one.pt")
     assert (tmp_path / "one.pt").stat().st_size < 5_000
+
+
+def test_whole_numbers_are_no_weights(folder, state):
+    save_weights({name: tensor.int() for name, tensor in state.items()}, folder)
+    with pytest.raises(ModelError, match=r"torch\.int32, where weights are real numbers"):
+        load(folder)

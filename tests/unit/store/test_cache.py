@@ -22,7 +22,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_file_instead_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"1")
-    with pytest.raises(NotFoundError, match="no such folder"):
+    with pytest.raises(NotFoundError, match="a file, not a folder"):
         fetch_folder(str(tmp_path / "model.bin"))
 
 

@@ -220,6 +220,16 @@ def test_folder_without_the_right_to_write(store: FileStore) -> None:
         store.put("a", b"1")
 
 
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    device = tmp_path / "pipe"
+    os.mkfifo(device)
+    with pytest.raises(StoreError, match="not a plain file"), whole_file(device):
+        pass
+    with pytest.raises(StoreError, match="not a plain file"):
+        FileStore(str(tmp_path)).put("pipe", b"")
+    assert device.is_fifo()
+
+
 def test_full_disk_is_told(tmp_path: Path) -> None:
     def fill() -> None:
         with whole_file(tmp_path / "a"):

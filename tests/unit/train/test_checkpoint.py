@@ -14,6 +14,7 @@ from cpmbee_job.train.checkpoint import (
     move_pointer,
     newest_checkpoint,
     prune_checkpoints,
+    prune_deltas,
     write_checkpoint,
 )
 from cpmbee_job.train.elastic import claim_attempt
@@ -97,6 +98,15 @@ def test_a_newer_attempts_checkpoints_are_not_pruned(store: Store) -> None:
         write(store, step, attempt=step)
     prune_checkpoints(store, keep=1, attempt=1)
     assert {o.key.split("/")[1] for o in store.list("checkpoints/")} == {"2", "3", "LATEST"}
+
+
+def test_deltas_are_kept_when_they_are_new_or_pointed_to(store: Store) -> None:
+    for step in (2, 4, 6, 8):
+        store.put(f"{contract.delta_prefix(step, 1)}manifest.json", b"{}")
+        store.put(f"{contract.delta_prefix(step, 1)}delta.safetensors", b"")
+    move_pointer(store, contract.BEST, {"prefix": contract.delta_prefix(2, 1)}, attempt=1)
+    prune_deltas(store, keep=1, attempt=1)
+    assert {o.key.split("/")[1] for o in store.list("delta/")} == {"2.1", "8.1", "BEST"}
 
 
 def test_the_uploader_keeps_the_order_and_hands_errors_on() -> None:

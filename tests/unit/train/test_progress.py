@@ -65,3 +65,5 @@ def test_an_older_attempt_ends_at_its_next_step(store: Store, monkeypatch: pytes
         for step in range(1, 10_000):
             older.step(step, 1, 0.1, STEP)
             older._done.wait(0.01)
+    older.drop()
+    assert not [found for found in store.list() if found.key.startswith("tensorboard/")]
