@@ -122,7 +122,6 @@ def job_spec(options: argparse.Namespace, world_size: int) -> JobSpec:
 def begin(options: argparse.Namespace, model: ModelFiles, world_size: int) -> str:
     """On rank 0: start a run, or find the one to go on with, and prepare its data. Returns the run's URL."""
     spec = job_spec(options, world_size)
-    options.save.mkdir(parents=True, exist_ok=True)
     runs = {found.key.split("/")[0] for found in open_store(f"{spec.output}/{spec.name}").list() if "/" in found.key}
     run_id = new_run_id()
     if options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
@@ -156,15 +155,22 @@ def main() -> None:
 def finetune(options: argparse.Namespace) -> int:
     """Take part as the rank that torchrun's environment names. Returns the exit code."""
     model = _model(options)
+    for flag, folder in (
+        ("--save", options.save),
+        ("--tensorboard", options.tensorboard),
+        ("--log-dir", options.log_dir),
+    ):
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{flag} {folder}: {error.strerror}") from error
     world = World.form()
     run = Run.open(world.agree(lambda: begin(options, model, world.size)), StorageSpec())
     result = run.result()
     if result is not None:
         log.info("%s: %s already", run.url, result["state"])
         return exit_code(result)
-    for folder in (options.tensorboard, options.log_dir):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
     suffix = "-delta-best.pt" if options.use_delta else "-best.pt"
     exports = Exports(
         tensorboard=options.tensorboard,

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from cpmbee_job.errors import SpecError
 
@@ -84,7 +86,9 @@ class TrainSpec(Section):
         0, description="Steps between printed parameter and gradient statistics; 0: never."
     )
     checkpoint_interval: Count = Field(50, description="Steps between checkpoints.")
-    keep_checkpoints: Count = Field(3, description="Newest checkpoints and deltas that are kept, beside the best delta.")
+    keep_checkpoints: Count = Field(
+        3, description="Newest checkpoints and deltas that are kept, beside the best delta."
+    )
     drop_last: bool = Field(
         False, description="Leave out an epoch's last step where it has fewer rows than the others."
     )
@@ -147,6 +151,16 @@ class StorageSpec(Section):
     sse_kms_key_id: str | None = Field(None, description="Key for `aws:kms`.")
     secret: str | None = Field(None, description="Kubernetes Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
     service_account: str | None = Field(None, description="Kubernetes service account that carries the rights instead.")
+
+    @field_validator("endpoint_url", "launcher_endpoint_url")
+    @classmethod
+    def _without_secrets(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError("needs the form http://host:port or https://host")
+        if url is not None and urlsplit(url).username is not None:
+            # a type of its own, by which `_describe` knows not to show the value
+            raise PydanticCustomError("secret", "a spec holds no secrets; give credentials by the environment")
+        return url
 
     def seen_by_launcher(self) -> Self:
         """The same server under the address that this machine reaches it by."""
@@ -246,7 +260,11 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return f"{key}: missing; it is required"
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = problem.get("input")
-    shown = "" if isinstance(value, dict) else f" (got {json.dumps(value, ensure_ascii=False, default=str)})"
+    shown = (
+        ""
+        if isinstance(value, dict) or problem["type"] == "secret"
+        else f" (got {json.dumps(value, ensure_ascii=False, default=str)})"
+    )
     return f"{key}: {message}{shown}"
 
 

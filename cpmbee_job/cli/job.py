@@ -101,7 +101,7 @@ def local(
     spec = load_spec(job, overrides or ())
     extras.require("train")  # before anything is written
     storage = spec.storage.seen_by_launcher()
-    run = Run.start(spec, check_run_id(run_id) if run_id else new_run_id(), storage)
+    run = Run.start(spec, new_run_id() if run_id is None else check_run_id(run_id), storage)
     console.say(f"run {run.url}")
     result = run_local(run, processes or spec.workers.count * max(spec.workers.gpus, 1))
     if as_json:

@@ -203,7 +203,7 @@ def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:
             f"{path}: no LoRA delta{f' (as {strange[0]} shows)' if strange else ''}",
             hint="its keys are pairs like encoder.layers.0.self_att.self_attention.project_q.lora.lora_A and .lora_B",
         )
-    for layer in layers:
+    for layer in sorted(layers):
         a, b = state[layer + _A], state[layer + _B]
         if not (a.is_floating_point() and b.is_floating_point()):
             raise ModelError(f"{path}: {layer} holds {a.dtype} and {b.dtype}, where LoRA weights are real numbers")

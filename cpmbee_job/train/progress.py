@@ -6,6 +6,7 @@ import logging
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,7 +94,6 @@ class Journal:
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._done = threading.Event()
-        self._dirty = True
         self._status: dict[str, Any] = {
             "state": "running",
             "attempt": attempt,
@@ -110,6 +110,8 @@ class Journal:
             self._exit.enter_context(tempfile.TemporaryDirectory(prefix="cpmbee-tensorboard-"))
         )
         self._tensorboard = SummaryWriter(str(self._events), purge_step=start_step + 1)
+        for line in self._lines.values():  # events of an attempt that was killed are lost
+            self._draw(json.loads(line))
         threading.Thread(target=self._keep_flushing, name="journal", daemon=True).start()
 
     def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None:
@@ -136,15 +138,7 @@ class Journal:
             self._lines["step", step] = json.dumps(line)
             self._status |= {"step": step, "epoch": epoch, "loss": result.loss, "tokens_per_s": round(rate, 1)}
             self._status |= {"progress": round(step / self._total, 4), "eta_s": round(eta)}
-            self._dirty = True
-        scalars = {
-            "Loss/train": result.loss,
-            f"Loss/train/{self._task_name}": result.loss,
-            "LearningRate": learning_rate,
-            "GradNorm": result.grad_norm,
-        }
-        for tag, value in scalars.items():
-            self._tensorboard.add_scalar(tag, value, step)
+        self._draw(line)
         self._terminal.step(step, epoch, result.loss, rate, eta)
 
     def evaluation(self, step: int, result: EvalResult, best: bool) -> None:
@@ -154,10 +148,18 @@ class Journal:
             self._lines["eval", step] = json.dumps(line)
             if best:
                 self._status["best"] = {"step": step, "loss": result.loss}
-            self._dirty = True
-        self._tensorboard.add_scalar("Loss/eval", result.loss, step)
+        self._draw(line)
         log.info("step %d: eval loss %.4f%s", step, result.loss, " (best)" if best else "")
         self._last_step_at = time.monotonic()
+
+    def _draw(self, line: Mapping[str, Any]) -> None:
+        """A line of the metrics, as TensorBoard shows it."""
+        scalars = {"Loss/eval": line["loss"]}
+        if line["event"] == "step":
+            scalars = {"Loss/train": line["loss"], "LearningRate": line["lr"], "GradNorm": line["grad_norm"]}
+            scalars[f"Loss/train/{self._task_name}"] = line["loss"]
+        for tag, value in scalars.items():
+            self._tensorboard.add_scalar(tag, value, line["step"])
 
     def say(self, message: str) -> None:
         log.info("%s", message)
@@ -165,11 +167,8 @@ class Journal:
     def flush(self) -> None:
         with self._flushing:
             with self._lock:
-                metrics, status = (
-                    "".join(line + "\n" for line in self._lines.values()),
-                    {**self._status, "updated_at": now()},
-                )
-                self._dirty = False
+                metrics = "".join(line + "\n" for line in self._lines.values())
+                status = {**self._status, "updated_at": now()}
             if self._exports.metrics is not None:
                 self._exports.metrics.write_text(metrics, encoding="utf-8")
             self._put(contract.METRICS, metrics.encode())

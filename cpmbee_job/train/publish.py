@@ -24,6 +24,7 @@ from cpmbee_job.train.checkpoint import (
     write_checkpoint,
     write_folder,
 )
+from cpmbee_job.train.elastic import first_start
 from cpmbee_job.train.engine import Engine
 from cpmbee_job.train.exports import Exports
 from cpmbee_job.train.loop import Position
@@ -51,7 +52,6 @@ class Publisher:
         self._keep_log = keep_log  # of rank 0, before the result
         self._uploader = Uploader()
         self._newest_delta = ""
-        self._began = time.monotonic()
 
     def checkpoint(self, position: Position) -> None:
         state = self._engine.state()
@@ -150,7 +150,11 @@ class Publisher:
         return {
             "attempts": self._attempt,
             "world_size": self._world.size,
-            "duration_s": round(time.monotonic() - self._began, 1),
+            "duration_s": round(time.time() - patiently(partial(first_start, self._run.store)), 1),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-            "data_digest": contract.digest(patiently(self._run.data)),
+            "digests": {
+                "spec": contract.digest(training_fields(self._run.spec)),
+                "data": contract.digest(patiently(self._run.data)),
+                "base": self._base_digest,
+            },
         }

@@ -69,12 +69,19 @@ def test_the_global_batch_does_not_depend_on_who_is_alive() -> None:
         ("train: [1, 2", "not valid YAML"),
         ("train: {lr: .nan}", "train.lr"),
         ("train: {seed: 2001-01-01}", "job.yaml"),
+        ("storage: {endpoint_url: 'localhost:8333'}", "storage.endpoint_url: needs the form http://host:port"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_key(change: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse(MINIMAL + change)
     assert words in str(caught.value)
+
+
+def test_a_secret_in_an_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(SpecError, match=r"storage\.endpoint_url: a spec holds no secrets") as caught:
+        parse(MINIMAL + "storage: {endpoint_url: 'http://user:hunter2@host'}")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_all_problems_are_said_at_once() -> None:

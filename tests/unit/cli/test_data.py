@@ -127,7 +127,7 @@ def test_reformat_names_a_bad_row_and_writes_nothing(tmp_path: Path) -> None:
     result = run("reformat", "--input", tmp_path / "x.jsonl", "--output", tmp_path / "out")
     assert error_of(result).exit_code == 3
     assert "x.jsonl:1: input: missing" in str(result.exception)
-    assert not ((tmp_path / "out")).exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("verb", [["reformat", "--output", "out"], ["data", "check", "--vocab"]])
