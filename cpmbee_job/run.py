@@ -92,7 +92,10 @@ class Run:
             store.put(contract.SPEC, spec.to_yaml().encode(), if_none_match=True)
         except ConflictError:
             run = cls.open(url, storage)
-            run.require_same(training_fields(spec), training_fields(run.spec), "the spec")
+            if store.info(contract.attempt_key(1)) is None:  # nothing has been trained: a typing mistake can be mended
+                store.delete(contract.DATA)
+            else:
+                run.require_same(training_fields(spec), training_fields(run.spec), "the spec")
             if run.spec != spec:
                 store.put(contract.SPEC, spec.to_yaml().encode())
         return cls(store.url, store, spec, storage)

@@ -12,14 +12,24 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from cpmbee_job.errors import SpecError
+from cpmbee_job.errors import SpecError, UsageError
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMK]i|[EPTGMkm])?$")]
+
+
+def _is_place(url: str) -> str:
+    if not re.fullmatch(r"s3://[A-Za-z0-9][\w.-]*(/.*)?|file:///.*|/.*|[^:/]+(/.*)?", url):
+        raise ValueError("needs the form s3://bucket/folder/, file:///folder/ or a path")
+    return url
+
+
+Place = Annotated[str, AfterValidator(_is_place)]
 
 
 class Section(BaseModel):
@@ -29,16 +39,16 @@ class Section(BaseModel):
 
 
 class DataSpec(Section):
-    train: str = Field(
+    train: Place = Field(
         description="Training rows: a file or folder of JSON lines (.jsonl, .gz, .zst), or a data set "
         "that `preprocess` or the original code wrote. `s3://`, `file://` or a path."
     )
-    eval: str | None = Field(
+    eval: Place | None = Field(
         None,
         description="Evaluation rows, likewise. Without them there is no early stopping and "
         "the last delta counts as the best.",
     )
-    format: str = Field(
+    format: Annotated[str, Field(pattern=r"^(bee|ccpm|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = Field(
         "bee",
         description="How a row becomes an example: `bee` (it is one already), `ccpm`, or "
         "`module:function` of your own.",
@@ -92,7 +102,9 @@ class TrainSpec(Section):
     drop_last: bool = Field(
         False, description="Leave out an epoch's last step where it has fewer rows than the others."
     )
-    seed: NonNegative = Field(1234, description="Seed of the order of rows and of LoRA's first weights.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        1234, description="Seed of the order of rows and of LoRA's first weights."
+    )
     save_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(
         "cpm_bee_finetune", description="File name of the delta."
     )
@@ -116,7 +128,7 @@ class LoraSpec(Section):
         min_length=1,
         description="Linear layers that get one, by the last part of their name.",
     )
-    init_from: str | None = Field(None, description="A delta folder or .pt file to start from.")
+    init_from: Place | None = Field(None, description="A delta folder or .pt file to start from.")
 
 
 class WorkersSpec(Section):
@@ -124,9 +136,9 @@ class WorkersSpec(Section):
     min: Count | None = Field(None, description="Fewest pods that training goes on with.")
     max: Count | None = Field(None, description="Most pods that it makes use of.")
     gpus: NonNegative = Field(0, description="GPUs of a pod; 0 trains on CPU.")
-    cpu: str | int | None = Field(None, description="CPUs of a pod.")
-    memory: str | None = Field(None, description="Memory of a pod, like 64Gi.")
-    ephemeral: str | None = Field(None, description="Local disk of a pod, like 100Gi.")
+    cpu: Quantity | Annotated[int, Field(ge=1)] | None = Field(None, description="CPUs of a pod.")
+    memory: Quantity | None = Field(None, description="Memory of a pod, like 64Gi.")
+    ephemeral: Quantity | None = Field(None, description="Local disk of a pod, like 100Gi.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -144,7 +156,8 @@ class StorageSpec(Section):
     region: str | None = Field(None, description="Region; default: the credential chain's.")
     path_style: Literal["auto"] | bool = Field(
         "auto",
-        description="Bucket in the path instead of the host name; `auto`: yes where an endpoint is set, here or by AWS_ENDPOINT_URL.",
+        description="Bucket in the path instead of the host name; `auto`: where an endpoint is set, here or by "
+        "AWS_ENDPOINT_URL.",
     )
     ca_bundle: str | None = Field(None, description="File with the CA certificates to trust.")
     sse: Literal["AES256", "aws:kms"] | None = Field(None, description="Server-side encryption of what is written.")
@@ -173,11 +186,11 @@ class JobSpec(Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)] = Field(
         description="Name of the job: lower case letters, digits and dashes."
     )
-    model: str = Field(
+    model: Place = Field(
         description="Folder with `vocab.txt`, `config.json` and weights (`*.safetensors` or `pytorch_model.bin`)."
     )
     data: DataSpec
-    output: str = Field(description="Folder under which `<name>/<run>/` appears.")
+    output: Place = Field(description="Folder under which `<name>/<run>/` appears.")
     train: TrainSpec = TrainSpec()
     lora: LoraSpec = LoraSpec()
     image: str | None = Field(None, description="Image of the training pods.")
@@ -259,6 +272,8 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; it is required"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = f"not of the form that it needs ({_description(key)})"
     value = problem.get("input")
     shown = (
         ""
@@ -266,6 +281,13 @@ def _describe(problem: Mapping[str, Any]) -> str:
         else f" (got {json.dumps(value, ensure_ascii=False, default=str)})"
     )
     return f"{key}: {message}{shown}"
+
+
+def _description(key: str) -> str:
+    model: Any = JobSpec
+    for name in key.split(".")[:-1]:
+        model = model.model_fields[name].annotation
+    return str(model.model_fields[key.split(".")[-1]].description).rstrip(".")
 
 
 def _nearest(key: str) -> str:
@@ -284,7 +306,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise SpecError(f"--set {override}: needs the form path.to.field=value")
+        raise UsageError(f"--set {override}: needs the form path.to.field=value")
     node = document
     for index, key in enumerate(keys[:-1]):
         if node.get(key) is None:

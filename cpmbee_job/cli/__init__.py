@@ -1,6 +1,6 @@
 """The command line: each verb parses, calls, prints and ends with the exit code of `cpmbee_job.errors`."""
 
-import os
+import errno
 import sys
 from typing import Annotated
 
@@ -8,7 +8,7 @@ import typer
 
 from cpmbee_job import __version__
 from cpmbee_job.cli import console, data, extras, job, model
-from cpmbee_job.errors import CpmbeeError
+from cpmbee_job.errors import CpmbeeError, DiskError
 
 app = typer.Typer(
     name="cpmbee-job",
@@ -50,6 +50,8 @@ def main() -> None:
             raise
         console.error(str(lacking))
         sys.exit(lacking.exit_code)
-    except BrokenPipeError:  # whoever read our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        console.error(f"{error.filename or 'the output'}: {error.strerror}")
+        sys.exit(DiskError.exit_code)

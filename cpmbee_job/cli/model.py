@@ -177,8 +177,11 @@ def convert(
     path_style: PathStyle = None,
 ) -> None:
     """Write a model's weights in the other file format. Their names become the original's."""
+    from cpmbee_job.model.weights import check_model
+
     settings = storage(endpoint_url, path_style)
     files = _fetch_model(model, settings)
+    check_model(files)
     with _stored(files) as state, new_folder(out, settings, last="config.json") as folder:
         _write_model(folder, state, files, as_bin=target == "bin")
     console.say(f"{out}: {len(state)} tensors of {model}")

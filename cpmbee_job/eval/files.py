@@ -61,5 +61,7 @@ def _fetch_file(url: str, storage: StorageSpec | None, progress: Progress) -> Pa
     path = default_cache_dir() / "files" / contract.digest([url, found.size, found.etag]) / key
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
+        if store.info(DELTA_MANIFEST) is not None:
+            store.download(DELTA_MANIFEST, path.with_name(DELTA_MANIFEST))
         store.download(key, path, progress)
     return path

@@ -97,13 +97,13 @@ def delta_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_delta(path: Path, *, alpha: float | None = None) -> Delta:
-    """Read a delta folder, or a file in the original's format, which does not say alpha (16 unless it is given).
+    """Read a delta folder, or one of its files. The original's format does not say alpha: without a manifest beside
+    the file it is 16, unless it is given.
 
     Raises `ModelError` for what is no delta.
     """
-    manifest: dict[str, Any] = {}
+    manifest = _read_manifest((path if path.is_dir() else path.parent) / DELTA_MANIFEST)
     if path.is_dir():
-        manifest = _read_manifest(path / DELTA_MANIFEST)
         files = [path / DELTA_TENSORS] if (path / DELTA_TENSORS).is_file() else sorted(path.glob("*.pt"))
         if not files:
             raise ModelError(f"{path}: no delta in it", hint=f"expected {DELTA_TENSORS} or a .pt file")

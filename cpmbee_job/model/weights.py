@@ -240,6 +240,18 @@ def _shards_of(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def check_model(files: ModelFiles) -> None:
+    """Raise `ModelError` where weights and config do not belong together, or weights are not finite."""
+    config = ModelConfig.from_file(files.config)
+    with torch.device("meta"):
+        model = CpmBee(config)
+    with open_weights(files.weights) as stored:
+        _check_keys(stored, model, config, files)
+        bad = [name for name in stored.shapes if not torch.isfinite(stored.read(name)).all()]
+    if bad:
+        raise ModelError(f"{_names(files.weights)}: weights that are NaN or infinite{_listing('', bad)}")
+
+
 def _check_keys(stored: StoredWeights, model: nn.Module, config: ModelConfig, files: ModelFiles) -> None:
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     missing = [name for name in expected if name not in stored.shapes]

@@ -190,7 +190,7 @@ def test_a_bad_row_ends_the_run_with_its_place(tmp_path: Path) -> None:
     # Mended, the same run goes on.
     lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(lines[:30]))
-    assert cli("local", job, "--run-id", "bad", "--set", "train.max_steps=1").code in (0, 5)
+    assert cli("local", job, "--run-id", "bad", "--set", "train.max_steps=1").code == 0
 
 
 def test_weights_that_are_not_finite_end_the_run_in_words(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ name: ccpm-lora
 model: model/
 data: {{train: {train}, eval: {eval}, format: ccpm}}
 output: runs/
-train: {{epochs: 5, batch_size: 5, max_length: 2048, lr: 1.0e-4, train_iters: 100, warmup_iters: 1, lr_decay_style: noam,
-        weight_decay: 0.01, clip_grad: 1.0, loss_scale: 32768, eval_interval: 50, early_stop_patience: 5}}
+train: {{epochs: 5, batch_size: 5, max_length: 2048, lr: 1.0e-4, train_iters: 100, warmup_iters: 1,
+        lr_decay_style: noam, weight_decay: 0.01, clip_grad: 1.0, loss_scale: 32768, eval_interval: 50,
+        early_stop_patience: 5}}
 """
 
 

@@ -26,8 +26,20 @@ def test_no_run_is_said(tmp_path: Path) -> None:
         Run.open(str(tmp_path / "nothing"))
 
 
+def begin(run: Run) -> None:
+    """As the first attempt does."""
+    run.store.put(contract.attempt_key(1), b"{}")
+
+
+def test_before_anything_is_trained_a_mistake_can_be_mended(tmp_path: Path) -> None:
+    Run.start(job(tmp_path), "r1").bind_data({"train": {"listing": "x"}, "eval": None})
+    run = Run.start(job(tmp_path, "train.lr=0.1"), "r1")
+    assert Run.open(run.url).spec.train.lr == 0.1
+    run.bind_data({"train": {"listing": "y"}, "eval": None})
+
+
 def test_another_job_under_the_same_id_is_refused_with_what_differs(tmp_path: Path) -> None:
-    Run.start(job(tmp_path), "r1")
+    begin(Run.start(job(tmp_path), "r1"))
     with pytest.raises(RefusedError, match=r"train\.lr: 0\.0001 -> 0\.1"):
         Run.start(job(tmp_path, "train.lr=0.1"), "r1")
 
@@ -39,7 +51,7 @@ def test_what_changes_no_step_may_differ(tmp_path: Path) -> None:
 
 
 def test_more_workers_may_go_on_when_the_steps_stay_the_same(tmp_path: Path) -> None:
-    Run.start(job(tmp_path, "workers.count=2"), "r1")
+    begin(Run.start(job(tmp_path, "workers.count=2"), "r1"))
     Run.start(job(tmp_path, "workers.count=3", "train.global_batch_size=2"), "r1")
     with pytest.raises(RefusedError, match=r"global_batch_size: 2 -> 3"):
         Run.start(job(tmp_path, "workers.count=3"), "r1")

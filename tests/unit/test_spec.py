@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job.errors import SpecError
+from cpmbee_job.errors import SpecError, UsageError
 from cpmbee_job.spec import JobSpec, load_spec, parse_spec
 
 MINIMAL = "name: a\nmodel: m/\ndata: {train: t.jsonl}\noutput: runs/\n"
@@ -92,8 +92,35 @@ def test_all_problems_are_said_at_once() -> None:
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=1", "name.x=1"])
 def test_an_override_that_makes_no_sense_is_refused(override: str) -> None:
-    with pytest.raises(SpecError, match="--set"):
+    with pytest.raises((SpecError, UsageError), match="--set"):
         parse(MINIMAL, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output=gs://a/b", "output=s3:/x", "model=s3://", "data.train=http://x/y", "data.format=cpm",
+        "data.format=a:b:c", "workers.memory=64Gb", "workers.cpu=0", "train.seed=99999999999999999999", "name=Job",
+    ],
+)  # fmt: skip
+def test_what_no_job_can_use_is_refused_early(override: str) -> None:
+    with pytest.raises(SpecError, match=override.partition("=")[0]):
+        parse(MINIMAL, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output=s3://b1/",
+        "output=./x y",
+        "model=/a",
+        "data.format=my.module:convert",
+        "workers.memory=1.5Gi",
+        "workers.cpu=500m",
+    ],
+)
+def test_what_a_job_can_use_is_taken(override: str) -> None:
+    parse(MINIMAL, override)
 
 
 def test_a_spec_survives_its_own_yaml() -> None:

@@ -104,8 +104,7 @@ def test_all_forms_of_a_delta_are_the_same(model, delta, rows):
     ]
     assert [r.code for r in reports] == [0, 0, 0], reports[0].err
     assert reports[0].out == reports[1].out
-    # A bare file does not say alpha: the original's 16 is taken.
-    assert reports[2].out != reports[0].out
+    assert reports[2].out == reports[0].out
 
 
 def test_evaluate_reports_loss_perplexity_and_accuracy(model, rows, tmp_path):

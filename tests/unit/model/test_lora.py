@@ -135,6 +135,12 @@ def test_a_delta_folder_is_read_back(model, inputs, config, tmp_path):
     assert set(delta.state) == set(torch.load(tmp_path / "mine.pt", weights_only=True))
 
 
+def test_a_file_of_a_delta_folder_keeps_the_folders_alpha(model, tmp_path):
+    random_delta(model, r=4, alpha=12)
+    save_delta_folder(tmp_path, delta_state(model), {"r": 4, "alpha": 12}, save_name="mine")
+    assert read_delta(tmp_path / "mine.pt").alpha == 12
+
+
 def test_a_pt_file_has_its_rank_and_the_originals_alpha(model, tmp_path):
     random_delta(model, r=4, alpha=12)
     save_delta_folder(tmp_path, delta_state(model), {}, save_name="mine")
