@@ -22,8 +22,8 @@ from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee, init_weights
 from cpmbee_job.model.weights import save_weights
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import open_store
 from cpmbee_job.store.embedded import embedded_s3
+from cpmbee_job.store.urls import open_store
 
 FOLDER = Path(".demo")
 SPECIAL = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]

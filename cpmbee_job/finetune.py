@@ -17,7 +17,7 @@ from cpmbee_job.errors import CpmbeeError, NotFoundError, SpecError, UsageError
 from cpmbee_job.model.weights import ModelFiles
 from cpmbee_job.run import Run, exit_code, new_run_id
 from cpmbee_job.spec import DataSpec, JobSpec, StorageSpec, TrainSpec
-from cpmbee_job.store.base import open_store
+from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.exports import Exports
 from cpmbee_job.train.progress import console, log_to_console
 from cpmbee_job.train.worker import end_with_torchrun, work

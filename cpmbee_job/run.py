@@ -13,7 +13,8 @@ import cpmbee_job
 from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, RefusedError, SpecError, UsageError
 from cpmbee_job.spec import JobSpec, StorageSpec, parse_spec
-from cpmbee_job.store.base import Store, open_store
+from cpmbee_job.store.base import Store
+from cpmbee_job.store.urls import open_store
 
 State = Literal["succeeded", "failed", "cancelled"]
 

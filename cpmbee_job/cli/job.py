@@ -1,12 +1,13 @@
 """Verbs about jobs: `init`, `validate`, `local`, `prepare`, `preprocess`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cpmbee_job.cli import console, extras
-from cpmbee_job.errors import RefusedError, UsageError
+from cpmbee_job.errors import NotFoundError, RefusedError, UsageError
 from cpmbee_job.spec import load_spec
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.", show_default=False)]
@@ -148,7 +149,9 @@ def preprocess(
     from cpmbee_job.data.prepare import preprocess as write_sets
 
     if vocab is not None and not vocab.is_file():
-        raise UsageError(f"{vocab}: no such file")
+        raise NotFoundError(f"{vocab}: no such file")
+    if not re.fullmatch(r"[\w.-]+", output_name):
+        raise UsageError(f"--output_name {output_name!r}: letters, digits, '.', '-' and '_'")
     with prepare_bar(console.stderr) as progress:
         indexes = write_sets(
             input_folder,

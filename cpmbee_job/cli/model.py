@@ -223,7 +223,7 @@ def init(
 
 def _fetch_model(url: str, settings: StorageSpec) -> "ModelFiles":
     from cpmbee_job.eval.files import fetch_model
-    from cpmbee_job.store.base import open_store
+    from cpmbee_job.store.urls import open_store
 
     if not url.startswith("s3://"):
         return fetch_model(url, settings)

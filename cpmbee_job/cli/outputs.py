@@ -10,8 +10,8 @@ from typing import Any
 
 from cpmbee_job.errors import RefusedError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import open_object, open_store
 from cpmbee_job.store.files import FileStore, explained
+from cpmbee_job.store.urls import open_object, open_store
 
 WriteLine = Callable[[Any], None]
 """Writes a JSON document as one line."""

@@ -33,7 +33,8 @@ def main() -> None:
             prepare_run(run, console)
         except InvalidError as error:
             run.fail(error)
-            console.print(f"error: {error}", style="red", markup=False)
+            if lifeline.owner() is None:  # else the one that started us tells it
+                console.print(f"error: {error}", style="red", markup=False)
     except CpmbeeError as error:
         console.print(f"error: {error}", style="red", markup=False)
         sys.exit(error.exit_code)

@@ -29,11 +29,6 @@ _KINDS: dict[type, str] = {
 }
 
 
-def parse_line(line: bytes | str, warnings: Counter[str] | None = None, *, strict: bool = False) -> Example:
-    """The example in one line of JSON: `parse_object`, then `check_example`."""
-    return check_example(parse_object(line), warnings, strict=strict)
-
-
 def parse_object(line: bytes | str) -> dict[str, Any]:
     """The JSON object in a line, of whatever form; `DataError` for anything else and for a key that stands twice."""
     try:

@@ -13,7 +13,7 @@ from cpmbee_job.data.prepare import PrepareProgress, default_workers, no_prepare
 from cpmbee_job.data.tokenizer import Tokenizer
 from cpmbee_job.errors import ModelError, NotFoundError
 from cpmbee_job.spec import JobSpec, StorageSpec
-from cpmbee_job.store.base import open_store
+from cpmbee_job.store.urls import open_store
 
 VOCABULARY = "vocab.txt"
 

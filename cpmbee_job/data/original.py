@@ -37,11 +37,6 @@ class DataFile:
     """Taken out of the data set, without being removed."""
 
 
-def is_original(folder: Store) -> bool:
-    """Whether the folder holds a data set of the original format."""
-    return folder.info(META) is not None
-
-
 def read_meta(folder: Store) -> list[DataFile]:
     """The data files of a data set, in its order. `DataError` where `meta.bin` does not say what it should."""
     place = f"{folder.url}/{META}"

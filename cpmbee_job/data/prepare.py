@@ -28,7 +28,8 @@ from cpmbee_job.data.shards import file_digest
 from cpmbee_job.data.sources import Piece, Source, open_source
 from cpmbee_job.errors import CpmbeeError, DataError, NotFoundError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Progress, Store, open_store
+from cpmbee_job.store.base import Progress, Store
+from cpmbee_job.store.urls import open_store
 
 PrepareProgress = Callable[[int, int, int], None]
 """Called with examples done, bytes of input done, bytes of input in all."""

@@ -22,7 +22,8 @@ from cpmbee_job.data.shards import read_examples, read_index
 from cpmbee_job.data.streams import COMPRESSED_SUFFIXES, count_lines, is_compressed, open_slice
 from cpmbee_job.errors import DataError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import ObjectInfo, Progress, Store, list_objects, no_progress
+from cpmbee_job.store.base import ObjectInfo, Progress, Store, no_progress
+from cpmbee_job.store.urls import list_objects
 
 MIN_PIECE_BYTES = 1 << 20
 """Small enough to share out a few megabytes; of rows of 2048 tokens, a piece has some two hundred."""

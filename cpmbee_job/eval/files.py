@@ -8,8 +8,9 @@ from cpmbee_job.errors import InvalidError, NotFoundError
 from cpmbee_job.model.lora import DELTA_MANIFEST, DELTA_TENSORS, Delta, read_delta
 from cpmbee_job.model.weights import ModelFiles, find_model
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Progress, Store, no_progress, open_object, open_store
+from cpmbee_job.store.base import Progress, Store, no_progress
 from cpmbee_job.store.cache import default_cache_dir, fetch_folder
+from cpmbee_job.store.urls import open_object, open_store
 
 _FILE_SUFFIXES = (".pt", ".bin", ".safetensors")
 

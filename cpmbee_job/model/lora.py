@@ -87,15 +87,6 @@ def insert_lora(model: nn.Module, r: int, alpha: float, modules: Iterable[str], 
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
 
-def delta_state(model: nn.Module) -> dict[str, Tensor]:
-    """The LoRA weights of a model, on the CPU in fp32, under the original's names."""
-    return {
-        name: parameter.detach().float().cpu().clone()
-        for name, parameter in model.named_parameters()
-        if name.endswith((_A, _B))
-    }
-
-
 def read_delta(path: Path, *, alpha: float | None = None) -> Delta:
     """Read a delta folder, or one of its files. The original's format does not say alpha: without a manifest beside
     the file it is 16, unless it is given.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cpmbee_job.errors import NotFoundError, StoreError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import ObjectInfo, Progress, Store, no_progress, open_store
+from cpmbee_job.store.base import ObjectInfo, Progress, Store, no_progress
 from cpmbee_job.store.files import FileStore, explained
+from cpmbee_job.store.urls import open_store
 
 
 def default_cache_dir() -> Path:

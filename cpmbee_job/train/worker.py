@@ -27,8 +27,8 @@ from cpmbee_job.model.lora import insert_lora, load_delta
 from cpmbee_job.model.weights import ModelFiles, load_model
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import open_store
 from cpmbee_job.store.cache import default_cache_dir
+from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
 from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from cpmbee_job.train.elastic import (

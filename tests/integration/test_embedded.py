@@ -11,8 +11,8 @@ from urllib.request import urlopen
 import pytest
 
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import open_store
 from cpmbee_job.store.embedded import EmbeddedS3, embedded_s3
+from cpmbee_job.store.urls import open_store
 
 HOLDS_ONE = """
 import sys, time

@@ -182,7 +182,7 @@ def test_a_bad_row_ends_the_run_with_its_place(tmp_path: Path) -> None:
         file.write('{"input": "no answer here"}\n')
     done = cli("local", job, "--run-id", "bad")
     assert done.code == 3
-    assert "train.jsonl:31" in done.err
+    assert done.err.count("train.jsonl:31") == 1
     assert "<ans>" in done.err
     assert "Traceback" not in done.err
     result = json.loads((tmp_path / "runs/weather/bad/result.json").read_text())

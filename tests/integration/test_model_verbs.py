@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from cpmbee_job.cli import app
 from cpmbee_job.errors import NotFoundError, RefusedError
 from cpmbee_job.eval.files import fetch_delta
-from cpmbee_job.model.lora import delta_state, insert_lora, save_delta_folder
+from cpmbee_job.model.lora import insert_lora, save_delta_folder
 from cpmbee_job.model.weights import find_model, load_model
-from cpmbee_job.store.base import open_store
+from cpmbee_job.store.urls import open_store
+from tests.deltas import delta_state
 
 CONFIG = {"dim_model": 32, "num_heads": 4, "dim_head": 8, "dim_ff": 48, "num_layers": 2, "half": True}
 ROWS = [{"input": "今天天气", "options": {"<option_0>": "很好", "<option_1>": "不错"}, "<ans>": "<option_1>"}]

@@ -8,8 +8,8 @@ import numpy as np
 from cpmbee_job.data.prepare import PrepareSettings, prepare, prepare_split
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.data.sources import open_source, read_source
-from cpmbee_job.store.base import open_store
 from cpmbee_job.store.files import FileStore
+from cpmbee_job.store.urls import open_store
 
 
 def _lines(start, end):

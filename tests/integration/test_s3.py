@@ -12,10 +12,11 @@ import pytest
 
 from cpmbee_job.errors import ConflictError, NotFoundError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import ObjectInfo, Store, list_objects, open_object, open_store
+from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.cache import fetch_folder
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.store.s3 import Limits, S3Store
+from cpmbee_job.store.urls import list_objects, open_object, open_store
 from tests.integration.conftest import BUCKET, EmbeddedS3
 from tests.integration.faults import FaultProxy, fault_proxy
 

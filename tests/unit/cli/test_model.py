@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from cpmbee_job.cli import app
 from cpmbee_job.errors import CpmbeeError
-from cpmbee_job.model.lora import delta_state, insert_lora, save_delta_folder
+from cpmbee_job.model.lora import insert_lora, save_delta_folder
 from cpmbee_job.model.weights import base_digest, find_model, load_model
+from tests.deltas import delta_state
 
 CONFIG = {"dim_model": 32, "num_heads": 4, "dim_head": 8, "dim_ff": 48, "num_layers": 2, "half": False}
 OPTIONS = {"<option_0>": "很好", "<option_1>": "不错"}

@@ -3,8 +3,12 @@ from collections import Counter
 
 import pytest
 
-from cpmbee_job.data.examples import check_example, parse_line, parse_object
+from cpmbee_job.data.examples import Example, check_example, parse_object
 from cpmbee_job.errors import DataError
+
+
+def parse_line(line: bytes | str, warnings: Counter[str] | None = None, *, strict: bool = False) -> Example:
+    return check_example(parse_object(line), warnings, strict=strict)
 
 
 def nested(levels: int) -> str:

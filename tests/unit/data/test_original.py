@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpmbee_job.data.original import is_original, read_meta, read_original
+from cpmbee_job.data.original import read_meta, read_original
 from cpmbee_job.errors import DataError
-from cpmbee_job.store.base import open_store
+from cpmbee_job.store.urls import open_store
 
 BLOCK = 512
 
@@ -83,10 +83,8 @@ def test_masked_files_are_left_out(tmp_path: Path) -> None:
     assert contents(tmp_path) == []
 
 
-def test_a_folder_is_recognised_by_its_meta_file(tmp_path: Path) -> None:
-    assert not is_original(open_store(str(tmp_path)))
+def test_the_meta_file_names_the_data_files(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"data": [[]]})
-    assert is_original(open_store(str(tmp_path)))
     assert [file.name for file in read_meta(open_store(str(tmp_path)))] == ["data"]
 
 

@@ -6,7 +6,8 @@ import torch
 from cpmbee_job.errors import InvalidError, ModelError, NotFoundError
 from cpmbee_job.eval.files import fetch_delta
 from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.lora import delta_state, insert_lora, save_delta_folder
+from cpmbee_job.model.lora import insert_lora, save_delta_folder
+from tests.deltas import delta_state
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.lora import (
     Delta,
     apply_delta,
-    delta_state,
     insert_lora,
     load_delta,
     merged_weights,
     read_delta,
     save_delta_folder,
 )  # fmt: skip
+from tests.deltas import delta_state
 from tests.oracle import dense_losses, flatten_rows, random_rows
 
 MODULES = ("project_q", "project_v")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cpmbee_job.errors import ConflictError, NotFoundError, SpecError, StoreError
-from cpmbee_job.store.base import list_objects, open_object, open_store
 from cpmbee_job.store.files import LOCK, FileStore, whole_file
+from cpmbee_job.store.urls import list_objects, open_object, open_store
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch
 
 from cpmbee_job import contract
 from cpmbee_job.errors import RefusedError, StoreError
-from cpmbee_job.store.base import Store, open_store
+from cpmbee_job.store.base import Store
+from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.checkpoint import (
     Uploader,
     move_pointer,

@@ -7,7 +7,8 @@ import pytest
 
 from cpmbee_job import contract
 from cpmbee_job.errors import RefusedError
-from cpmbee_job.store.base import Store, open_store
+from cpmbee_job.store.base import Store
+from cpmbee_job.store.urls import open_store
 from cpmbee_job.train import progress
 from cpmbee_job.train.elastic import claim_attempt
 from cpmbee_job.train.engine import EvalResult, StepResult
