@@ -36,6 +36,7 @@ class FaultProxy:
         self.hits = 0
         self.requests = 0
         self.url = ""
+        self._gets: list[str] = []
         self._planned: list[Fault] = []
         self._lock = threading.Lock()
 
@@ -49,9 +50,16 @@ class FaultProxy:
             self._planned.clear()
             self.hits = self.requests = 0
 
+    def gets_of(self, key: str) -> int:
+        """How often objects whose path contains `key` have been read."""
+        with self._lock:
+            return sum(key in path for path in self._gets)
+
     def next_fault(self, method: str, path: str) -> Kind | None:
         with self._lock:
             self.requests += 1
+            if method == "GET":
+                self._gets.append(path.partition("?")[0])
             for fault in self._planned:
                 if fault.times > 0 and fault.method == method and fault.key in path:
                     fault.times -= 1

@@ -332,7 +332,7 @@ def test_no_credentials(s3_storage: StorageSpec, bucket: str, monkeypatch: pytes
 
 
 def test_server_that_is_not_there(bucket: str) -> None:
-    storage = StorageSpec(endpoint_url="http://user:word@127.0.0.1:9")
+    storage = StorageSpec().model_copy(update={"endpoint_url": "http://user:word@127.0.0.1:9"})  # as an option gives it
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 can't be reached") as caught:
         S3Store(bucket, storage, QUICK).get("a")
     assert "storage.endpoint_url" in str(caught.value)
@@ -348,7 +348,7 @@ def test_server_that_is_not_there(bucket: str) -> None:
 )
 def test_wrong_settings(url: str, storage: dict[str, str], words: str) -> None:
     with pytest.raises(SpecError, match=words):
-        S3Store(url, StorageSpec(**storage))
+        S3Store(url, StorageSpec().model_copy(update=storage))
 
 
 def test_altered_object_of_others_is_found_out(s3: EmbeddedS3, bucket: str, proxy: FaultProxy, tmp_path: Path) -> None:
@@ -468,9 +468,9 @@ def test_folder_is_copied_once(shaky: S3Store, proxy: FaultProxy, tmp_path: Path
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
     assert (folder / "weights.safetensors").read_bytes() == b"w" * 1000
     assert sum(moved) == 1002
-    moved.clear()
-    assert fetch_folder(f"{shaky.url}/model", storage, tmp_path / "cache", moved.append) == folder
-    assert moved == []
+    copied = proxy.gets_of("/model/")
+    assert fetch_folder(f"{shaky.url}/model", storage, tmp_path / "cache") == folder
+    assert proxy.gets_of("/model/") == copied
 
 
 def test_newer_folder_is_another(shaky: S3Store, s3_storage: StorageSpec, tmp_path: Path) -> None:
@@ -490,19 +490,23 @@ def test_interrupted_copy_is_completed(shaky: S3Store, proxy: FaultProxy, tmp_pa
     with pytest.raises(StoreError):
         fetch_folder(f"{shaky.url}/model", storage, tmp_path)
     proxy.clear()
+    copied = proxy.gets_of("/model/a")
     moved: list[int] = []
     folder = fetch_folder(f"{shaky.url}/model", storage, tmp_path, moved.append)
-    assert sum(moved) == 100
+    assert proxy.gets_of("/model/a") == copied
+    assert sum(moved) == 101  # what is there already counts as done
     assert (folder / "b").read_bytes() == b"b" * 100
 
 
-def test_many_ask_for_one_folder(shaky: S3Store, s3_storage: StorageSpec, tmp_path: Path) -> None:
+def test_many_ask_for_one_folder(shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
     shaky.put("model/config.json", json.dumps(list(range(1000))).encode())
-    moved: list[int] = []
+    url, storage = f"{shaky.url}/model", StorageSpec(endpoint_url=proxy.url)
+    fetch_folder(url, storage, tmp_path / "alone")
+    for_one = proxy.gets_of("/model/config.json")
     with ThreadPoolExecutor(4) as pool:
-        copies = [pool.submit(fetch_folder, f"{shaky.url}/model", s3_storage, tmp_path, moved.append) for _ in range(4)]
+        copies = [pool.submit(fetch_folder, url, storage, tmp_path / "shared") for _ in range(4)]
         assert len({copy.result() for copy in copies}) == 1
-    assert sum(moved) == len(shaky.get("model/config.json"))
+    assert proxy.gets_of("/model/config.json") == 2 * for_one
 
 
 def test_folder_that_is_not_there(s3_storage: StorageSpec, bucket: str, tmp_path: Path) -> None:
