@@ -82,8 +82,10 @@ class Journal:
         total_steps: int,
         task_name: str,
         exports: Exports,
+        flush_interval: float = FLUSH_INTERVAL,
     ) -> None:
         self._store = store
+        self._flush_interval = flush_interval
         self._attempt = attempt
         self._total = total_steps
         self._start = start_step
@@ -195,7 +197,7 @@ class Journal:
 
     def _keep_flushing(self) -> None:
         """Every few seconds, also when nothing has changed: the status is the run's heartbeat."""
-        while not self._done.wait(FLUSH_INTERVAL):
+        while not self._done.wait(self._flush_interval):
             try:
                 self.flush()
             except StoreError as error:

@@ -8,8 +8,12 @@ import pytest
 
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.embedded import EmbeddedS3, embedded_s3
+from cpmbee_job.store.s3 import Limits, S3Store
+from tests.integration.faults import FaultProxy, fault_proxy
 
 BUCKET = "tests"
+MIB = 1 << 20
+QUICK = Limits(attempts=3, connect_timeout=1, read_timeout=1, part_size=5 * MIB, threads=4)
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret"}
 
 
@@ -40,3 +44,21 @@ def bucket(s3: EmbeddedS3) -> str:
 def s3_storage(s3: EmbeddedS3) -> StorageSpec:
     """How to reach `bucket`."""
     return StorageSpec(endpoint_url=s3.endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def session_proxy(s3: EmbeddedS3) -> Iterator[FaultProxy]:
+    with fault_proxy(s3.endpoint_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(session_proxy: FaultProxy) -> FaultProxy:
+    session_proxy.clear()
+    return session_proxy
+
+
+@pytest.fixture
+def shaky(proxy: FaultProxy, bucket: str) -> S3Store:
+    """A store whose way to the server leads through the proxy."""
+    return S3Store(bucket, StorageSpec(endpoint_url=proxy.url), QUICK)

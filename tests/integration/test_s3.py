@@ -1,7 +1,6 @@
 """Both stores behave the same; S3 goes on doing so while its server and the network misbehave."""
 
 import hashlib
-import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +12,11 @@ import pytest
 from cpmbee_job.errors import ConflictError, NotFoundError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Store
-from cpmbee_job.store.cache import fetch_folder
 from cpmbee_job.store.files import FileStore
-from cpmbee_job.store.s3 import Limits, S3Store
+from cpmbee_job.store.s3 import S3Store
 from cpmbee_job.store.urls import list_objects, open_object, open_store
-from tests.integration.conftest import BUCKET, EmbeddedS3
-from tests.integration.faults import FaultProxy, fault_proxy
-
-MIB = 1 << 20
-QUICK = Limits(attempts=3, connect_timeout=1, read_timeout=1, part_size=5 * MIB, threads=4)
+from tests.integration.conftest import BUCKET, MIB, QUICK, EmbeddedS3
+from tests.integration.faults import FaultProxy
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -38,24 +33,6 @@ def big(tmp_path: Path) -> Path:
     path = tmp_path / "big.bin"
     path.write_bytes(os.urandom(12 * MIB + 12345))
     return path
-
-
-@pytest.fixture(scope="session")
-def session_proxy(s3: EmbeddedS3):
-    with fault_proxy(s3.endpoint_url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(session_proxy: FaultProxy) -> FaultProxy:
-    session_proxy.clear()
-    return session_proxy
-
-
-@pytest.fixture
-def shaky(proxy: FaultProxy, bucket: str) -> S3Store:
-    """A store whose way to the server leads through the proxy."""
-    return S3Store(bucket, StorageSpec(endpoint_url=proxy.url), QUICK)
 
 
 # --- what both stores do -------------------------------------------------------------------------------------------
@@ -453,60 +430,3 @@ def test_download_that_never_succeeds_leaves_nothing(
     with pytest.raises(StoreError, match="big"):
         shaky.download("big", tmp_path / "out" / "copy")
     assert list((tmp_path / "out").iterdir()) == []
-
-
-# --- model folders from S3 -----------------------------------------------------------------------------------------
-
-
-def test_folder_is_copied_once(shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
-    shaky.put("model/config.json", b"{}")
-    shaky.put("model/weights.safetensors", b"w" * 1000)
-    shaky.put("model/old/other", b"no")
-    storage = StorageSpec(endpoint_url=proxy.url)
-    moved: list[int] = []
-    folder = fetch_folder(f"{shaky.url}/model/", storage, tmp_path / "cache", moved.append)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
-    assert (folder / "weights.safetensors").read_bytes() == b"w" * 1000
-    assert sum(moved) == 1002
-    copied = proxy.gets_of("/model/")
-    assert fetch_folder(f"{shaky.url}/model", storage, tmp_path / "cache") == folder
-    assert proxy.gets_of("/model/") == copied
-
-
-def test_newer_folder_is_another(shaky: S3Store, s3_storage: StorageSpec, tmp_path: Path) -> None:
-    shaky.put("model/config.json", b"1")
-    first = fetch_folder(f"{shaky.url}/model", s3_storage, tmp_path)
-    shaky.put("model/config.json", b"2")
-    second = fetch_folder(f"{shaky.url}/model", s3_storage, tmp_path)
-    assert (first / "config.json").read_bytes() == b"1"
-    assert (second / "config.json").read_bytes() == b"2"
-
-
-def test_interrupted_copy_is_completed(shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
-    shaky.put("model/a", b"a")
-    shaky.put("model/b", b"b" * 100)
-    storage = StorageSpec(endpoint_url=proxy.url)
-    proxy.fail("error", 100, key="/b")
-    with pytest.raises(StoreError):
-        fetch_folder(f"{shaky.url}/model", storage, tmp_path)
-    proxy.clear()
-    copied = proxy.gets_of("/model/a")
-    moved: list[int] = []
-    folder = fetch_folder(f"{shaky.url}/model", storage, tmp_path, moved.append)
-    assert proxy.gets_of("/model/a") == copied
-    assert sum(moved) == 101  # what is there already counts as done
-    assert (folder / "b").read_bytes() == b"b" * 100
-
-
-def test_many_ask_for_one_folder(shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
-    shaky.put("model/config.json", json.dumps(list(range(1000))).encode())
-    url, storage = f"{shaky.url}/model", StorageSpec(endpoint_url=proxy.url)
-    with ThreadPoolExecutor(4) as pool:
-        copies = [pool.submit(fetch_folder, url, storage, tmp_path) for _ in range(4)]
-        assert len({copy.result() for copy in copies}) == 1
-    assert proxy.gets_of("/model/config.json") < 4  # one copy, which may have been tried again
-
-
-def test_folder_that_is_not_there(s3_storage: StorageSpec, bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no folder"):
-        fetch_folder(f"{bucket}/nothing", s3_storage, tmp_path)

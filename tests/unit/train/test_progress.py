@@ -1,6 +1,7 @@
 """The journal: one line for each step and evaluation, and an older attempt that falls silent."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ from cpmbee_job import contract
 from cpmbee_job.errors import RefusedError
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train import progress
 from cpmbee_job.train.elastic import claim_attempt
 from cpmbee_job.train.engine import EvalResult, StepResult
 from cpmbee_job.train.exports import NO_EXPORTS
@@ -23,10 +23,10 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "run"))
 
 
-def journal(store: Store, start_step: int = 0) -> Journal:
+def journal(store: Store, start_step: int = 0, flush_interval: float = 60.0) -> Journal:
     attempt = claim_attempt(store, 1)
     names = {"attempt": attempt, "world_size": 1, "start_step": start_step, "total_steps": 9, "task_name": "task"}
-    return Journal(store, **names, exports=NO_EXPORTS)  # type: ignore[arg-type]
+    return Journal(store, **names, exports=NO_EXPORTS, flush_interval=flush_interval)  # type: ignore[arg-type]
 
 
 def lines(store: Store) -> list[tuple[str, int, int]]:
@@ -58,13 +58,12 @@ def test_an_older_attempt_writes_nothing_over_a_newer_ones(store: Store) -> None
     newer.close("succeeded")
 
 
-def test_an_older_attempt_ends_at_its_next_step(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "FLUSH_INTERVAL", 0.05)
-    older = journal(store)
+def test_an_older_attempt_ends_at_its_next_step(store: Store) -> None:
+    older = journal(store, flush_interval=0.05)
     claim_attempt(store, 1)
     with pytest.raises(RefusedError, match="newer attempt"):  # noqa: PT012 (until its thread has noticed)
         for step in range(1, 10_000):
             older.step(step, 1, 0.1, STEP)
-            older._done.wait(0.01)
+            time.sleep(0.01)
     older.drop()
     assert not [found for found in store.list() if found.key.startswith("tensorboard/")]
