@@ -3,6 +3,7 @@
 Runs on CPU over gloo, and on GPUs over NCCL.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
@@ -37,7 +38,7 @@ class TorchEngine:
             # Dropout, where a model has it, is a function of seed, step and rank: no random state to save.
             torch.manual_seed(hash((self.seed, step, self.rank)))
             loss_sum, targets, tokens, stop_votes, norm = self._gradients(micro_batches, stop)
-            if not torch.isfinite(torch.tensor(loss_sum)):
+            if not math.isfinite(loss_sum):
                 raise ModelError(f"the loss is {loss_sum / max(targets, 1.0)}{self._first_bad_parameter()}")
             if norm < float("inf"):
                 break
@@ -64,12 +65,12 @@ class TorchEngine:
         counts = torch.zeros(4, dtype=torch.float64, device=self.device)
         counts[3] = float(stop)
         for batch in micro_batches:
+            if not len(batch.targets):  # padding for a rank that has fewer rows than others
+                continue
             inputs = self._inputs(batch)
-            if len(batch.targets):
-                losses = self.model.target_losses(inputs, self.model(inputs))
-                loss = losses.sum()
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
-                counts[0] += loss.detach()
+            loss = self.model.target_losses(inputs, self.model(inputs)).sum()
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            counts[0] += loss.detach()
             counts[1] += len(batch.targets)
             counts[2] += len(batch.ids)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]

@@ -78,12 +78,17 @@ def test_examples_are_not_logged(undisturbed: Path) -> None:
         assert "天气" not in log.read_text()
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_any_number_of_processes_draws_the_same_curve(job: Path, undisturbed: Path, processes: int) -> None:
-    done = cli("local", job, "--run-id", f"world-{processes}", "--processes", processes, "--json")
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 3), (3, 1)])  # 8 rows: shares of 4 and 4; of 2, 3 and 3
+def test_any_number_of_processes_draws_the_same_curve(
+    job: Path, undisturbed: Path, processes: int, batch_size: int
+) -> None:
+    world = ["--run-id", f"world-{processes}", "--processes", processes, "--set", f"train.batch_size={batch_size}"]
+    done = cli("local", job, *world, "--json")
     assert done.code == 0, done.err
     run = Path(json.loads(done.out)["run"])
     assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-4)
+    for count in ("tokens", "target_tokens", "epoch"):  # rows that only pad a rank's share count nowhere
+        assert [line[count] for line in metrics(run)] == [line[count] for line in metrics(undisturbed)]
     ours, theirs = metrics(run, "eval"), metrics(undisturbed, "eval")
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)
 
