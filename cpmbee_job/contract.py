@@ -28,6 +28,24 @@ BEST = "delta/BEST"
 LAST = "delta/LAST"
 
 
+MANAGED_BY = {"app.kubernetes.io/managed-by": "cpmbee-job"}
+"""Label of every object of ours on a cluster."""
+NAME_LABEL = "cpmbee-job/name"
+RUN_LABEL = "cpmbee-job/run"
+URL_ANNOTATION = "cpmbee-job/url"
+"""Where the run of a PyTorchJob lies in the store."""
+PREPARE_CONTAINER = "prepare"
+TRAIN_CONTAINER = "pytorch"
+"""The operator asks for this name."""
+
+
+def job_name(name: str, run_id: str) -> str:
+    """Name of the run's PyTorchJob. With the operator's `-worker-9999` behind it, it is a pod's and a Service's name,
+    so it starts with a letter and has at most 51 characters; the labels have the names in full."""
+    prefix = name if name[0].isalpha() else f"j{name}"
+    return f"{prefix[: 50 - len(run_id)].rstrip('-')}-{run_id}"
+
+
 def run_url(output: str, name: str, run_id: str) -> str:
     return f"{output.rstrip('/')}/{name}/{run_id}"
 

@@ -4,12 +4,15 @@ CpmbeeError                    1    a fault of ours, or of something we could no
 ├── UsageError                 2    the command line makes no sense
 ├── InvalidError               3    the spec, the data or the model is wrong
 │   ├── SpecError
+│   │   └── RejectedError           the Kubernetes API refuses what the spec makes
 │   ├── DataError
 │   └── ModelError
 ├── PreflightError             4    something that the job needs is not there (a bucket, a permission)
 │   └── StoreError                  the object store answered with an error that retries did not mend
 │       ├── DamagedError            what is stored is not what was written
 │       └── DiskError               this machine's file system refuses
+│   └── ClusterError                the Kubernetes API refused
+│       └── UnreachableError        ... or did not answer: it may, later
 ├── RefusedError               5    it would overwrite or contradict something (name in use, newer writer)
 │   └── ConflictError               a conditional put found another object there
 ├── JobFailedError           100    the job ended, and not well
@@ -18,6 +21,7 @@ CpmbeeError                    1    a fault of ours, or of something we could no
 └── CancelledError           103    stopped on request
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -50,6 +54,14 @@ class SpecError(InvalidError):
     """The job spec; the message names the dotted key."""
 
 
+class RejectedError(SpecError):
+    """The Kubernetes API refuses an object. `causes`: (path in the object, what is wrong with it)."""
+
+    def __init__(self, message: str, causes: Sequence[tuple[str, str]] = (), *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.causes = tuple(causes)
+
+
 class DataError(InvalidError):
     """A row, a file of rows or a data set; the message names file and line."""
 
@@ -72,6 +84,14 @@ class DamagedError(StoreError):
 
 class DiskError(StoreError):
     """This machine's file system refuses: full, not writable. It will until somebody mends it."""
+
+
+class ClusterError(PreflightError):
+    """The Kubernetes API refused (credentials, permissions, quota); the message keeps its own words."""
+
+
+class UnreachableError(ClusterError):
+    """The Kubernetes API did not answer, or not well. It says nothing about any job, and may be over soon."""
 
 
 class RefusedError(CpmbeeError):

@@ -1,0 +1,8 @@
+"""The job spec: the YAML file that says what to train on what, and where."""
+
+from cpmbee_job.spec.job import JobSpec
+from cpmbee_job.spec.reading import known_keys, load_spec, parse_spec
+from cpmbee_job.spec.storage import StorageSpec
+from cpmbee_job.spec.training import DataSpec, TrainSpec
+
+__all__ = ["DataSpec", "JobSpec", "StorageSpec", "TrainSpec", "known_keys", "load_spec", "parse_spec"]

@@ -1,0 +1,44 @@
+"""The job spec as a frozen pydantic model.
+
+Every field's description is its documentation: `docs/spec.md` and the JSON Schema are generated from here.
+"""
+
+from typing import Annotated
+
+import yaml
+from pydantic import Field
+
+from cpmbee_job.spec.cluster import ClusterSpec, Image, WorkersSpec
+from cpmbee_job.spec.storage import StorageSpec
+from cpmbee_job.spec.training import DataSpec, LoraSpec, TrainSpec
+from cpmbee_job.spec.types import NAME_PATTERN, Place, Section
+
+
+class JobSpec(Section):
+    """What a user writes. `train`, `lora`, `workers`, `cluster` and `storage` may be left out, `image` too where no
+    cluster is meant."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)] = Field(
+        description="Name of the job: lower case letters, digits and dashes."
+    )
+    model: Place = Field(
+        description="Folder with `vocab.txt`, `config.json` and weights (`*.safetensors` or `pytorch_model.bin`)."
+    )
+    data: DataSpec
+    output: Place = Field(description="Folder under which `<name>/<run>/` appears.")
+    train: TrainSpec = TrainSpec()
+    lora: LoraSpec = LoraSpec()
+    image: Image | None = Field(
+        None, description="Image of the training pods, `train` of the Dockerfile, with a tag or a digest."
+    )
+    workers: WorkersSpec = WorkersSpec()
+    cluster: ClusterSpec = ClusterSpec()
+    storage: StorageSpec = StorageSpec()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows in one step, whatever the number of processes that are alive."""
+        return self.train.global_batch_size or self.train.batch_size * self.workers.count * max(self.workers.gpus, 1)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

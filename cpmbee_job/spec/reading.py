@@ -1,0 +1,161 @@
+"""A spec file becomes a `JobSpec`, or an error that names the file and the dotted key."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cpmbee_job.errors import SpecError, UsageError
+from cpmbee_job.spec.job import JobSpec
+
+
+def load_spec(path: Path, overrides: Iterable[str] = ()) -> JobSpec:
+    """Read a spec file, apply `--set` overrides, and make its paths absolute (they are relative to the file).
+
+    Raises `SpecError` that names file and dotted key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}", hint="`cpmbee-job init` writes one to start from") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    return parse_spec(text, source=str(path), overrides=overrides, base=path.absolute().parent)
+
+
+def parse_spec(text: str, *, source: str, overrides: Iterable[str] = (), base: Path | None = None) -> JobSpec:
+    """The spec in `text`; `source` names it in errors, relative paths are taken from `base` where it is given."""
+    try:
+        document = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise SpecError(f"{source}: a job spec is a mapping of keys to values, this is {type(document).__name__}")
+    for override in overrides:
+        _apply_override(document, override)
+    if base is not None:
+        _absolute_paths(document, base)
+    try:
+        return JobSpec.model_validate_json(json.dumps(document))
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):
+            raise SpecError(f"{source}: {error}", hint="only text, numbers, true/false, lists and mappings") from error
+        problems = [_describe(problem) for problem in error.errors()]
+        raise SpecError("\n".join(f"{source}: {problem}" for problem in problems)) from error
+
+
+def known_keys() -> list[str]:
+    """All dotted keys of the spec."""
+    return list(_walk(JobSpec, ""))
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from _walk(inner, f"{prefix}{name}.")
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    """One pydantic error as `dotted.key: what is wrong (got value); hint`."""
+    location = [str(part) for part in problem["loc"]]
+    sections = set(known_keys())
+    # Members of a union (`literal['auto']`, `bool`) are no keys of the document.
+    while (
+        len(location) > 1
+        and ".".join(location) not in sections
+        and problem["type"] != "extra_forbidden"
+        and not location[-1].isdigit()
+    ):
+        location.pop()
+    key = ".".join(location) or "(the spec)"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_nearest(key)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; it is required"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = f"not of the form that it needs ({_description(key)})"
+    value = problem.get("input")
+    shown = (
+        ""
+        if isinstance(value, dict) or problem["type"] == "secret"
+        else f" (got {json.dumps(value, ensure_ascii=False, default=str)})"
+    )
+    return f"{key}: {message}{shown}"
+
+
+def _description(key: str) -> str:
+    model: Any = JobSpec
+    for name in key.split(".")[:-1]:
+        model = model.model_fields[name].annotation
+    return str(model.model_fields[key.split(".")[-1]].description).rstrip(".")
+
+
+def _nearest(key: str) -> str:
+    keys = known_keys()
+    parent, _, leaf = key.rpartition(".")
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
+    close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or [
+        k for k in keys if k.rpartition(".")[2] == leaf
+    ]
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known here: {', '.join(k.rpartition('.')[2] for k in siblings)}" if siblings else ""
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    path, separator, value = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise UsageError(f"--set {override}: needs the form path.to.field=value")
+    node = document
+    for index, key in enumerate(keys[:-1]):
+        if node.get(key) is None:
+            node[key] = {}
+        if not isinstance(node[key], dict):
+            raise SpecError(f"--set {override}: {'.'.join(keys[: index + 1])} is not a section")
+        node = node[key]
+    try:
+        node[keys[-1]] = yaml.load(value, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _absolute_paths(document: dict[str, Any], base: Path) -> None:
+    data, lora = document.get("data"), document.get("lora")
+    places: list[tuple[Any, str]] = [(document, "model"), (document, "output")]
+    places += [(data, "train"), (data, "eval"), (lora, "init_from")]
+    for section, key in places:
+        value = section.get(key) if isinstance(section, dict) else None
+        if isinstance(value, str) and value and "://" not in value:
+            section[key] = str(base / value) + ("/" if value.endswith("/") else "")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice, and reads `1e-4` as the number it is (YAML 1.1 takes it for text)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is written twice", key_node.start_mark
+                )
+            if isinstance(key, str | int | float | bool):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)

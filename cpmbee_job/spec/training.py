@@ -1,0 +1,100 @@
+"""What is trained on what: the sections that decide the delta."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cpmbee_job.spec.types import Count, NonNegative, Place, Section
+
+
+class DataSpec(Section):
+    train: Place = Field(
+        description="Training rows: a file or folder of JSON lines (.jsonl, .gz, .zst), or a data set "
+        "that `preprocess` or the original code wrote. `s3://`, `file://` or a path."
+    )
+    eval: Place | None = Field(
+        None,
+        description="Evaluation rows, likewise. Without them there is no early stopping and "
+        "the last delta counts as the best.",
+    )
+    format: Annotated[str, Field(pattern=r"^(bee|ccpm|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = Field(
+        "bee",
+        description="How a row becomes an example: `bee` (it is one already), `ccpm`, or "
+        "`module:function` of your own.",
+    )
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="What a row that can't be used does: end the job, or be counted and left out."
+    )
+    too_long: Literal["fail", "skip"] = Field(
+        "fail", description="The same for an example of more than `train.max_length` tokens."
+    )
+
+
+class TrainSpec(Section):
+    use_delta: bool = Field(True, description="Train LoRA on a frozen base; false trains all weights.")
+    epochs: Count = Field(1, description="Passes over the training rows.")
+    batch_size: Count = Field(1, description="Most rows in one forward pass of one process.")
+    global_batch_size: Count | None = Field(
+        None,
+        description="Rows in one step, over all processes. Default: batch_size x workers.count x max(workers.gpus, 1).",
+    )
+    max_length: Annotated[int, Field(ge=16)] = Field(2048, description="Tokens in a row.")
+    max_steps: Count | None = Field(None, description="End after so many steps, if the epochs have not ended before.")
+    lr: Annotated[float, Field(gt=0)] = Field(
+        1e-4, description="Peak learning rate (the `noam` style divides it by the root of the step)."
+    )
+    train_iters: Count = Field(
+        1000, description="Horizon of the learning rate schedule, in steps; it ends no training."
+    )
+    lr_decay_iters: Count | None = Field(None, description="The horizon, where it differs from train_iters.")
+    warmup_iters: NonNegative = Field(1, description="Steps of linear warm-up.")
+    lr_decay_style: Literal["noam", "linear", "cosine", "exponential", "constant"] = Field(
+        "noam", description="Shape of the learning rate after warm-up."
+    )
+    start_step: NonNegative = Field(0, description="Step at which the learning rate schedule begins.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="Decoupled weight decay.")
+    clip_grad: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest gradient norm; 0 leaves it alone.")
+    loss_scale: Annotated[float, Field(gt=0)] = Field(32768.0, description="Initial loss scale of fp16 training.")
+    loss_scale_factor: Annotated[float, Field(gt=1)] = Field(2.0, description="What it is multiplied or divided by.")
+    loss_scale_steps: Count = Field(512, description="Steps without overflow before it grows.")
+    eval_interval: Count = Field(50, description="Steps between evaluations; the last step is always evaluated.")
+    early_stop_patience: NonNegative = Field(
+        5, description="End after so many evaluations without a better loss; 0: never."
+    )
+    inspect_iters: NonNegative = Field(
+        0, description="Steps between printed parameter and gradient statistics; 0: never."
+    )
+    checkpoint_interval: Count = Field(50, description="Steps between checkpoints.")
+    keep_checkpoints: Count = Field(
+        3, description="Newest checkpoints and deltas that are kept, beside the best delta."
+    )
+    drop_last: bool = Field(
+        False, description="Leave out an epoch's last step where it has fewer rows than the others."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        1234, description="Seed of the order of rows and of LoRA's first weights."
+    )
+    save_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(
+        "cpm_bee_finetune", description="File name of the delta."
+    )
+    task_name: str = Field("task", description="Name of the task in TensorBoard.")
+    engine: Literal["auto", "torch"] = Field("auto", description="What executes a step; only torch is there yet.")
+    stall_timeout: Annotated[float, Field(gt=0)] = Field(
+        900.0, description="Seconds without progress after which a worker ends itself to be restarted."
+    )
+    deadline: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Seconds after which the run ends for good, checkpoint written."
+    )
+    max_failures: Count = Field(3, description="Failures for the same reason at the same step that end the run.")
+
+
+class LoraSpec(Section):
+    r: Count = Field(8, description="Rank.")
+    alpha: Count = Field(16, description="The update is scaled by alpha / r.")
+    modules: tuple[str, ...] = Field(
+        ("project_q", "project_v"),
+        strict=False,
+        min_length=1,
+        description="Linear layers that get one, by the last part of their name.",
+    )
+    init_from: Place | None = Field(None, description="A delta folder or .pt file to start from.")

@@ -1,0 +1,34 @@
+"""What the fields of a spec are made of."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMK]i|[EPTGMkm])?$")]
+
+
+def _is_place(url: str) -> str:
+    if not re.fullmatch(r"s3://[A-Za-z0-9][\w.-]*(/.*)?|file:///.*|/.*|[^:/]+(/.*)?", url):
+        raise ValueError("needs the form s3://bucket/folder/, file:///folder/ or a path")
+    return url
+
+
+def _is_object_name(name: str) -> str:
+    if len(name) > 253 or not re.fullmatch(rf"{DNS_LABEL}(\.{DNS_LABEL})*", name):
+        raise ValueError("can't be the name of a Kubernetes object: lower case letters, digits, '-' and '.'")
+    return name
+
+
+Place = Annotated[str, AfterValidator(_is_place)]
+ObjectName = Annotated[str, AfterValidator(_is_object_name)]
+
+
+class Section(BaseModel):
+    """Base of every part of the spec: immutable, and no key but the ones it knows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,0 +1,98 @@
+"""A `Cluster` in memory. Tests put objects in and change them as kubelet and operator would."""
+
+import copy
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError
+from cpmbee_job.launch.cluster import Change, Object
+
+
+class FakeCluster:
+    """`objects`: by kind and name. `failures`: errors that the next calls raise, one each. `lines`: logs by (pod,
+    container), those of the previous container by (pod, container, "previous"). `calls`: what was asked, in order.
+    `changes`: what a watch tells after the objects that are there (None: time passes); then it ends.
+    """
+
+    def __init__(self, namespace: str = "default") -> None:
+        self.namespace = namespace
+        self.address = "https://fake:6443"
+        self.objects: dict[str, dict[str, Object]] = {}
+        self.failures: list[CpmbeeError] = []
+        self.lines: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.changes: list[tuple[Change, Object] | None] = []
+
+    def server_version(self) -> str:
+        return "v1.34.4"
+
+    def put(self, kind: str, item: Object) -> Object:
+        """As if it had been there before."""
+        item = copy.deepcopy(item)
+        metadata = item.setdefault("metadata", {})
+        metadata.setdefault("uid", str(uuid.uuid4()))
+        metadata.setdefault("namespace", self.namespace)
+        metadata.setdefault("creationTimestamp", "2026-01-31T12:00:00Z")
+        self.objects.setdefault(kind, {})[metadata["name"]] = item
+        return item
+
+    def get(self, kind: str, name: str) -> Object:
+        self._called("get", f"{kind}/{name}")
+        try:
+            return copy.deepcopy(self.objects.get(kind, {})[name])
+        except KeyError:
+            raise NotFoundError(f'{kind.rpartition("/")[2]} "{name}" not found') from None
+
+    def list(
+        self, kind: str, labels: Mapping[str, str] | None = None, fields: str = "", *, all_namespaces: bool = False
+    ) -> Iterator[Object]:
+        self._called("list", kind)
+        for item in list(self.objects.get(kind, {}).values()):
+            wanted = all(path_value(item, *term.partition("=")[::2]) for term in fields.split(",") if term)
+            if wanted and has_labels(item, labels or {}):
+                yield copy.deepcopy(item)
+
+    def create(self, kind: str, manifest: Object, *, dry_run: bool = False) -> Object:
+        name = manifest["metadata"].get("name", "")
+        self._called("create", f"{kind}/{name}")
+        if name in self.objects.get(kind, {}):
+            raise ConflictError(f'{kind.rpartition("/")[2]} "{name}" already exists')
+        return copy.deepcopy(manifest) if dry_run else copy.deepcopy(self.put(kind, manifest))
+
+    def delete(self, kind: str, name: str, uid: str) -> None:
+        if self.get(kind, name)["metadata"]["uid"] != uid:
+            raise ConflictError(f"{name}: the UID in the precondition does not match")
+        self._called("delete", f"{kind}/{name}")
+        del self.objects[kind][name]
+
+    def watch(self, kind: str, labels: Mapping[str, str]) -> Iterator[tuple[Change, Object] | None]:
+        for item in list(self.list(kind, labels)):
+            yield "ADDED", item
+        while self.changes:
+            yield self.changes.pop(0)
+
+    def logs(
+        self, pod: str, container: str, *, follow: bool = False, previous: bool = False, since: str | None = None
+    ) -> Iterator[tuple[str, str]]:
+        self._called("logs", f"{pod}/{container}")
+        key = (pod, container, "previous") if previous else (pod, container)
+        if key not in self.lines:
+            raise NotFoundError(f"{pod}: no log of {container}")
+        yield from (line for line in self.lines[key] if since is None or line[0] >= since)
+
+    def _called(self, verb: str, what: str) -> None:
+        self.calls.append((verb, what))
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def has_labels(item: Object, labels: Mapping[str, str]) -> bool:
+    return labels.items() <= item["metadata"].get("labels", {}).items()
+
+
+def path_value(item: Object, path: str, value: str) -> bool:
+    found: Any = item
+    for key in path.rstrip("!").split("."):
+        found = (found or {}).get(key)
+    return (str(found) != value) if path.endswith("!") else str(found) == value
