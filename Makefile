@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs lock clean
+.PHONY: help setup demo submit cluster cluster-down images test check format docs lock clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## Make .venv with the command line, training and all tools in it
 
@@ -20,6 +20,19 @@ $(STAMP): locks/dev.txt pyproject.toml
 
 demo: setup  ## Run a whole job here: embedded S3 server, small model, two CPU processes
 	$(BIN)/python -m cpmbee_job.demo
+
+submit: setup  ## Run JOB=job.yaml on the cluster of the kubeconfig (ARGS="--follow --set key=value")
+	@test -n '$(JOB)' || { echo 'make submit JOB=job.yaml [ARGS=...]' >&2; exit 2; }
+	@$(BIN)/cpmbee-job submit '$(JOB)' $(ARGS)
+
+cluster: setup  ## Bring up a Kubernetes cluster of one node here (root on Debian; see docs/cluster.md)
+	$(BIN)/python -m tests.cluster up
+
+cluster-down: setup  ## Remove that cluster; what was built for it stays in the cache
+	$(BIN)/python -m tests.cluster down
+
+images: setup  ## Build both images and bring them to that cluster's node; layers stay in the cache
+	$(BIN)/python -m tests.cluster.images
 
 test: setup  ## Run the tests (CPMBEE_REFERENCE=folder adds the original's answers)
 	$(BIN)/pytest
@@ -35,7 +48,7 @@ format: setup  ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup  ## Write the generated parts of docs/
+docs: setup  ## Write the generated parts of docs/ and k8s/
 	$(BIN)/python docs/generate.py
 
 lock: setup  ## Resolve pyproject.toml anew into the lock files

@@ -7,15 +7,30 @@
     delta/<step>.<attempt>/  delta/BEST  delta/LAST
     tensorboard/  logs/<pod>/<attempt>.log
 <output>/prepared/<digest>/part-00000.arrow ...  index.json
+<output>/uploads/<digest of the content>/...                   files of the launcher's machine
 """
 
 import hashlib
 import json
 import os
+import re
 from typing import Any
 
 STORAGE_ENV = "CPMBEE_STORAGE"
 """Environment variable with the JSON of `StorageSpec` (no secrets in it), for processes that get only a run's URL."""
+SPEC_ENV = "CPMBEE_SPEC"
+"""What the init step begins the run with where the store has none: a manifest alone is enough to start it."""
+POD_INDEX_ENV = "CPMBEE_POD_INDEX"
+"""The pod's index; each pod starts its share of the init step elsewhere."""
+VERSION = 1
+"""Of what this file agrees on. Launcher and image with different ones don't work together."""
+VERSION_ENV = "CPMBEE_CONTRACT"
+"""`VERSION` of the launcher, for the pods to compare with their own."""
+LAUNCHER_ENV = "CPMBEE_LAUNCHER_VERSION"
+"""Version of the launcher, for words."""
+
+CPUS_ENV = "CPMBEE_CPUS"
+"""The container's limit of CPUs: the kernel shows a container all of its node's."""
 
 SPEC = "spec.yaml"
 DATA = "data.json"
@@ -41,13 +56,19 @@ TRAIN_CONTAINER = "pytorch"
 
 def job_name(name: str, run_id: str) -> str:
     """Name of the run's PyTorchJob. With the operator's `-worker-9999` behind it, it is a pod's and a Service's name,
-    so it starts with a letter and has at most 51 characters; the labels have the names in full."""
+    so it starts with a letter and has at most 51 characters; the labels have the names in full. An id that does not
+    fit into such a name is there as its digest."""
     prefix = name if name[0].isalpha() else f"j{name}"
-    return f"{prefix[: 50 - len(run_id)].rstrip('-')}-{run_id}"
+    suffix = run_id if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,22}[a-z0-9])?", run_id) else digest(run_id)[:12]
+    return f"{prefix[: 50 - len(suffix)].rstrip('-')}-{suffix}"
 
 
 def run_url(output: str, name: str, run_id: str) -> str:
     return f"{output.rstrip('/')}/{name}/{run_id}"
+
+
+def uploads_url(output: str) -> str:
+    return f"{output.rstrip('/')}/uploads"
 
 
 def prepared_url(output: str, digest: str) -> str:

@@ -9,6 +9,7 @@ CpmbeeError                    1    a fault of ours, or of something we could no
 │   └── ModelError
 ├── PreflightError             4    something that the job needs is not there (a bucket, a permission)
 │   └── StoreError                  the object store answered with an error that retries did not mend
+│       ├── AccessError             it does not let us in: credentials, rights, no such bucket
 │       ├── DamagedError            what is stored is not what was written
 │       └── DiskError               this machine's file system refuses
 │   └── ClusterError                the Kubernetes API refused
@@ -76,6 +77,10 @@ class PreflightError(CpmbeeError):
 
 class StoreError(PreflightError):
     """The object store failed; the message keeps its own words."""
+
+
+class AccessError(StoreError):
+    """The store does not let us in: no credentials or wrong ones, no right, no such bucket, no trust."""
 
 
 class DamagedError(StoreError):

@@ -6,7 +6,8 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import cpmbee_job
@@ -86,20 +87,36 @@ class Run:
 
         Raises `RefusedError` that names the differing fields where a run with that id has another spec.
         """
-        url = contract.run_url(spec.output, spec.name, run_id)
-        storage = storage or spec.storage
-        store = open_store(url, storage)
         try:
-            store.put(contract.SPEC, spec.to_yaml().encode(), if_none_match=True)
+            return cls.begin(spec, run_id, storage)
         except ConflictError:
-            run = cls.open(url, storage)
-            if store.info(contract.attempt_key(1)) is None:  # nothing has been trained: a typing mistake can be mended
-                store.delete(contract.DATA)
+            run = cls.open(contract.run_url(spec.output, spec.name, run_id), storage or spec.storage)
+            if run.store.info(contract.attempt_key(1)) is None:  # nothing is trained: a typing mistake can be mended
+                run.store.delete(contract.DATA)
             else:
                 run.require_same(training_fields(spec), training_fields(run.spec), "the spec")
             if run.spec != spec:
-                store.put(contract.SPEC, spec.to_yaml().encode())
+                run.store.put(contract.SPEC, spec.to_yaml().encode())
+            return replace(run, spec=spec)
+
+    @classmethod
+    def begin(cls, spec: JobSpec, run_id: str, storage: StorageSpec | None = None) -> Self:
+        """Begin the run. Raises `ConflictError` where somebody has."""
+        storage = storage or spec.storage
+        store = open_store(contract.run_url(spec.output, spec.name, run_id), storage)
+        store.put(contract.SPEC, spec.to_yaml().encode(), if_none_match=True)
         return cls(store.url, store, spec, storage)
+
+    def change_spec(self, spec: JobSpec) -> Self:
+        """The run with another spec, from now on. Raises `RefusedError` with the differences where it would compute
+        something else, `ConflictError` where somebody else has changed it meanwhile."""
+        self.require_same(training_fields(spec), training_fields(self.spec), "the spec")
+        if spec != self.spec:
+            stored, etag = self.store.get_with_etag(contract.SPEC)
+            if parse_spec(stored.decode(), source=self.url) != self.spec:
+                raise ConflictError(f"{self.url}/{contract.SPEC}: somebody else is changing it", hint="try again")
+            self.store.put(contract.SPEC, spec.to_yaml().encode(), if_match=etag)
+        return replace(self, spec=spec)
 
     def require_same(self, now: Mapping[str, Any], then: Mapping[str, Any], what: str) -> None:
         """Raise `RefusedError` with the differences between what is asked for now and what the run began with."""
@@ -108,7 +125,7 @@ class Run:
             lines = "".join(f"\n  {key}: {_show(then.get(key))} -> {_show(now.get(key))}" for key in changed)
             raise RefusedError(
                 f"{self.url}: {what} is not what this run began with:{lines}",
-                hint="go on with the old one, or start another run (another --run-id)",
+                hint="go on with the old one, or start another run (`submit`; `local` with another --run-id)",
             )
 
     def bind_data(self, record: dict[str, Any]) -> None:
@@ -131,15 +148,8 @@ class Run:
 
     def finish(self, state: State, reason: str, **fields: Any) -> dict[str, Any]:
         """Write `result.json`, once: where one exists already, that one stays and is returned."""
-        record = {
-            "state": state,
-            "reason": reason,
-            "run": self.url,
-            "ended_at": now(),
-            "versions": {"cpmbee-job": cpmbee_job.__version__, "python": platform.python_version()},
-            "digests": {"spec": contract.digest(training_fields(self.spec))},
-            **fields,
-        }
+        record = _result(self.url, state, reason) | {"digests": {"spec": contract.digest(training_fields(self.spec))}}
+        record |= fields
         try:
             self.store.put(contract.RESULT, contract.to_json(record), if_none_match=True)
         except ConflictError:
@@ -168,6 +178,13 @@ class Run:
         return record
 
 
+def fail_unread(store: Store, error: CpmbeeError) -> None:
+    """End the run in `store` for good because of `error`, whatever its spec is: this version may not understand it."""
+    record = _result(store.url, "failed", str(error)) | {"exit_code": error.exit_code}
+    with suppress(ConflictError):  # it has ended already
+        store.put(contract.RESULT, contract.to_json(record), if_none_match=True)
+
+
 def exit_code(result: Mapping[str, Any]) -> int:
     """The exit code that a result stands for: 0 succeeded, the failing error's own, 103 cancelled."""
     return int(result.get("exit_code") or EXIT_CODES.get(str(result.get("state")), 100))
@@ -176,6 +193,16 @@ def exit_code(result: Mapping[str, Any]) -> int:
 def now() -> str:
     """The time in UTC, as every record has it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _result(url: str, state: State, reason: str) -> dict[str, Any]:
+    return {
+        "state": state,
+        "reason": reason,
+        "run": url,
+        "ended_at": now(),
+        "versions": {"cpmbee-job": cpmbee_job.__version__, "python": platform.python_version()},
+    }
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Write what of the documentation can be generated: `python docs/generate.py`, with `--check` only compare.
+"""Write what can be generated of docs/ and k8s/: `python docs/generate.py`, with `--check` only compare.
 
-spec.md and job.schema.json come from the spec's model, cli.md from the command line's own help.
+spec.md and job.schema.json come from the spec's model, cli.md from the command line's own help,
+status.schema.json and list.schema.json from what these verbs print with --json; of k8s/ the roles from
+what the verbs ask, and beside each job.yaml what `render` makes of it.
 """
 
 import json
@@ -13,9 +15,14 @@ import typer.main
 from pydantic import BaseModel
 
 from cpmbee_job import cli
-from cpmbee_job.spec import JobSpec
+from cpmbee_job.launch.listing import Listing
+from cpmbee_job.launch.permissions import CLUSTER_LOOKS, LOOKS, PERMISSIONS, Permission, rules
+from cpmbee_job.launch.render import default_run_id, render, to_yaml
+from cpmbee_job.launch.status import RunStatus
+from cpmbee_job.spec import JobSpec, load_spec
 
-DOCS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/permissions.py.\n"
 NOTE = "<!-- Written by `make docs`; change the source it comes from instead. -->\n"
 
 
@@ -29,13 +36,18 @@ def spec_page() -> str:
 def spec_rows(model: type[BaseModel], prefix: str) -> list[str]:
     rows = []
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            rows += spec_rows(field.annotation, f"{prefix}{name}.")
+        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
+        if sections:
+            rows += spec_rows(sections[0], f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"`{json.dumps(field.default, ensure_ascii=False)}`"
         words = " ".join(filter(None, [field.description, choices(field.annotation)]))
         rows.append(f"| `{prefix}{name}` | {default} | {words.replace('|', chr(92) + '|')} |")
     return rows
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def choices(annotation: Any) -> str:
@@ -62,19 +74,41 @@ def commands(command: Any, path: list[str]) -> list[tuple[list[str], Any]]:
     return found
 
 
+def role(kind: str, name: str, *permissions: Permission) -> str:
+    metadata = {"name": name}
+    manifest = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata}
+    return MANIFEST_NOTE + to_yaml(manifest | {"rules": rules(permissions)})
+
+
+def example(path: Path) -> str:
+    spec = load_spec(path)
+    return to_yaml(render(spec, default_run_id(spec)))
+
+
+def schema(model: type[BaseModel]) -> str:
+    """Of what a verb prints with --json."""
+    return json.dumps(model.model_json_schema(mode="serialization"), indent=2, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
     pages = {
-        "spec.md": spec_page(),
-        "job.schema.json": json.dumps(JobSpec.model_json_schema(), indent=2, ensure_ascii=False) + "\n",
-        "cli.md": cli_page(),
+        "docs/spec.md": spec_page(),
+        "docs/job.schema.json": json.dumps(JobSpec.model_json_schema(), indent=2, ensure_ascii=False) + "\n",
+        "docs/cli.md": cli_page(),
+        "docs/status.schema.json": schema(RunStatus),
+        "docs/list.schema.json": schema(Listing),
+        "k8s/base/role.yaml": role("Role", "cpmbee-job-user", *PERMISSIONS, *LOOKS),
+        "k8s/cluster-view/cluster-role.yaml": role("ClusterRole", "cpmbee-job-view", *CLUSTER_LOOKS),
     }
-    stale = [name for name, text in pages.items() if not (DOCS / name).exists() or (DOCS / name).read_text() != text]
+    for job in sorted((ROOT / "k8s").rglob("job.yaml")):
+        pages[str(job.with_name("pytorchjob.yaml").relative_to(ROOT))] = example(job)
+    stale = [name for name, text in pages.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
     if "--check" in sys.argv:
         if stale:
-            sys.exit(f"docs/{', docs/'.join(stale)}: not what the code says; run `make docs`")
+            sys.exit(f"{', '.join(stale)}: not what the code says; run `make docs`")
         return
     for name in stale:
-        (DOCS / name).write_text(pages[name])
+        (ROOT / name).write_text(pages[name])
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """A `Cluster` in memory. Tests put objects in and change them as kubelet and operator would."""
 
 import copy
+import itertools
+import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError
-from cpmbee_job.launch.cluster import Change, Object
+from cpmbee_job.launch.cluster import ACCESS_REVIEWS, Change, Object, ignore_warning
 
 
 class FakeCluster:
     """`objects`: by kind and name. `failures`: errors that the next calls raise, one each. `lines`: logs by (pod,
     container), those of the previous container by (pod, container, "previous"). `calls`: what was asked, in order.
-    `changes`: what a watch tells after the objects that are there (None: time passes); then it ends.
+    `changes`: what a watch tells after the objects that are there (None: time passes); then it ends. `refusals`: errors
+    by (verb, kind), raised every time. `denied`: (verb, resource) that access reviews say no to. `warnings`: what the
+    server says at every creation.
     """
 
     def __init__(self, namespace: str = "default") -> None:
@@ -23,9 +28,17 @@ class FakeCluster:
         self.lines: dict[tuple[str, ...], list[tuple[str, str]]] = {}
         self.calls: list[tuple[str, str]] = []
         self.changes: list[tuple[Change, Object] | None] = []
+        self._versions = itertools.count(1)
+        self.refusals: dict[tuple[str, str], CpmbeeError] = {}
+        self.denied: set[tuple[str, str]] = set()
+        self.warnings: list[str] = []
+        self._creating = threading.Lock()
 
     def server_version(self) -> str:
         return "v1.34.4"
+
+    def server_time(self) -> datetime:
+        return datetime.now(UTC)
 
     def put(self, kind: str, item: Object) -> Object:
         """As if it had been there before."""
@@ -34,6 +47,7 @@ class FakeCluster:
         metadata.setdefault("uid", str(uuid.uuid4()))
         metadata.setdefault("namespace", self.namespace)
         metadata.setdefault("creationTimestamp", "2026-01-31T12:00:00Z")
+        metadata["resourceVersion"] = str(next(self._versions))
         self.objects.setdefault(kind, {})[metadata["name"]] = item
         return item
 
@@ -44,6 +58,9 @@ class FakeCluster:
         except KeyError:
             raise NotFoundError(f'{kind.rpartition("/")[2]} "{name}" not found') from None
 
+    def get_metadata(self, kind: str, name: str) -> Object:
+        return {"metadata": self.get(kind, name)["metadata"]}
+
     def list(
         self, kind: str, labels: Mapping[str, str] | None = None, fields: str = "", *, all_namespaces: bool = False
     ) -> Iterator[Object]:
@@ -53,12 +70,26 @@ class FakeCluster:
             if wanted and has_labels(item, labels or {}):
                 yield copy.deepcopy(item)
 
-    def create(self, kind: str, manifest: Object, *, dry_run: bool = False) -> Object:
+    def create(
+        self,
+        kind: str,
+        manifest: Object,
+        *,
+        dry_run: bool = False,
+        on_warning: Callable[[str], None] = ignore_warning,
+    ) -> Object:
         name = manifest["metadata"].get("name", "")
         self._called("create", f"{kind}/{name}")
-        if name in self.objects.get(kind, {}):
-            raise ConflictError(f'{kind.rpartition("/")[2]} "{name}" already exists')
-        return copy.deepcopy(manifest) if dry_run else copy.deepcopy(self.put(kind, manifest))
+        for text in self.warnings:
+            on_warning(text)
+        if kind == ACCESS_REVIEWS:
+            asked = manifest["spec"]["resourceAttributes"]
+            resource = "/".join(filter(None, [asked["resource"], asked.get("subresource")]))
+            return {**manifest, "status": {"allowed": (asked["verb"], resource) not in self.denied}}
+        with self._creating:  # a name is given once, whoever asks at the same time
+            if name in self.objects.get(kind, {}):
+                raise ConflictError(f'{kind.rpartition("/")[2]} "{name}" already exists')
+            return copy.deepcopy(manifest) if dry_run else copy.deepcopy(self.put(kind, manifest))
 
     def delete(self, kind: str, name: str, uid: str) -> None:
         if self.get(kind, name)["metadata"]["uid"] != uid:
@@ -83,6 +114,8 @@ class FakeCluster:
 
     def _called(self, verb: str, what: str) -> None:
         self.calls.append((verb, what))
+        if (refusal := self.refusals.get((verb, what.rpartition("/")[0] if verb != "list" else what))) is not None:
+            raise refusal
         if self.failures:
             raise self.failures.pop(0)
 

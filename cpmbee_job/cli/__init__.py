@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cpmbee_job import __version__
-from cpmbee_job.cli import console, data, extras, job, model
+from cpmbee_job.cli import console, data, doctor, extras, fetch, follow, job, model, render, status, submit
 from cpmbee_job.errors import CpmbeeError, DiskError
 
 app = typer.Typer(
@@ -20,6 +20,12 @@ app = typer.Typer(
 job.register(app)
 data.register(app)
 model.register(app)
+doctor.register(app)
+render.register(app)
+fetch.register(app)
+submit.register(app)
+status.register(app)
+follow.register(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -42,6 +42,15 @@ def byte_progress(title: str, total: int) -> Iterator[Progress]:
 
 
 @contextmanager
+def byte_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """The same, as what to call with the number of bytes that have moved; a line where there is no terminal."""
+    if not stderr.is_terminal:
+        say(f"{title}: {filesize.decimal(total)}")
+    with byte_progress(title, total) as bar:
+        yield lambda num_bytes: bar.advance(bar.task_ids[0], num_bytes)
+
+
+@contextmanager
 def item_progress(title: str, total: int | None, unit: str) -> Iterator[Progress]:
     """A bar for things that are counted, with rate and remaining time; its only task has id 0."""
     with _progress(title, total, MofNCompleteColumn(), _RateColumn(lambda rate: f"{rate:,.0f} {unit}/s")) as bar:

@@ -2,13 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpmbee_job.cli import console, extras
+from cpmbee_job.cli import console, extras, target
 from cpmbee_job.errors import NotFoundError, RefusedError, UsageError
 from cpmbee_job.spec import load_spec
+
+if TYPE_CHECKING:
+    from cpmbee_job.launch.cluster import Cluster
+    from cpmbee_job.spec import JobSpec
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.", show_default=False)]
 Overrides = Annotated[
@@ -45,7 +49,9 @@ train:
   checkpoint_interval: 50
 
 # lora: {{r: 8, alpha: 16, modules: [project_q, project_v]}}
-# workers: {{count: 1, gpus: 0}}
+# workers: {{count: 1, gpus: 0}}                       # pods, and their GPUs, cpu, memory
+# image: registry/cpmbee-job/train:0.1.0             # on a cluster, where model, data and output are s3:// URLs
+# cluster: {{namespace: training, queue: team-a}}
 # storage: {{endpoint_url: http://localhost:8333}}   # for s3:// URLs outside AWS; credentials come from the environment
 """
 
@@ -73,14 +79,47 @@ def init(
     console.say(f"wrote {file}; change what it names, then `cpmbee-job validate {file}`")
 
 
-def validate(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a job spec and show it with all defaults filled in."""
+def validate(
+    job: JobFile,
+    overrides: Overrides = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="Ask the cluster too, by dry runs: operator, admission, quotas.")
+    ] = False,
+    context: target.Context = None,
+    namespace: target.Namespace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a job spec and show it with all defaults filled in.
+
+    Example: cpmbee-job validate job.yaml --server
+    """
+    from cpmbee_job.launch.render import remarks
+
     spec = load_spec(job, overrides or ())
+    for remark in remarks(spec):
+        console.warn(f"{job}: {remark}")
+    if server:
+        _ask_server(job, spec, target.connect(context, namespace or spec.cluster.namespace))
     if as_json:
         console.print_json(spec.model_dump(mode="json"))
     else:
         typer.echo(spec.to_yaml(), nl=False)
         console.say(f"{job} is valid; rows in a step: {spec.global_batch_size}")
+
+
+def _ask_server(job: Path, spec: "JobSpec", cluster: "Cluster") -> None:
+    """Raises what speaks against the job on that cluster."""
+    from cpmbee_job.launch.server_check import check_on_server, rendered
+
+    verdict = check_on_server(cluster, spec, rendered(spec, cluster.namespace))
+    for words in verdict.warnings:
+        console.warn(words)
+    for words in verdict.not_permitted:
+        console.warn(f"not permitted, so not checked: {words}")
+    place = f"{cluster.address}, namespace {cluster.namespace}"
+    verdict.require_accepted(str(job), place)
+    so_far = ", as far as could be checked" if verdict.not_permitted else ""
+    console.say(f"{place} would accept {job}{so_far}")
 
 
 def local(
@@ -145,8 +184,8 @@ def preprocess(
     OUTPUT_PATH/train; fine-tuning takes it as --dataset.
     """
     from cpmbee_job.data.job import prepare_bar
-    from cpmbee_job.data.prepare import default_workers
     from cpmbee_job.data.prepare import preprocess as write_sets
+    from cpmbee_job.pod import num_cpus
 
     if vocab is not None and not vocab.is_file():
         raise NotFoundError(f"{vocab}: no such file")
@@ -158,7 +197,7 @@ def preprocess(
             output_path,
             output_name,
             None if vocab is None else vocab.read_bytes(),
-            workers=default_workers(),
+            workers=num_cpus(),
             progress=progress,
         )
     for folder, index in indexes.items():

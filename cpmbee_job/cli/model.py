@@ -204,7 +204,8 @@ def init(
     from cpmbee_job.data.tokenizer import Tokenizer
     from cpmbee_job.model.config import ModelConfig, read_config
     from cpmbee_job.model.cpmbee import CpmBee, init_weights
-    from cpmbee_job.model.weights import CONFIG, VOCABULARY, save_weights
+    from cpmbee_job.model.config import CONFIG, VOCABULARY
+    from cpmbee_job.model.weights import save_weights
 
     settings = storage(endpoint_url, path_style)
     vocab_size = Tokenizer.from_file(vocab).vocab_size
@@ -309,7 +310,8 @@ def _stored(files: "ModelFiles") -> "Iterator[dict[str, Tensor]]":
 
 
 def _write_model(folder: Path, state: "dict[str, Tensor]", files: "ModelFiles", *, as_bin: bool = False) -> None:
-    from cpmbee_job.model.weights import CONFIG, VOCABULARY, save_pickled, save_weights
+    from cpmbee_job.model.config import CONFIG, VOCABULARY
+    from cpmbee_job.model.weights import save_pickled, save_weights
 
     if as_bin:
         save_pickled(state, folder / "pytorch_model.bin")

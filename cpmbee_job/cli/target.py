@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cpmbee_job.errors import PreflightError
+
 if TYPE_CHECKING:
     from cpmbee_job.launch.cluster import Cluster
 
@@ -30,3 +32,13 @@ def connect(context: str | None, namespace: str | None) -> "Cluster":
     from cpmbee_job.launch.api import connect as connect_api  # it takes most of a second to load
 
     return connect_api(context, namespace)
+
+
+def connect_unless(dispensable: bool, context: str | None, namespace: str | None) -> "Cluster | None":
+    """The same. None where this machine knows of no cluster, and the verb can do without (`dispensable`)."""
+    try:
+        return connect(context, namespace)
+    except PreflightError:
+        if dispensable and context is None and namespace is None:
+            return None
+        raise

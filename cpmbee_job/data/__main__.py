@@ -1,23 +1,34 @@
 """The init step of a training pod: `python -m cpmbee_job.data RUN_URL`.
 
-A permanent fault (bad data, no vocabulary) ends the run in the store, and this process with 0: the training container
-then ends with the run's exit code, where an init container that fails would be started for ever.
+A permanent fault (bad data, no vocabulary, another launcher's contract) ends the run in the store, and this process
+with 0: the training container then ends with the run's exit code, where an init container that fails would be started
+for ever. A store that does not answer is tried again in here; one that refuses is not.
 """
 
 import os
 import signal
 import sys
+from contextlib import suppress
+from functools import partial
 
 from rich.console import Console
 
-from cpmbee_job import contract, lifeline
+from cpmbee_job import contract, lifeline, pod
 from cpmbee_job.data.job import describe, prepare_bar, prepare_job
-from cpmbee_job.errors import CancelledError, CpmbeeError, InvalidError
-from cpmbee_job.run import Run
-from cpmbee_job.spec import StorageSpec
-
-INDEX_ENV = "CPMBEE_POD_INDEX"
-"""The pod's index; each pod starts at its own share of the pieces."""
+from cpmbee_job.errors import (
+    AccessError,
+    CancelledError,
+    ConflictError,
+    CpmbeeError,
+    DamagedError,
+    DiskError,
+    InvalidError,
+    NotFoundError,
+)
+from cpmbee_job.run import Run, fail_unread
+from cpmbee_job.spec import StorageSpec, parse_spec
+from cpmbee_job.store.patience import patiently
+from cpmbee_job.store.urls import open_store
 
 
 def main() -> None:
@@ -25,19 +36,42 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(CancelledError.exit_code))  # scratch files go
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        storage = StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}"))
-        run = Run.open(sys.argv[1], storage)
-        if run.result() is not None:
-            return
-        try:
-            prepare_run(run, console)
-        except InvalidError as error:
-            run.fail(error)
-            if lifeline.owner() is None:  # else the one that started us tells it
-                console.print(f"error: {error}", style="red", markup=False)
+        patiently(partial(execute, sys.argv[1], console), hopeless=(AccessError, DamagedError, DiskError))
     except CpmbeeError as error:
+        pod.last_word(str(error))
         console.print(f"error: {error}", style="red", markup=False)
         sys.exit(error.exit_code)
+
+
+def execute(url: str, console: Console) -> None:
+    """Prepare the run at `url`, unless it has ended, or end it for good."""
+    try:
+        pod.require_contract()
+        run = open_run(url, pod.storage())
+    except InvalidError as error:
+        fail_unread(open_store(url, pod.storage_as_far_as_known()), error)
+        _tell(error, console)
+        return
+    if run.result() is None:
+        try:
+            prepare_run(run, console)
+        except (InvalidError, NotFoundError) as error:
+            run.fail(error)
+            _tell(error, console)
+
+
+def open_run(url: str, storage: StorageSpec) -> Run:
+    """The run at `url`. Where there is none, the first pod begins it with the spec that came with the manifest."""
+    try:
+        return Run.open(url, storage)
+    except NotFoundError:
+        text = os.environ.get(contract.SPEC_ENV)
+        if text is None:
+            raise
+    spec = parse_spec(text, source=contract.SPEC_ENV)
+    with suppress(ConflictError):  # another pod was first
+        open_store(url, storage).put(contract.SPEC, spec.to_yaml().encode(), if_none_match=True)
+    return Run.open(url, storage)
 
 
 def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> None:
@@ -47,7 +81,7 @@ def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> No
             run.spec,
             run.storage,
             vocab=vocab,
-            pod_index=int(os.environ.get(INDEX_ENV, "0")),
+            pod_index=int(os.environ.get(contract.POD_INDEX_ENV, "0")),
             num_pods=run.spec.workers.count,
             progress=progress,
         )
@@ -55,6 +89,12 @@ def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> No
     for split in ("train", "eval"):
         if record[split] is not None:
             console.print(describe(split, record[split]), markup=False)
+
+
+def _tell(error: CpmbeeError, console: Console) -> None:
+    pod.last_word(str(error))
+    if lifeline.owner() is None:  # else the one that started us tells it
+        console.print(f"error: {error}", style="red", markup=False)
 
 
 if __name__ == "__main__":

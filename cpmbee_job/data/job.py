@@ -9,9 +9,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from cpmbee_job.data.index import Index
 from cpmbee_job.data.parts import PrepareSettings
-from cpmbee_job.data.prepare import PrepareProgress, default_workers, no_prepare_progress, prepare_split
+from cpmbee_job.data.prepare import PrepareProgress, no_prepare_progress, prepare_split
 from cpmbee_job.data.tokenizer import Tokenizer
 from cpmbee_job.errors import ModelError, NotFoundError
+from cpmbee_job.pod import num_cpus
 from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.urls import open_store
 
@@ -47,7 +48,7 @@ def prepare_job(
             settings,
             spec.output,
             storage=storage,
-            workers=default_workers(),
+            workers=num_cpus(),
             pod_index=pod_index,
             num_pods=num_pods,
             progress=progress,

@@ -192,16 +192,6 @@ def preprocess(
     return indexes
 
 
-def default_workers() -> int:
-    """Processes that this machine, or the share of it that the container may use, has cores for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
-
-
 def _in_this_process(
     job: Job, store: Store, out: Store, pieces: list[Piece], _workers: int, on_bytes: Progress
 ) -> Iterator[tuple[int, PartInfo]]:

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from cpmbee_job import contract
 from cpmbee_job.data.examples import Example, check_example, parse_object
 from cpmbee_job.data.index import INDEX
 from cpmbee_job.data.original import META, read_original
@@ -22,7 +21,7 @@ from cpmbee_job.data.shards import read_examples, read_index
 from cpmbee_job.data.streams import COMPRESSED_SUFFIXES, count_lines, is_compressed, open_slice
 from cpmbee_job.errors import DataError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import ObjectInfo, Progress, Store, no_progress
+from cpmbee_job.store.base import ObjectInfo, Progress, Store, listing_digest, no_progress
 from cpmbee_job.store.urls import list_objects
 
 MIN_PIECE_BYTES = 1 << 20
@@ -128,11 +127,6 @@ class Record:
     @property
     def location(self) -> str:
         return str(self.place)
-
-
-def listing_digest(listing: Iterable[ObjectInfo]) -> str:
-    """Digest of keys, sizes and tags: another one when any object changes."""
-    return contract.digest(sorted([info.key, info.size, info.etag] for info in listing))
 
 
 def open_source(url: str, storage: StorageSpec | None = None, *, piece_bytes: int | None = None) -> Source:

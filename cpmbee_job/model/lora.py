@@ -7,6 +7,7 @@ A delta is the state dict of all A and B: `encoder.layers.N....project_q.lora.lo
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -177,12 +178,19 @@ def merged_weights(base: Mapping[str, Tensor], delta: Delta, *, same_dtype: bool
 def save_delta_folder(
     folder: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any], *, save_name: str
 ) -> None:
-    """Write `delta.safetensors`, `<save_name>.pt` in the original's format, and last the manifest (r, alpha, ...)."""
+    """Write `delta.safetensors`, `<save_name>.pt` in the original's format, and last the manifest (r, alpha, ...). It
+    names every file in the folder with size and hash."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / DELTA_TENSORS)
     save_pickled(state, folder / f"{save_name}.pt")
-    text = json.dumps(dict(manifest), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir()) if path.name != DELTA_MANIFEST}
+    text = json.dumps({**manifest, "files": files}, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     (folder / DELTA_MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:

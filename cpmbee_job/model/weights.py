@@ -21,12 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.config import ModelConfig
+from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY, ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee
 
-CONFIG = "config.json"
-VOCABULARY = "vocab.txt"
-SAFETENSORS_INDEX = "model.safetensors.index.json"
 _HUB_PREFIX = "cpmbee."
 _TIED_HEAD = "lm_head.weight"
 _EMBEDDING = "input_embedding.weight"

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -65,23 +65,16 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
 def _describe(problem: Mapping[str, Any]) -> str:
     """One pydantic error as `dotted.key: what is wrong (got value); hint`."""
     location = [str(part) for part in problem["loc"]]
-    sections = set(known_keys())
-    # Members of a union (`literal['auto']`, `bool`) are no keys of the document.
-    while (
-        len(location) > 1
-        and ".".join(location) not in sections
-        and problem["type"] != "extra_forbidden"
-        and not location[-1].isdigit()
-    ):
-        location.pop()
-    key = ".".join(location) or "(the spec)"
     if problem["type"] == "extra_forbidden":
+        key = ".".join(location)
         return f"{key}: unknown key{_nearest(key)}"
+    field = _field_of(location)
+    key = ".".join([*location[:field], *_member(location[:field], location[field:])]) or "(the spec)"
     if problem["type"] == "missing":
         return f"{key}: missing; it is required"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch":
-        message = f"not of the form that it needs ({_description(key)})"
+        message = f"not of the form that it needs ({_description(location[:field])})"
     value = problem.get("input")
     shown = (
         ""
@@ -91,11 +84,33 @@ def _describe(problem: Mapping[str, Any]) -> str:
     return f"{key}: {message}{shown}"
 
 
-def _description(key: str) -> str:
-    model: Any = JobSpec
-    for name in key.split(".")[:-1]:
-        model = model.model_fields[name].annotation
-    return str(model.model_fields[key.split(".")[-1]].description).rstrip(".")
+def _field_of(location: list[str]) -> int:
+    """How many parts of an error's location name a field; what follows is in it (an index, a key of a mapping) or
+    none of the document's (members of a union like `literal['auto']`)."""
+    sections = set(known_keys())
+    return max((n for n in range(len(location) + 1) if ".".join(location[:n]) in sections), default=0)
+
+
+def _member(field: list[str], rest: list[str]) -> list[str]:
+    """The part of a location below a field that the document has too: an index, or the key of a free mapping."""
+    if not field or not rest:
+        return []
+    is_mapping = get_origin(_model(field[:-1]).model_fields[field[-1]].annotation) is dict
+    return rest[:1] if is_mapping or rest[0].isdigit() else []
+
+
+def _model(path: list[str]) -> type[BaseModel]:
+    """The section at a dotted key."""
+    model: type[BaseModel] = JobSpec
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        model = next(kind for kind in inner if issubclass(kind, BaseModel))
+    return model
+
+
+def _description(field: list[str]) -> str:
+    return str(_model(field[:-1]).model_fields[field[-1]].description).rstrip(".")
 
 
 def _nearest(key: str) -> str:

@@ -4,11 +4,13 @@ A `Store` is a folder of objects: keys are relative to its URL and use `/`. An o
 all; a conditional put is the only way to agree on something.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import builtins
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from cpmbee_job import contract
 from cpmbee_job.errors import SpecError
 
 Progress = Callable[[int], None]
@@ -27,6 +29,13 @@ class ObjectInfo:
     key: str
     size: int
     etag: str
+    sha256: str | None = field(default=None, compare=False)
+    """Of its content, where the store has been told and was asked for this one object."""
+
+
+def listing_digest(listing: Iterable[ObjectInfo]) -> str:
+    """Digest of keys, sizes and tags: another one when any object changes."""
+    return contract.digest(sorted([info.key, info.size, info.etag] for info in listing))
 
 
 class Store(Protocol):
@@ -63,6 +72,9 @@ class Store(Protocol):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key starts with `prefix`, sorted by key."""
+
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        """Names of the folders directly in the folder `prefix` (without a trailing slash), sorted."""
 
     def delete(self, key: str) -> None:
         """Remove the object; it is no error where there is none."""

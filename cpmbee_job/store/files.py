@@ -4,6 +4,7 @@ Every write goes to a hidden file beside its place first, so no reader ever sees
 hashes. Hidden files of our own (`TEMPORARY`, `LOCK`) are no objects.
 """
 
+import builtins
 import errno
 import fcntl
 import hashlib
@@ -63,7 +64,8 @@ class FileStore:
             if not path.is_file():
                 return None
             try:
-                return ObjectInfo(key, path.stat().st_size, self._etag(path))
+                digest = self._etag(path)
+                return ObjectInfo(key, path.stat().st_size, digest, digest)
             except FileNotFoundError:  # deleted meanwhile
                 return None
 
@@ -110,6 +112,12 @@ class FileStore:
         for key in sorted((key for key in keys if key.startswith(prefix)), key=os.fsencode):
             if (found := self.info(key)) is not None:
                 yield found
+
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        folder = self._path(prefix) if prefix else self.root
+        with explained(folder), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            return sorted((entry.name for entry in entries if entry.is_dir()), key=os.fsencode)
+        return []
 
     def delete(self, key: str) -> None:
         path = self._path(key)

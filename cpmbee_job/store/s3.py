@@ -5,38 +5,38 @@ repeated conditional put has done. Every object is written with its SHA-256, and
 """
 
 import base64
+import builtins
 import hashlib
-import os
 import random
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
-import botocore.session
 from botocore import exceptions as boto
-from botocore.config import Config
-from botocore.loaders import create_loader
 from s3transfer.exceptions import RetriesExceededError
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
 
-from cpmbee_job.errors import ConflictError, CpmbeeError, DamagedError, NotFoundError, SpecError, StoreError
+from cpmbee_job.errors import (
+    AccessError,
+    ConflictError,
+    CpmbeeError,
+    DamagedError,
+    NotFoundError,
+    SpecError,
+    StoreError,
+)
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
 from cpmbee_job.store.checksums import file_digest, matches
 from cpmbee_job.store.files import explained, whole_file
+from cpmbee_job.store.s3_client import DEFAULT_LIMITS, Limits, make_client
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-_API_MODELS = create_loader()  # shared, since reading S3's takes 0.1 s and stores are opened often
 BROKEN_BODY = (
     boto.IncompleteReadError,
     boto.ResponseStreamingError,
@@ -49,17 +49,6 @@ LOST_CONDITION = {"PreconditionFailed", "412", "ConditionalRequestConflict", "40
 NO_SUCH_KEY = {"NoSuchKey", "404", "NotFound"}
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How patient a store is, and how it cuts large objects."""
-
-    attempts: int = 6
-    connect_timeout: float = 10.0  # seconds
-    read_timeout: float = 60.0  # seconds without a byte
-    part_size: int = 16 << 20  # bytes; anything larger moves in parts, in parallel
-    threads: int = 8
-
-
 class BrokenBodyError(Exception):
     """What came is not what was stored; never leaves this module."""
 
@@ -67,7 +56,7 @@ class BrokenBodyError(Exception):
 class S3Store:
     """A `Store` in a bucket below a prefix. Safe to use from several threads."""
 
-    def __init__(self, url: str, storage: StorageSpec, limits: Limits = Limits()) -> None:
+    def __init__(self, url: str, storage: StorageSpec, limits: Limits = DEFAULT_LIMITS) -> None:
         self._url = url.rstrip("/")
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not bucket:
@@ -81,7 +70,7 @@ class S3Store:
             self._encryption["ServerSideEncryption"] = storage.sse
         if storage.sse_kms_key_id is not None:
             self._encryption["SSEKMSKeyId"] = storage.sse_kms_key_id
-        self._client = _client(storage, limits)
+        self._client = make_client(storage, limits)
         self._bucket_seen = False
 
     @property
@@ -111,7 +100,7 @@ class S3Store:
                     raise
                 self._require_bucket()  # a HEAD does not say which of the two is missing
                 return None
-        return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'))
+        return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'), head["Metadata"].get("sha256"))
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         checksum = hashlib.sha256(data)
@@ -191,6 +180,15 @@ class S3Store:
                 if not entry["Key"].endswith("/")  # what consoles make to show an empty folder
             ]
         yield from sorted(found, key=lambda entry: entry.key.encode())  # not all servers list in this order
+
+    def folders(self, prefix: str = "") -> builtins.list[str]:
+        start = f"{self._key(prefix)}/" if prefix else self._prefix
+        with self._explained(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=start, Delimiter="/"
+            )
+            names = [found["Prefix"][len(start) : -1] for page in pages for found in page.get("CommonPrefixes", ())]
+        return sorted(filter(None, names), key=str.encode)
 
     def delete(self, key: str) -> None:
         with self._explained(key):
@@ -279,8 +277,8 @@ class S3Store:
                 raise self._no_bucket() from error
         self._bucket_seen = True
 
-    def _no_bucket(self) -> StoreError:
-        return StoreError(
+    def _no_bucket(self) -> AccessError:
+        return AccessError(
             f"{self._url}: there is no bucket '{self._bucket}' at {self._place}",
             hint="create it, or mend the URL or storage.endpoint_url",
         )
@@ -300,14 +298,17 @@ class S3Store:
             if code in NO_SUCH_KEY:
                 raise NotFoundError(f"{name}: no such object") from error
             words = error.response.get("Error", {}).get("Message") or "no reason given"
-            raise StoreError(f"{name}: {self._place} answered {code}: {words}", hint=_hint(error)) from error
+            hint = _hint(error)
+            kind = StoreError if hint is None else AccessError
+            raise kind(f"{name}: {self._place} answered {code}: {words}", hint=hint) from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
-            raise StoreError(
+            kind = StoreError if isinstance(error, boto.CredentialRetrievalError) else AccessError
+            raise kind(
                 f"{name}: no credentials for {self._place}: {error}",
                 hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or use a role",
             ) from error
         except boto.SSLError as error:
-            raise StoreError(
+            raise AccessError(
                 f"{name}: the certificate of {self._place} is not trusted: {_reason(error)}",
                 hint="name the file with your CA's certificate in storage.ca_bundle",
             ) from error
@@ -337,36 +338,6 @@ class _Reporter(BaseSubscriber):
 
     def take_back(self) -> None:
         self._progress(-self._moved)
-
-
-def _client(storage: StorageSpec, limits: Limits) -> "S3Client":
-    if storage.ca_bundle is not None and not Path(storage.ca_bundle).is_file():
-        raise SpecError(f"storage.ca_bundle: {storage.ca_bundle} is no file")
-    elsewhere = storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    path_style = elsewhere is not None if storage.path_style == "auto" else storage.path_style
-    config = Config(
-        s3={"addressing_style": "path" if path_style else "virtual"},
-        retries={"mode": "standard", "total_max_attempts": limits.attempts},
-        connect_timeout=limits.connect_timeout,
-        read_timeout=limits.read_timeout,
-        max_pool_connections=4 * limits.threads,
-        user_agent_extra="cpmbee-job",
-    )
-    try:
-        core = botocore.session.Session()
-        core.register_component("data_loader", _API_MODELS)
-        session = boto3.session.Session(botocore_session=core)
-        return session.client(
-            "s3",
-            endpoint_url=storage.endpoint_url,
-            region_name=storage.region or session.region_name or "us-east-1",
-            verify=storage.ca_bundle,
-            config=config,
-        )
-    except ValueError as error:
-        raise SpecError(f"storage.endpoint_url: {error}", hint="like https://host:port") from error
-    except boto.BotoCoreError as error:
-        raise StoreError(f"the S3 client can't be set up: {_reason(error)}") from error
 
 
 def _place(endpoint_url: str | None) -> str:

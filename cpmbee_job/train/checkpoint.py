@@ -19,9 +19,9 @@ import safetensors.torch
 from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError, RefusedError
 from cpmbee_job.store.base import Store
+from cpmbee_job.store.patience import patiently
 from cpmbee_job.train.elastic import newest_attempt
 from cpmbee_job.train.engine import EngineState
-from cpmbee_job.train.patience import patiently
 
 FORMAT_VERSION = 1
 

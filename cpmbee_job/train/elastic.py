@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from cpmbee_job import contract
-from cpmbee_job.errors import ConflictError
+from cpmbee_job.errors import ConflictError, NotFoundError
 from cpmbee_job.run import Run, now
 from cpmbee_job.store.base import Store
 
@@ -88,6 +88,21 @@ def newest_attempt(store: Store) -> int:
 def first_start(store: Store) -> float:
     """When the run's first attempt began (seconds since 1970, the store's writer's clock)."""
     return float(json.loads(store.get(contract.attempt_key(1)))["started_unix"])
+
+
+def deadline(run: Run) -> float | None:
+    """When the run must have ended (seconds since 1970); None without a deadline, and before the first attempt."""
+    limit = run.spec.train.deadline
+    if limit is None:
+        return None
+    try:
+        return first_start(run.store) + limit
+    except NotFoundError:
+        return None
+
+
+def deadline_words(run: Run) -> str:
+    return f"the deadline of {run.spec.train.deadline:.0f} s has passed"
 
 
 def record_failure(run: Run, attempt: int, failure: Failure) -> bool:

@@ -20,10 +20,10 @@ from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, StoreError
 from cpmbee_job.run import now
 from cpmbee_job.store.base import Store
+from cpmbee_job.store.patience import patiently
 from cpmbee_job.train.checkpoint import require_newest
 from cpmbee_job.train.engine import EvalResult, StepResult
 from cpmbee_job.train.exports import Exports
-from cpmbee_job.train.patience import patiently
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -103,6 +103,7 @@ class Journal:
             "pod": contract.pod_name(),
             "step": start_step,
             "total_steps": total_steps,
+            "stepped_at": now(),
         }
         self._terminal = _Terminal(total_steps, start_step)
         self._exports = exports
@@ -139,7 +140,7 @@ class Journal:
         with self._lock:
             self._lines["step", step] = json.dumps(line)
             self._status |= {"step": step, "epoch": epoch, "loss": result.loss, "tokens_per_s": round(rate, 1)}
-            self._status |= {"progress": round(step / self._total, 4), "eta_s": round(eta)}
+            self._status |= {"progress": round(step / self._total, 4), "eta_s": round(eta), "stepped_at": now()}
         self._draw(line)
         self._terminal.step(step, epoch, result.loss, rate, eta)
 
@@ -148,6 +149,7 @@ class Journal:
         line |= {"target_tokens": result.target_tokens, "best": best}
         with self._lock:
             self._lines["eval", step] = json.dumps(line)
+            self._status["stepped_at"] = now()
             if best:
                 self._status["best"] = {"step": step, "loss": result.loss}
         self._draw(line)

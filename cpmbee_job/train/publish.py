@@ -16,6 +16,7 @@ from cpmbee_job import contract
 from cpmbee_job.model.lora import save_delta_folder
 from cpmbee_job.model.weights import ModelFiles, base_digest
 from cpmbee_job.run import Run, now, training_fields
+from cpmbee_job.store.patience import patiently
 from cpmbee_job.train.checkpoint import (
     Uploader,
     move_pointer,
@@ -28,7 +29,6 @@ from cpmbee_job.train.elastic import first_start
 from cpmbee_job.train.engine import Engine
 from cpmbee_job.train.exports import Exports
 from cpmbee_job.train.loop import Position
-from cpmbee_job.train.patience import patiently
 from cpmbee_job.train.progress import Progress
 from cpmbee_job.train.world import World
 
@@ -136,10 +136,10 @@ class Publisher:
         }
         if is_delta:
             manifest |= run.spec.lora.model_dump(mode="json", include={"r", "alpha", "modules"})
-        save_delta_folder(folder, weights, manifest, save_name=run.spec.train.save_name)
         if not is_delta:  # with these it is a model folder
             shutil.copy(self._model.config, folder / "config.json")
             shutil.copy(self._model.vocab, folder / "vocab.txt")
+        save_delta_folder(folder, weights, manifest, save_name=run.spec.train.save_name)
 
     @cached_property
     def _base_digest(self) -> str:

@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
-from cpmbee_job import contract, lifeline
+from cpmbee_job import contract, lifeline, pod
 from cpmbee_job.data.order import Order
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.errors import CpmbeeError, DiskError, InvalidError, RefusedError
@@ -26,8 +26,8 @@ from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.lora import insert_lora, load_delta
 from cpmbee_job.model.weights import ModelFiles, load_model
 from cpmbee_job.run import Run
-from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.cache import default_cache_dir
+from cpmbee_job.store.patience import patiently
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
 from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
@@ -38,16 +38,19 @@ from cpmbee_job.train.elastic import (
     StopRequest,
     Watchdog,
     claim_attempt,
-    first_start,
+    deadline,
+    deadline_words,
     record_failure,
 )
 from cpmbee_job.train.exports import NO_EXPORTS, Exports
 from cpmbee_job.train.loop import Position, train
-from cpmbee_job.train.patience import patiently
 from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
 from cpmbee_job.train.publish import Publisher
 from cpmbee_job.train.torch_engine import TorchEngine
 from cpmbee_job.train.world import World
+
+LONGEST_FORMING = 300.0
+"""Seconds from the first rank's start to the last one's: torch may have to come from a slow disk."""
 
 log = logging.getLogger("cpmbee_job.train.worker")  # also where this module is __main__
 
@@ -62,10 +65,10 @@ def main() -> None:
     if known is not None and known.permanent:
         return
     try:
-        run = Run.open(sys.argv[1], StorageSpec.model_validate_json(os.environ.get(contract.STORAGE_ENV, "{}")))
+        run = Run.open(sys.argv[1], pod.storage())
         if run.result() is not None:
             return
-        failure = work(run, World.form(), lambda: fetch_model(run.spec.model, run.storage))
+        failure = work(run, form_world(), lambda: fetch_model(run.spec.model, run.storage))
     except CpmbeeError as error:
         log.error("error: %s", error)
         permanent = isinstance(error, InvalidError | DiskError)
@@ -73,6 +76,16 @@ def main() -> None:
         failure.write()
     if failure is not None and not failure.permanent:
         sys.exit(1)
+
+
+def form_world() -> World:
+    """The world that torchrun has called together. A peer that has died since would be waited for, for ever."""
+    failure = Failure("not all ranks came", 0, permanent=False, exit_code=1)
+    watchdog = Watchdog(LONGEST_FORMING, failure.write)
+    try:
+        return World.form()
+    finally:
+        watchdog.stop()
 
 
 def end_with_torchrun() -> None:
@@ -160,7 +173,7 @@ class _Attempt:
 
         # Train
         watchdog = Watchdog(spec.train.stall_timeout, self._stalled)
-        deadline = None if spec.train.deadline is None else first_start(run.store) + spec.train.deadline
+        ends_at = deadline(run)
         share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": spec.train.batch_size}
         outcome = train(
             spec.train,
@@ -171,15 +184,15 @@ class _Attempt:
             position=self.position,
             saver=publisher,
             progress=self.progress,
-            control=_Control(self.stop, watchdog, deadline),
+            control=_Control(self.stop, watchdog, ends_at),
         )
         watchdog.stop()
 
         # Publish
         if outcome != "stopped":
             publisher.finish(self.position, outcome)
-        elif deadline is not None and time.time() > deadline:
-            publisher.fail(self.position, f"the deadline of {spec.train.deadline:.0f} s has passed")
+        elif ends_at is not None and time.time() > ends_at:
+            publisher.fail(self.position, deadline_words(run))
         else:
             publisher.suspend()
         if world.rank != 0:

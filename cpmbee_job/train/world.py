@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from cpmbee_job.errors import CpmbeeError
+from cpmbee_job.pod import num_cpus
 
 T = TypeVar("T")
 
@@ -34,7 +35,8 @@ class World:
             torch.cuda.set_device(device)
         else:
             device = torch.device("cpu")
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+            threads = os.environ.get("OMP_NUM_THREADS")  # the user's word, or our entrypoint's
+            torch.set_num_threads(int(threads) if threads else max(1, num_cpus() // local_size))
         if size > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
         return cls(rank, local_rank, size, device)

@@ -2,14 +2,18 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from cpmbee_job.spec import StorageSpec
+from cpmbee_job.spec import JobSpec, StorageSpec, parse_spec
 from cpmbee_job.store.embedded import EmbeddedS3, embedded_s3
-from cpmbee_job.store.s3 import Limits, S3Store
+from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3_client import Limits
+from tests.fake_cluster import FakeCluster
 from tests.integration.faults import FaultProxy, fault_proxy
+from tests.integration.submitting import make_inputs
 
 BUCKET = "tests"
 MIB = 1 << 20
@@ -62,3 +66,19 @@ def proxy(session_proxy: FaultProxy) -> FaultProxy:
 def shaky(proxy: FaultProxy, bucket: str) -> S3Store:
     """A store whose way to the server leads through the proxy."""
     return S3Store(bucket, StorageSpec(endpoint_url=proxy.url), QUICK)
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster("team")
+
+
+@pytest.fixture
+def job(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Callable[..., JobSpec]:
+    """A spec whose inputs lie on this machine, with overrides."""
+    make_inputs(tmp_path)
+    text = (
+        f"name: weather\nmodel: model/\ndata: {{train: train.jsonl, eval: eval/}}\noutput: {bucket}/runs/\n"
+        f"image: example/train:1\nstorage: {{endpoint_url: {s3_storage.endpoint_url}, secret: s3}}\n"
+    )
+    return lambda *overrides: parse_spec(text, source="job.yaml", overrides=overrides, base=tmp_path)

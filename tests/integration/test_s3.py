@@ -171,6 +171,16 @@ def test_list_is_sorted_and_recursive(store: Store) -> None:
     assert all(store.info(entry.key) == entry for entry in store.list())
 
 
+def test_folders_are_those_directly_there(store: Store) -> None:
+    for key in ("b/x/1", "b/y", "a/1", "top", "c/d/e/f"):
+        store.put(key, b"1")
+    assert store.folders() == ["a", "b", "c"]
+    assert store.folders("b") == ["x"]
+    assert store.folders("c/d") == ["e"]
+    assert store.folders("top") == []
+    assert store.folders("nothing") == []
+
+
 def test_list_prefix_is_text(store: Store) -> None:
     for key in ("part-0", "part-1/x", "part", "other", "deep/part-0"):
         store.put(key, b"")
@@ -259,6 +269,13 @@ def test_more_than_a_page_of_objects(s3_storage: StorageSpec, bucket: str) -> No
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda index: store.put(f"{index:04d}", b""), range(1010)))
     assert [entry.key for entry in store.list()] == [f"{index:04d}" for index in range(1010)]
+
+
+def test_more_than_a_page_of_folders(s3_storage: StorageSpec, bucket: str) -> None:
+    store = S3Store(bucket, s3_storage, QUICK)
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda n: store.put(f"{n:04d}/spec.yaml", b"1"), range(1005)))
+    assert store.folders() == [f"{n:04d}" for n in range(1005)]
 
 
 def test_bucket_without_prefix(s3_storage: StorageSpec, bucket: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cpmbee_job import contract
-from cpmbee_job.errors import DataError, NotFoundError, RefusedError, UsageError
+from cpmbee_job.errors import ConflictError, DataError, NotFoundError, RefusedError, UsageError
 from cpmbee_job.run import Run, check_run_id, exit_code, new_run_id
 from cpmbee_job.spec import JobSpec, parse_spec
 
@@ -91,6 +91,26 @@ def test_run_ids_sort_by_time_and_are_valid() -> None:
     assert check_run_id(new_run_id())
     with pytest.raises(UsageError):
         check_run_id("../x")
+
+
+def test_a_run_is_begun_once(tmp_path: Path) -> None:
+    Run.begin(job(tmp_path), "r1")
+    with pytest.raises(ConflictError):
+        Run.begin(job(tmp_path), "r1")
+
+
+def test_a_run_s_spec_may_change_in_what_changes_no_step(tmp_path: Path) -> None:
+    run = Run.begin(job(tmp_path), "r1").change_spec(job(tmp_path, "train.deadline=60"))
+    assert Run.open(run.url).spec == run.spec
+    with pytest.raises(RefusedError, match=r"train\.lr"):
+        run.change_spec(job(tmp_path, "train.lr=0.1"))
+
+
+def test_of_two_who_change_a_spec_at_once_one_is_told(tmp_path: Path) -> None:
+    run = Run.begin(job(tmp_path), "r1")
+    run.change_spec(job(tmp_path, "train.deadline=60"))
+    with pytest.raises(ConflictError, match="somebody else"):
+        run.change_spec(job(tmp_path, "train.deadline=70"))
 
 
 def test_a_record_that_is_no_json_is_named(tmp_path: Path) -> None:

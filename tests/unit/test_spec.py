@@ -70,6 +70,29 @@ def test_the_global_batch_does_not_depend_on_who_is_alive() -> None:
         ("train: {lr: .nan}", "train.lr"),
         ("train: {seed: 2001-01-01}", "job.yaml"),
         ("storage: {endpoint_url: 'localhost:8333'}", "storage.endpoint_url: needs the form http://host:port"),
+        ("cluster: {labels: {x y: a}}", "cluster.labels.x y: needs 1 to 63 letters"),
+        ("cluster: {labels: {a/b: x y}}", "cluster.labels.a/b: a label's value needs at most 63 letters"),
+        ("cluster: {labels: {a: 天}}", "cluster.labels.a: a label's value"),
+        ("cluster: {labels: {a: true}}", "cluster.labels.a: Input should be a valid string (got true)"),
+        ("cluster: {labels: {cpmbee-job/run: a}}", "cluster.labels.cpmbee-job/run: the launcher or the operator sets"),
+        ("cluster: {labels: {kueue.x-k8s.io/queue-name: a}}", "give the queue as cluster.queue"),
+        ("cluster: {env: {CPMBEE_X: a}}", "cluster.env.CPMBEE_X: the launcher or torchrun sets this one"),
+        ("cluster: {env: {1x: a}}", "cluster.env.1x: not a name of an environment variable"),
+        ("cluster: {scheduling_policy: {minavailable: 1}}", "did you mean cluster.scheduling_policy.min_available?"),
+        ("cluster: {image_pull_secrets: [a, B]}", "cluster.image_pull_secrets.1: can't be the name"),
+        ("cluster: {tolerations: [{seconds: 3}]}", "cluster.tolerations.0: unknown key seconds; known here: key,"),
+        ("cluster: {affinity: {nodes: {}}}", "cluster.affinity: unknown key nodes; known here: nodeAffinity,"),
+        ("cluster: {affinity: [a]}", "cluster.affinity: Input should be an object"),
+        ("cluster: {pod_overlay: {replicas: 3}}", "cluster.pod_overlay: unknown key replicas; known here: metadata,"),
+        ("cluster: {pod_overlay: {spec: [a]}}", "cluster.pod_overlay: metadata and spec are mappings"),
+        ("cluster: {pod_overlay: {spec: {restartPolicy: Never}}}", "spec.restartPolicy is the operator's"),
+        ("cluster: {pod_overlay: {metadata: {name: x}}}", "of metadata only labels and annotations"),
+        ("cluster: {pod_overlay: {metadata: {labels: null}}}", "only single labels and annotations can be removed"),
+        ("cluster: {pod_overlay: {metadata: null}}", "only single labels and annotations can be removed"),
+        ("cluster: {pod_overlay: {metadata: {labels: {cpmbee-job/name: x}}}}", "the launcher or the operator sets"),
+        ("workers: {resources: {memory: 1Gi}}", "workers.resources: memory has a field of its own: workers.memory"),
+        ("workers: {resources: {nvidia.com/gpu: 1}}", "nvidia.com/gpu is asked for by workers.gpus"),
+        ("workers: {gpu_product: A100}", "gpu_product without gpus would train on the CPU"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_key(change: str, words: str) -> None:
@@ -81,6 +104,19 @@ def test_what_is_wrong_is_said_with_its_key(change: str, words: str) -> None:
 def test_a_secret_in_an_address_is_refused_and_not_shown() -> None:
     with pytest.raises(SpecError, match=r"storage\.endpoint_url: a spec holds no secrets") as caught:
         parse(MINIMAL + "storage: {endpoint_url: 'http://user:hunter2@host'}")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        "{env: {AWS_SECRET_ACCESS_KEY: hunter2}}",
+        "{pod_overlay: {spec: {containers: [{name: pytorch, env: [{name: WANDB_API_KEY, value: hunter2}]}]}}}",
+    ],
+)
+def test_a_secret_for_the_pods_is_refused_and_not_shown(cluster: str) -> None:
+    with pytest.raises(SpecError, match=r"Secret|secretKeyRef") as caught:
+        parse(f"{MINIMAL}cluster: {cluster}")
     assert "hunter2" not in str(caught.value)
 
 
@@ -100,7 +136,8 @@ def test_an_override_that_makes_no_sense_is_refused(override: str) -> None:
     "override",
     [
         "output=gs://a/b", "output=s3:/x", "model=s3://", "data.train=http://x/y", "data.format=cpm",
-        "data.format=a:b:c", "workers.memory=64Gb", "workers.cpu=0", "train.seed=99999999999999999999", "name=Job",
+        "data.format=a:b:c", "workers.memory=64Gb", "workers.cpu=0", "image=Reg/train:1",
+        "image=a:b:C d", "workers.max=10000", "train.seed=99999999999999999999", "name=Job",
     ],
 )  # fmt: skip
 def test_what_no_job_can_use_is_refused_early(override: str) -> None:
@@ -117,6 +154,12 @@ def test_what_no_job_can_use_is_refused_early(override: str) -> None:
         "data.format=my.module:convert",
         "workers.memory=1.5Gi",
         "workers.cpu=500m",
+        "workers={gpus: 1, gpu_product: NVIDIA-A100-SXM4-80GB, resources: {rdma/hca: 1, hugepages-2Mi: 4Gi}}",
+        "image=reg.example:5000/a/b_c:1.0-x",
+        "cluster.labels={example.com/cost-center: 4711, empty: ''}",
+        "cluster.env={NCCL_IB_TC: 106, NCCL_SOCKET_IFNAME: eth0}",
+        "cluster.tolerations=[{key: a, operator: Exists, tolerationSeconds: 60}]",
+        "cluster.affinity={podAffinity: {}}",
     ],
 )
 def test_what_a_job_can_use_is_taken(override: str) -> None:

@@ -14,7 +14,6 @@ from cpmbee_job.data.index import INDEX
 from cpmbee_job.data.parts import answer_order
 from cpmbee_job.data.prepare import (
     PrepareSettings,
-    default_workers,
     prepare,
     prepare_split,
     prepared_digest,
@@ -314,7 +313,3 @@ def test_a_file_of_the_user_s_is_not_taken_for_an_index(tmp_path, train, vocab):
     with pytest.raises(DataError, match=r"out/index\.json: not an index"):
         prepare(_source(train), vocab, ROWS, _store(tmp_path))
     assert (tmp_path / "out" / INDEX).read_text() == '{"mine": 1}'
-
-
-def test_there_is_always_somebody_to_work():
-    assert 1 <= default_workers() <= (os.cpu_count() or 1)

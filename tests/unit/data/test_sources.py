@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from cpmbee_job.data.sources import (
     MAX_LINE_BYTES,
     Rejection,
-    listing_digest,
     open_source,
     read_piece,
     read_source,
 )
 from cpmbee_job.errors import DataError, NotFoundError
-from cpmbee_job.store.base import ObjectInfo
 from cpmbee_job.store.files import FileStore
 
 
@@ -209,14 +207,6 @@ def test_an_object_that_changes_is_not_half_of_each(tmp_path):
     path.write_bytes(b"\n".join(reversed(_lines(2))))
     with pytest.raises(DataError, match=r"train.jsonl: changed while it was read"):
         _pieces(source, AwayStore(str(tmp_path)))
-
-
-def test_the_listing_s_digest_changes_with_any_object():
-    listing = [ObjectInfo("a", 1, "x"), ObjectInfo("b", 2, "y")]
-    digest = listing_digest(listing)
-    assert listing_digest(reversed(listing)) == digest
-    assert listing_digest([ObjectInfo("a", 1, "z"), listing[1]]) != digest
-    assert listing_digest(listing[:1]) != digest
 
 
 def test_bytes_read_are_reported(tmp_path):

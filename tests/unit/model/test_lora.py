@@ -1,3 +1,5 @@
+import hashlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -281,3 +283,11 @@ def test_merging_refuses_what_does_not_fit_into_the_base_s_type(model):
     huge = {name: t * 1e5 for name, t in delta.state.items()}
     with pytest.raises(ModelError, match="NaN or infinite"):
         merged_weights(base, replace(delta, state=huge), same_dtype=True)
+
+
+def test_a_delta_s_manifest_names_every_file_with_its_hash(model, tmp_path):
+    save_delta_folder(tmp_path, random_delta(model).state, {"r": 4, "alpha": 8}, save_name="mine")
+    files = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    assert sorted(files) == ["delta.safetensors", "mine.pt"]
+    data = (tmp_path / "mine.pt").read_bytes()
+    assert files["mine.pt"] == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

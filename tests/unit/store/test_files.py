@@ -82,6 +82,10 @@ def test_store_of_a_missing_folder_is_empty(store: FileStore) -> None:
     assert not store.root.exists()
 
 
+def test_folders_of_a_missing_folder_are_none(store: FileStore) -> None:
+    assert store.folders() == []
+
+
 def test_files_have_the_rights_of_the_umask(store: FileStore, tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     store.put("a", b"1")

@@ -8,6 +8,7 @@ import pytest
 
 from cpmbee_job import contract
 from cpmbee_job.errors import RefusedError
+from cpmbee_job.run import now
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.elastic import claim_attempt
@@ -67,3 +68,17 @@ def test_an_older_attempt_ends_at_its_next_step(store: Store) -> None:
             time.sleep(0.01)
     older.drop()
     assert not [found for found in store.list() if found.key.startswith("tensorboard/")]
+
+
+def test_the_status_says_when_the_last_step_was(store: Store) -> None:
+    running = journal(store)
+    running.flush()
+    assert json.loads(store.get(contract.STATUS))["stepped_at"] <= now()
+    time.sleep(1.1)  # the records' clock has whole seconds
+    running.flush()
+    idle = json.loads(store.get(contract.STATUS))
+    assert idle["stepped_at"] < idle["updated_at"]
+    running.step(1, 1, 0.1, STEP)
+    running.flush()
+    assert json.loads(store.get(contract.STATUS))["stepped_at"] > idle["stepped_at"]
+    running.close("succeeded")

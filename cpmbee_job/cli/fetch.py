@@ -1,0 +1,55 @@
+"""The verb `fetch`: what a run has left in the store, on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cpmbee_job.cli import console
+from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
+from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect_unless
+from cpmbee_job.errors import StoreError, UsageError
+
+
+def register(app: typer.Typer) -> None:
+    app.command(name="fetch")(fetch_run)
+
+
+def fetch_run(
+    run: Reference,
+    to: Annotated[Path | None, typer.Option(help="The new folder. Default: ./<name>-<run id>.")] = None,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Of delta, metrics, result, spec, logs, status and tensorboard, with commas between. Default: the "
+            "first five, as far as they are there.",
+            show_default=False,
+        ),
+    ] = None,
+    last: Annotated[bool, typer.Option("--last", help="The last delta instead of the best.")] = False,
+    context: Context = None,
+    namespace: Namespace = None,
+    output: Output = None,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Copy a run's delta, metrics and logs to a folder here, hashes checked.
+
+    Example: cpmbee-job fetch weather/3f9c01d2ab47 --to weather, then cpmbee-job predict --delta weather ...
+    """
+    from cpmbee_job.launch.fetch import fetch
+    from cpmbee_job.launch.runs import as_place, find_run
+    from cpmbee_job.store.urls import open_store
+
+    cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)
+    found = find_run(run, cluster, output=output, storage=storage(endpoint_url, path_style))
+    if found.store_problem is not None:
+        raise StoreError(found.store_problem)
+    target = to or Path(f"{found.name}-{found.run_id}")
+    kinds = None if what is None else [kind.strip() for kind in what.split(",") if kind.strip()]
+    if kinds == []:
+        raise UsageError("--what: names nothing")
+    names = fetch(open_store(found.url, found.storage), target, kinds, last=last, bar=console.byte_bar)
+    console.say(f"{len(names)} files of {found.url}")
+    typer.echo(target)

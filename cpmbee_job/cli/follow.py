@@ -1,0 +1,375 @@
+"""Verbs that stay with a run: `logs`, `wait`; and what `submit` and `resume` do with --wait and --follow.
+
+Ctrl-C ends each of them with 130, as a shell's own commands; the run goes on.
+"""
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from cpmbee_job import contract
+from cpmbee_job.cli import console
+from cpmbee_job.cli.job import AsJson
+from cpmbee_job.cli.status import summary
+from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
+from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect_unless
+from cpmbee_job.errors import CpmbeeError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from cpmbee_job.launch.cluster import Cluster
+    from cpmbee_job.launch.logs import Choice, LogLine
+    from cpmbee_job.launch.runs import FoundRun
+    from cpmbee_job.launch.status import RunStatus
+
+INTERRUPTED = 130
+LINE_SECONDS = 60.0
+"""Seconds between two lines about progress where stderr is no terminal."""
+PALETTE = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def seconds(text: str) -> float:
+    """A length of time: seconds, or like 90s, 30m, 2h, 1h30m, 7d."""
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if parts is None or not any(parts.groups()):
+        raise typer.BadParameter(f"{text!r} is no length of time; like 90, 90s, 30m, 2h, 1h30m, 7d")
+    days, hours, minutes, rest = (float(part or 0) for part in parts.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + rest
+
+
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        parser=seconds,
+        metavar="TIME",
+        help="How long to wait, like 600, 90m or 2h; exit code 101 after it. The run goes on.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(logs)
+    app.command()(wait)
+
+
+def wait(
+    run: Reference,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+    context: Context = None,
+    namespace: Namespace = None,
+    output: Output = None,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Wait until a run has ended; the exit code is the run's.
+
+    0: it has succeeded, and its result and delta are in the store. 100: it failed, or the code of what made it fail,
+    like 3 for bad data. 101: not ended after --timeout. 102: no such run. 103: cancelled. 130: Ctrl-C, the run goes on.
+    Trouble with the cluster's API or the store never ends a wait.
+
+    Example: cpmbee-job wait ccpm/0a1b2c3d4e5f --timeout 2h
+    """
+    found, cluster = _find(run, context, namespace, output, endpoint_url, path_style)
+    last: RunStatus | None = None
+
+    def remember(status: "RunStatus") -> None:
+        nonlocal last
+        last = status
+
+    try:
+        wait_for_run(found, cluster, timeout, on_status=remember)
+    finally:
+        if as_json and last is not None:
+            console.print_json(last.model_dump(mode="json"))
+
+
+def logs(
+    run: Reference,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    previous: Annotated[
+        bool, typer.Option("--previous", "-p", help="Of the containers before their last restart.")
+    ] = False,
+    pod: Annotated[
+        str | None, typer.Option("--pod", help="Of one pod only: its name, or its end, like worker-1 or 1.")
+    ] = None,
+    since: Annotated[
+        float | None, typer.Option("--since", parser=seconds, metavar="TIME", help="Of the last 10m, say.")
+    ] = None,
+    container: Annotated[
+        str | None,
+        typer.Option("--container", "-c", help="`prepare` (the init step) or `pytorch` (training). Default: both."),
+    ] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time, in UTC.")] = False,
+    as_json: AsJson = False,
+    context: Context = None,
+    namespace: Namespace = None,
+    output: Output = None,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Show what the pods of a run say, all ranks by time; when the pods are gone, what the store has kept.
+
+    Of more than 32 pods those of worker 0 to 31 are shown; --pod shows another. --follow waits for pods, and reads on
+    over restarts. --json prints a list with `time`, `pod`, `container` and `text` of each line.
+
+    Example: cpmbee-job logs ccpm/0a1b2c3d4e5f --follow --since 10m
+    """
+    from cpmbee_job.launch.logs import CONTAINERS, Choice, read_logs
+
+    if previous and follow:
+        raise UsageError("--previous shows what has ended, which can't be followed")
+    if container is not None and container not in CONTAINERS:
+        raise UsageError(f"--container {container}: there are {' and '.join(CONTAINERS)}")
+    after = None if since is None else f"{datetime.now(UTC) - timedelta(seconds=since):%Y-%m-%dT%H:%M:%S.%f000Z}"
+    choice = Choice(pod, CONTAINERS if container is None else (container,), after, previous)
+    found, cluster = _find(run, context, namespace, output, endpoint_url, path_style)
+    with ExitStack() as stack:
+        show = stack.enter_context(_json_list()) if as_json else _shower(console.stdout, timestamps)
+        stack.enter_context(_interruptible(found))
+        if not follow:
+            for line in read_logs(found, cluster, choice, console.say):
+                show(line)
+            return
+        waiter = _Waiter(found, cluster)
+        _follow(waiter, choice, show)
+        _tell_end(waiter.result())
+
+
+def wait_for_run(
+    found: "FoundRun",
+    cluster: "Cluster | None",
+    timeout: float | None = None,
+    *,
+    on_status: "Callable[[RunStatus], None]" = lambda _status: None,
+) -> "RunStatus":
+    """Show on stderr what becomes of the run, until it has succeeded. Any other end is raised as the error with the
+    run's exit code, `UnfinishedError` after `timeout` seconds; Ctrl-C ends the command with 130, never the run.
+    """
+    news = _News()
+    with _interruptible(found), news.live():
+        status = _wait(found, cluster, timeout, news, on_status)
+    return _succeeded(status)
+
+
+def follow_run(
+    found: "FoundRun",
+    cluster: "Cluster | None",
+    timeout: float | None = None,
+    *,
+    on_status: "Callable[[RunStatus], None]" = lambda _status: None,
+) -> "RunStatus":
+    """The same, with what its pods say, also on stderr."""
+    from cpmbee_job.launch.logs import Choice
+
+    with _interruptible(found):
+        waiter = _Waiter(found, cluster, timeout, on_status)
+        try:
+            _follow(waiter, Choice(), _shower(console.stderr, timestamps=False))
+        except NotFoundError as nothing:  # it may have ended before any pod could speak
+            console.say(nothing.message)
+        return _succeeded(waiter.result())
+
+
+def printable(text: str) -> str:
+    """What a terminal may be given: without escape sequences and control characters, which it would obey; of what was
+    written over itself (a progress bar) the last."""
+    shown = _ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2]
+    return _CONTROLS.sub("�", shown)
+
+
+class _News:
+    """Says on stderr what has changed: phase, problems, trouble with looking; on a terminal also how far it is."""
+
+    def __init__(self) -> None:
+        self._problems: set[str] = set()
+        self._troubles: set[str] = set()
+        self._phase = ""
+        self._progress_at = time.monotonic()
+        self._status = console.stderr.status(Text("waiting")) if console.stderr.is_terminal else None
+
+    def live(self) -> AbstractContextManager[object]:
+        """While it is open, the state is shown in a line that stays below, where stderr is a terminal."""
+        return nullcontext() if self._status is None else self._status
+
+    def tell(self, status: "RunStatus") -> None:
+        for note in status.notes:
+            self.trouble(note)
+        if status.phase == "lost" and not status.ended:  # nothing is known of it
+            return
+        if self._troubles and not status.notes:
+            self._troubles.clear()
+            console.say("all can be asked again")
+        line = summary(status.model_copy(update={"problems": (), "reason": None}))
+        due = self._status is None and time.monotonic() - self._progress_at > LINE_SECONDS
+        if (status.phase != self._phase and not status.ended) or (due and status.step is not None):
+            self._phase, self._progress_at = status.phase, time.monotonic()
+            console.say(f"{status.name}/{status.run_id}: {line}")
+        problems = {re.sub(r"\d+", "#", problem): problem for problem in status.problems}  # 12 min is no news after 11
+        for kind in problems.keys() - self._problems:
+            console.stderr.print(Text(f"  ! {problems[kind]}", "yellow"))
+        self._problems = set(problems)
+        if self._status is not None:
+            self._status.update(Text(line))
+
+    def trouble(self, words: str) -> None:
+        """Each is told once, until all is well again."""
+        if words not in self._troubles:
+            self._troubles.add(words)
+            console.warn(f"{printable(' '.join(words.split()))}; the wait goes on")
+
+
+class _Waiter:
+    """Waits for the end of a run in a thread."""
+
+    def __init__(
+        self,
+        found: "FoundRun",
+        cluster: "Cluster | None",
+        timeout: float | None = None,
+        on_status: "Callable[[RunStatus], None]" = lambda _status: None,
+    ) -> None:
+        self.found, self.cluster = found, cluster
+        self._timeout, self._on_status = timeout, on_status
+        self._status: RunStatus | None = None
+        self._error: CpmbeeError | None = None
+        self._thread = threading.Thread(target=self._wait, name="wait", daemon=True)
+        self._thread.start()
+
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> "RunStatus":
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._status is not None
+        return self._status
+
+    def _wait(self) -> None:
+        try:
+            self._status = _wait(self.found, self.cluster, self._timeout, _News(), self._on_status)
+        except CpmbeeError as error:
+            self._error = error
+
+
+def _wait(
+    found: "FoundRun",
+    cluster: "Cluster | None",
+    timeout: float | None,
+    news: _News,
+    on_status: "Callable[[RunStatus], None]",
+) -> "RunStatus":
+    from cpmbee_job.launch.wait import wait_for_end
+
+    def look(status: "RunStatus") -> None:
+        on_status(status)
+        news.tell(status)
+
+    status = wait_for_end(found, cluster, on_status=look, on_trouble=news.trouble, timeout=timeout)
+    on_status(status)
+    return status
+
+
+def _succeeded(status: "RunStatus") -> "RunStatus":
+    """Say so, or raise how else it has ended."""
+    from cpmbee_job.launch.wait import as_error
+
+    error = as_error(status)
+    if error is not None:
+        raise error
+    _tell_end(status)
+    return status
+
+
+def _tell_end(status: "RunStatus") -> None:
+    console.say(f"{status.name}/{status.run_id}: {summary(status)}")
+
+
+def _follow(waiter: _Waiter, choice: "Choice", show: "Callable[[LogLine], None]") -> None:
+    from cpmbee_job.launch.following import follow_logs
+    from cpmbee_job.launch.logs import read_logs
+
+    if waiter.cluster is None:
+        console.say("no cluster to ask: the log is shown when the run has ended")
+        waiter.result()
+        lines = read_logs(waiter.found, None, choice, console.say)
+    else:
+        lines = follow_logs(waiter.found, waiter.cluster, choice, ended=waiter.has_ended, on_words=console.say)
+    for line in lines:
+        show(line)
+
+
+def _find(
+    run: str,
+    context: str | None,
+    namespace: str | None,
+    output: str | None,
+    endpoint_url: str | None,
+    path_style: bool | None,
+) -> "tuple[FoundRun, Cluster | None]":
+    from cpmbee_job.launch.runs import as_place, find_run
+
+    cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)
+    return find_run(run, cluster, output=output, storage=storage(endpoint_url, path_style)), cluster
+
+
+@contextmanager
+def _interruptible(found: "FoundRun") -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        name = f"{found.name}/{found.run_id}"
+        console.say(f"{name} goes on; `cpmbee-job wait {name}` waits for it, `cpmbee-job cancel {name}` stops it")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _shower(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":
+    """Prints a line after its pod's name, in the pod's colour where `to` is a terminal."""
+
+    def show(line: "LogLine") -> None:
+        where = line.pod if line.container == contract.TRAIN_CONTAINER else f"{line.pod} {line.container}"
+        head = (f"{line.time[:23]}Z " if timestamps and line.time else "") + f"{where} | "
+        if to.is_terminal:
+            number = re.search(r"\d+$", line.pod)
+            colour = PALETTE[int(number[0]) % len(PALETTE) if number else 0]
+            to.print(Text.assemble((head, colour), printable(line.text)))
+        else:
+            to.file.write(f"{head}{printable(line.text)}\n")
+            to.file.flush()
+
+    return show
+
+
+@contextmanager
+def _json_list() -> "Iterator[Callable[[LogLine], None]]":
+    """Prints each line as it comes; all together are one JSON document."""
+    separator = "[\n"
+
+    def show(line: "LogLine") -> None:
+        nonlocal separator
+        record = {"time": line.time, "pod": line.pod, "container": line.container, "text": line.text}
+        sys.stdout.write(separator + json.dumps(record, ensure_ascii=False))
+        sys.stdout.flush()
+        separator = ",\n"
+
+    try:
+        yield show
+        if separator == "[\n":
+            sys.stdout.write("[")
+            separator = ",\n"
+    finally:
+        if separator == ",\n":
+            sys.stdout.write("\n]\n")

@@ -1,0 +1,234 @@
+"""Verbs that start and stop runs on a cluster: `submit`, `resume`, `cancel`."""
+
+import getpass
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cpmbee_job.cli import console
+from cpmbee_job.cli.follow import Timeout, follow_run, seconds, wait_for_run
+from cpmbee_job.cli.job import AsJson, JobFile, Overrides
+from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
+from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect
+from cpmbee_job.errors import UsageError
+from cpmbee_job.spec import StorageSpec, load_spec
+
+if TYPE_CHECKING:
+    from cpmbee_job.launch.cluster import Cluster
+    from cpmbee_job.launch.runs import FoundRun
+    from cpmbee_job.launch.status import RunStatus
+    from cpmbee_job.launch.submit import Submission
+
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until the run has ended; the exit code is the run's.")]
+Follow = Annotated[bool, typer.Option("--follow", help="The same, and show what its pods say.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(name="submit")(submit_job)
+    app.command(name="resume")(resume_run)
+    app.command(name="cancel")(cancel_run)
+
+
+def submit_job(
+    job: JobFile,
+    overrides: Overrides = None,
+    key: Annotated[str, typer.Option(help="A word that makes this another run than the same spec without it.")] = "",
+    new: Annotated[bool, typer.Option("--new", help="Begin another run even where there is one already.")] = False,
+    wait: Wait = False,
+    follow: Follow = False,
+    timeout: Timeout = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be sent; upload, write and create nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    context: Context = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace",
+            "-n",
+            help="Namespace of the job. Default: cluster.namespace of the spec, else the context's.",
+        ),
+    ] = None,
+) -> None:
+    """Run a job on a cluster. The same job again finds the same run.
+
+    Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
+    """
+    from cpmbee_job.launch.render import remarks, to_yaml
+    from cpmbee_job.launch.submit import require_submittable, submit
+
+    _check_options(wait or follow, timeout, dry_run=dry_run)
+    spec = load_spec(job, overrides or ())
+    require_submittable(spec)
+    for remark in remarks(spec):
+        console.warn(remark)
+    cluster = connect(context, namespace or spec.cluster.namespace)
+    done = submit(spec, cluster, key=key, new=new, dry_run=dry_run, bar=console.byte_bar, warn=console.warn)
+    _tell(done, dry_run=dry_run)
+    if not (wait or follow):
+        if as_json:
+            console.print_json(_document(done, dry_run=dry_run))
+        elif not dry_run:
+            typer.echo(done.reference)
+        elif done.manifest is not None:
+            typer.echo(to_yaml(done.manifest), nl=False)
+        return
+    if not as_json:
+        typer.echo(done.reference)
+    _stay(done.found, cluster, timeout, follow=follow, as_json=as_json)
+
+
+def resume_run(
+    run: Reference,
+    overrides: Overrides = None,
+    wait: Wait = False,
+    follow: Follow = False,
+    timeout: Timeout = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    output: Output = None,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Let a failed, cancelled or vanished run go on from its newest checkpoint.
+
+    Example: cpmbee-job resume weather/3f9c01d2ab47 --set workers.memory=64Gi --follow
+    """
+    from cpmbee_job.launch.resume import resume
+
+    _check_options(wait or follow, timeout)
+    found, cluster = _find(run, context, namespace, output, storage(endpoint_url, path_style))
+    _require_cluster_run(found.url, f"`cpmbee-job local` with --run-id {found.run_id} goes on with it")
+    name = f"{found.name}/{found.run_id}"
+    console.say(f"resuming {name}; what is left of its pods goes first")
+    done = resume(found, cluster, overrides or (), warn=console.warn)
+    console.say(f"{name}: {done.why}")
+    typer.echo(name)
+    if wait or follow:
+        _stay(found, cluster, timeout, follow=follow)
+    else:
+        _say_what_next(found, cluster.namespace)
+
+
+def cancel_run(
+    run: Reference,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            parser=seconds,
+            metavar="TIME",
+            help="Until when its pods must be gone, like 90 or 5m. Default: their grace period and a minute.",
+        ),
+    ] = None,
+    context: Context = None,
+    namespace: Namespace = None,
+    output: Output = None,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Stop a run. Its pods write a checkpoint; what is in the store stays.
+
+    Example: cpmbee-job cancel weather/3f9c01d2ab47
+    """
+    from cpmbee_job.launch.cancel import cancel
+    from cpmbee_job.launch.submit import way_to
+
+    found, cluster = _find(run, context, namespace, output, storage(endpoint_url, path_style))
+    _require_cluster_run(found.url, "Ctrl-C, or SIGTERM, stops the command that runs it")
+    name = f"{found.name}/{found.run_id}"
+    console.say(f"cancelling {name}; its pods have time for a checkpoint")
+    done = cancel(found, cluster, f"cancelled by {_who()}", timeout=timeout)
+    console.say(f"{name} is cancelled: {done}; `cpmbee-job resume {way_to(found, None)}` lets it go on")
+
+
+def _find(
+    run: str, context: str | None, namespace: str | None, output: str | None, settings: StorageSpec
+) -> "tuple[FoundRun, Cluster]":
+    """The run, and the cluster with the namespace that it was submitted to, where no other is asked for."""
+    from cpmbee_job.launch.runs import find_run
+
+    cluster = connect(context, namespace)
+    found = find_run(run, cluster, output=output, storage=settings)
+    home = None if found.run is None else found.run.spec.cluster.namespace
+    if namespace is None and home not in (None, cluster.namespace):
+        cluster = connect(context, home)
+        found = find_run(found.url, cluster, output=output, storage=settings)
+    return found, cluster
+
+
+def _check_options(stays: bool, timeout: float | None, *, dry_run: bool = False) -> None:
+    if timeout is not None and not stays:
+        raise UsageError("--timeout: there is nothing to wait for", hint="with --wait or --follow")
+    if dry_run and stays:
+        raise UsageError("--dry-run begins no run that could be waited for")
+
+
+def _tell(done: "Submission", *, dry_run: bool) -> None:
+    """What has happened and what comes next, on stderr."""
+    from cpmbee_job.launch.submit import way_to
+
+    console.say(f"{done.reference}: {done.why}")
+    if dry_run and done.manifest is None:
+        console.say("dry run: nothing would be sent")
+    for difference in done.differences:
+        console.warn(f"asked for now, but not so in that run: {difference}")
+    if dry_run:
+        return
+    if done.succeeded:
+        way = way_to(done.found, None if done.found.job is None else done.namespace)
+        console.say(f"run {done.found.url}; `cpmbee-job fetch {way}` copies its delta here")
+    else:
+        console.say(f"run {done.found.url}, PyTorchJob {done.job} in namespace {done.namespace}")
+        _say_what_next(done.found, done.namespace)
+
+
+def _say_what_next(found: "FoundRun", namespace: str) -> None:
+    from cpmbee_job.launch.submit import way_to
+
+    way = way_to(found, namespace)
+    console.say(f"`cpmbee-job status {way}` says how it does, `cpmbee-job logs {way} --follow` what its pods say")
+
+
+def _stay(found: "FoundRun", cluster: "Cluster", timeout: float | None, *, follow: bool, as_json: bool = False) -> None:
+    """Until the run has ended, with its exit code; `as_json` prints its status then, or when the time is up."""
+    from cpmbee_job.launch.observe import observe
+
+    last: dict[str, RunStatus] = {}
+    try:
+        if follow:
+            last["status"] = follow_run(found, cluster, timeout)
+        else:
+            wait_for_run(found, cluster, timeout, on_status=lambda status: last.update(status=status))
+    finally:
+        if as_json:
+            status = last.get("status") or observe(found, cluster)
+            console.print_json(status.model_dump(mode="json"))
+
+
+def _require_cluster_run(url: str, hint: str) -> None:
+    if url and not url.startswith("s3://"):
+        raise UsageError(f"{url}: a run of this machine, of which no cluster knows", hint=hint)
+
+
+def _document(done: "Submission", *, dry_run: bool) -> dict[str, Any]:
+    document = {
+        "run": done.reference,
+        "url": done.found.url,
+        "job": done.job,
+        "namespace": done.namespace,
+        "adopted": done.adopted,
+        "why": done.why,
+        "differences": list(done.differences),
+    }
+    return document | ({"manifest": done.manifest} if dry_run else {})
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # an id without a name, as in a container
+        user = f"user {os.getuid()}"
+    return f"{user} on {os.uname().nodename}"

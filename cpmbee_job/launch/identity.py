@@ -1,0 +1,84 @@
+"""Which run a submit means: the digest of what decides its outcome. Two that submit the same meet at the same run, so
+no lock is needed."""
+
+import re
+
+from cpmbee_job import contract
+from cpmbee_job.errors import ModelError, NotFoundError, PreflightError
+from cpmbee_job.run import training_fields
+from cpmbee_job.spec import JobSpec, StorageSpec
+from cpmbee_job.store.base import ObjectInfo, listing_digest
+from cpmbee_job.store.urls import list_objects, open_store
+
+ID_DIGITS = 12
+
+
+def identity(spec: JobSpec, storage: StorageSpec, key: str = "") -> str:
+    """Digest of the training fields, of what lies at the data's and the model's URLs, and of `--key`.
+
+    Raises `PreflightError` where nothing lies there, `ModelError` for a folder that can't be a model's.
+    """
+    data = {"train": spec.data.train, "eval": spec.data.eval}
+    if spec.lora.init_from is not None:
+        _content("lora.init_from", spec.lora.init_from, spec.output, storage)  # is it there?
+    return contract.digest(
+        {
+            "fields": training_fields(spec),
+            "data": {
+                split: url and _content(f"data.{split}", url, spec.output, storage) for split, url in data.items()
+            },
+            "model": _model_content(spec, storage),
+            "key": key,
+        }
+    )
+
+
+def run_id(identity: str, generation: int) -> str:
+    """Of the first, second, ... run of this identity (`--new` begins another one)."""
+    first = identity[:ID_DIGITS]
+    return first if generation == 1 else f"{first}-{generation}"
+
+
+def generation(identity: str, run_id: str) -> int:
+    """The inverse of `run_id`; 0 where the id is another identity's."""
+    match = re.fullmatch(rf"{identity[:ID_DIGITS]}(?:-([2-9]|[1-9]\d+))?", run_id)
+    return 0 if match is None else int(match[1] or 1)
+
+
+def check_model(url: str, names: list[str]) -> None:
+    """Raises `ModelError` where files of these names can't be a model; whether they fit each other, pods find out."""
+    problem = None
+    for needed in ("vocab.txt", "config.json"):
+        if needed not in names:
+            problem = f"no {needed} in it"
+    if not any(re.fullmatch(r".+\.safetensors|pytorch_model.*\.bin", name) for name in names):
+        problem = "no weights in it"
+    if problem is not None:
+        raise ModelError(
+            f"model: {url}: {problem}",
+            hint="it names a folder with vocab.txt, config.json and weights (*.safetensors or pytorch_model.bin)",
+        )
+
+
+def _content(field: str, url: str, output: str, storage: StorageSpec) -> str:
+    """Digest of what lies at the URL; of what an upload has placed there it is part of the URL."""
+    uploaded = re.match(rf"{re.escape(contract.uploads_url(output))}/([0-9a-f]{{32}})/", url)
+    if uploaded is not None:
+        return uploaded[1]
+    try:
+        _, objects = list_objects(url, storage)
+    except NotFoundError as error:
+        raise PreflightError(f"{field}: {error.message}", hint=error.hint) from error
+    return listing_digest(objects)
+
+
+def _model_content(spec: JobSpec, storage: StorageSpec) -> str:
+    """Likewise of the model folder, where only objects directly in it count."""
+    uploads = f"{contract.uploads_url(spec.output)}/"
+    if spec.model.startswith(uploads):
+        return _content("model", spec.model, spec.output, storage)
+    objects: list[ObjectInfo] = [entry for entry in open_store(spec.model, storage).list() if "/" not in entry.key]
+    if not objects:
+        raise PreflightError(f"model: {spec.model}: no folder with files in it", hint="name the folder itself")
+    check_model(spec.model, [entry.key for entry in objects])
+    return listing_digest(objects)

@@ -1,0 +1,57 @@
+"""A raw piece of a pod template merged into ours: the way out for what no field of the spec covers."""
+
+from typing import Any
+
+from cpmbee_job.errors import SpecError
+
+NAMED_BY = {"volumeMounts": "mountPath", "ports": "containerPort", "tolerations": "key"}
+"""What tells the members of a list apart; of every other list it is `name`."""
+
+
+def merge(base: Any, overlay: Any, where: str) -> Any:
+    """`base` with `overlay` over it; neither is changed.
+
+    Mappings are merged by key, and null removes a key; lists of named things by name, new ones at the end; anything
+    else is replaced. Raises `SpecError` with the path below `where` for a mapping in the place of a list, and the like.
+    """
+    if isinstance(overlay, dict):
+        if not isinstance(base, dict | None):
+            raise SpecError(f"{where}: a mapping, where {_kind(base)} belongs")
+        merged = dict(base or {})
+        for key, value in overlay.items():
+            if value is None:
+                merged.pop(key, None)
+            else:
+                merged[key] = merge(merged.get(key), value, f"{where}.{key}")
+        return merged
+    if isinstance(overlay, list):
+        if not isinstance(base, list | None):
+            raise SpecError(f"{where}: a list, where {_kind(base)} belongs")
+        return _merge_lists(base or [], overlay, where)
+    if isinstance(base, dict | list):
+        raise SpecError(f"{where}: {overlay!r}, where {_kind(base)} belongs")
+    return overlay
+
+
+def _merge_lists(base: list[Any], overlay: list[Any], where: str) -> list[Any]:
+    key = NAMED_BY.get(where.rpartition(".")[2], "name")
+    names, changes = _names(base, key), _names(overlay, key)
+    if changes is None:
+        return [merge(None, item, f"{where}[{index}]") for index, item in enumerate(overlay)]
+    if names is None:
+        base, names = [], []
+    changed = dict(zip(changes, overlay, strict=True))
+    known = dict(zip(names, base, strict=True))
+    return [
+        merge(item, changed[name], f"{where}[{name}]") if name in changed else item for name, item in known.items()
+    ] + [merge(None, item, f"{where}[{name}]") for name, item in changed.items() if name not in known]
+
+
+def _names(items: list[Any], key: str) -> list[Any] | None:
+    """What each member is called; None where they can't be told apart by it."""
+    names = [item.get(key) if isinstance(item, dict) else None for item in items]
+    return None if None in names or len(set(map(str, names))) < len(names) else names
+
+
+def _kind(value: Any) -> str:
+    return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a plain value"

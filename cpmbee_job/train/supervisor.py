@@ -1,0 +1,178 @@
+"""What a training container's entrypoint does: it keeps torchrun going until the run has ended."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from cpmbee_job import contract, lifeline, pod
+from cpmbee_job.errors import CancelledError, CpmbeeError, JobFailedError, NotFoundError
+from cpmbee_job.run import Run, exit_code
+from cpmbee_job.store.patience import patiently
+from cpmbee_job.train.elastic import FAILURE_ENV, Failure, deadline, deadline_words
+from cpmbee_job.train.memory import MemoryWatch
+
+MAX_IDLE_STARTS = 20
+"""Starts of torchrun without a newer checkpoint after which the run is given up."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two starts, at most."""
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks at what the kernel has killed."""
+
+LONGEST_FAREWELL = 15.0
+"""Seconds for which torchrun may go on without workers when the run has ended, or is to stop here."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How the container ends, and why."""
+
+    exit_code: int
+    reason: str
+
+
+class Supervisor:
+    """Runs torchrun until the run has ended, or this container was asked to."""
+
+    def __init__(self, run: Run, processes: int) -> None:
+        self.run = run
+        self.processes = processes
+        self.stopping = False
+        self.torchrun: subprocess.Popen[bytes] | None = None
+        self.memory = MemoryWatch(self._newest_checkpoint)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        lifeline.end_with(lifeline.owner(), self._orphaned)
+
+    def supervise(self) -> End:
+        """Returns with the run's own end, or after a requested stop."""
+        idle_starts, pause, newest = 0, 1.0, self._newest_checkpoint()
+        with tempfile.TemporaryDirectory(prefix="cpmbee-") as folder:
+            failure_file = Path(folder) / "failure.json"
+            while True:
+                result = patiently(self.run.result, in_a_hurry=self._is_stopping)
+                if result is not None:
+                    return End(exit_code(result), str(result["reason"]))
+                failure = Failure.read(failure_file)
+                if failure is not None and failure.permanent:
+                    return End(failure.exit_code, failure.reason)
+                if self.stopping:
+                    return End(CancelledError.exit_code, "stopped on request")
+                ends_at = patiently(partial(deadline, self.run), in_a_hurry=self._is_stopping)
+                if ends_at is not None and time.time() > ends_at:
+                    self._give_up(JobFailedError(deadline_words(self.run)))
+                    continue
+                if idle_starts:
+                    why = self.memory.reason or (
+                        failure.reason if failure else "a worker ended without a word (killed?)"
+                    )
+                    sys.stderr.write(f"starting again in {pause:.0f} s: {why}\n")
+                    if idle_starts == MAX_IDLE_STARTS:
+                        self._give_up(CpmbeeError(f"no progress in {MAX_IDLE_STARTS} starts: {why}"))
+                        continue
+                    self._sleep(pause)
+                failure_file.unlink(missing_ok=True)
+                self._torchrun(failure_file)
+                step = self._newest_checkpoint()
+                idle_starts = 1 if step > newest else idle_starts + 1
+                pause = 1.0 if step > newest else min(pause * 2, LONGEST_PAUSE)
+                newest = max(step, newest)
+
+    def _torchrun(self, failure_file: Path) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run"]
+        processes = self.processes
+        if "PET_RDZV_ENDPOINT" in os.environ:
+            processes = int(os.environ.get("PET_NPROC_PER_NODE", "1"))
+        else:
+            command += ["--standalone", "--nnodes=1", f"--nproc-per-node={processes}", "--max-restarts=0"]
+            command += ["--local-addr=127.0.0.1"]  # this machine's name need not resolve
+        environment = {
+            # With a shared store a scale-up can split the world, and stale keys stay.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "OMP_NUM_THREADS": str(max(1, pod.num_cpus() // processes)),
+            **os.environ,
+            **lifeline.as_owner(),
+            FAILURE_ENV: str(failure_file),
+            "TMPDIR": str(failure_file.parent),  # a killed process leaves its scratch files to us
+        }
+        self.memory.begin()
+        self.torchrun = subprocess.Popen([*command, "-m", "cpmbee_job.train.worker", self.run.url], env=environment)
+        if self.stopping:
+            self.torchrun.terminate()
+        self._watch(self.torchrun)
+        self.torchrun = None
+
+    def _watch(self, torchrun: "subprocess.Popen[bytes]") -> None:
+        """Until torchrun has ended. On a cluster it starts workers again by itself, and knows no reason to give up; it
+        waits minutes for lost peers, to begin as to end, where not even a signal reaches it."""
+        with_workers_at, given_up = time.monotonic(), False
+        while torchrun.returncode is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                torchrun.wait(LOOK_INTERVAL)
+            self.memory.look()
+            if self.memory.ends >= self.run.spec.train.max_failures and not given_up:
+                given_up = True
+                again = f"{self.memory.reason}, {self.memory.ends} times without a newer checkpoint"
+                self._give_up(JobFailedError(again, hint="raise workers.memory, or lower train.batch_size"))
+                torchrun.terminate()
+            if _children(torchrun.pid):
+                with_workers_at = time.monotonic()
+            elif time.monotonic() - with_workers_at > LONGEST_FAREWELL:
+                with_workers_at = time.monotonic()
+                if self.stopping or patiently(self.run.result, in_a_hurry=self._is_stopping) is not None:
+                    torchrun.kill()
+
+    def _give_up(self, error: CpmbeeError) -> None:
+        """End the run for good; the result that is there afterwards is the one that counts."""
+        fields = {"steps": self._newest_checkpoint()}
+        patiently(partial(self.run.fail, error, **fields), in_a_hurry=self._is_stopping)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        """Ask the workers, not torchrun: it would kill them after 30 s, whatever a step takes. They agree on the step
+        to stop at, and torchrun ends with them. A second signal ends torchrun itself."""
+        torchrun = self.torchrun
+        if torchrun is not None:
+            workers = _children(torchrun.pid)
+            if self.stopping or not workers:
+                torchrun.terminate()
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                    os.kill(pid, signal.SIGTERM)
+        self.stopping = True
+
+    def _orphaned(self) -> None:
+        """Nobody waits for us any more: end as after a kill, only tidily."""
+        self.stopping = True
+        if self.torchrun is not None:
+            self.torchrun.kill()
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self.stopping and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def _newest_checkpoint(self) -> int:
+        """Step of the newest checkpoint, which is progress; 0 where there is none, or a damaged pointer."""
+        try:
+            pointer = patiently(partial(self.run.store.get, contract.LATEST), in_a_hurry=self._is_stopping)
+            return int(json.loads(pointer)["step"])
+        except (NotFoundError, ValueError, KeyError, TypeError):
+            return 0
+
+    def _is_stopping(self) -> bool:
+        return self.stopping
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []

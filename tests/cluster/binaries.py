@@ -1,0 +1,73 @@
+"""The programs that are built from Go modules, kept between clusters."""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from tests.cluster.layout import BIN, CACHE, GO, ClusterError
+from tests.cluster.machine import run
+
+MODULES = {
+    "pause": (".", ["pause"]),
+    "kubernetes": (
+        "tool",
+        ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"],
+    ),
+    "training-operator": ("tool", ["training-operator.v1"]),
+    "coredns": ("tool", ["coredns"]),
+}
+"""Folder of the module: what `go build` is told to build there, and what comes out."""
+
+OPERATOR_MANIFESTS = CACHE / "training-operator.yaml"
+"""The operator's own, for a cluster that has nothing else of Kubeflow."""
+
+log = logging.getLogger(__name__)
+
+
+def build() -> None:
+    """Build what is not in the cache, or was built from another go.mod."""
+    BIN.mkdir(parents=True, exist_ok=True)
+    for module, (target, programs) in MODULES.items():
+        stamp = CACHE / f"{module}.built"
+        digest = _digest(GO / module)
+        if all((BIN / program).exists() for program in programs) and stamp.exists() and stamp.read_text() == digest:
+            continue
+        if not shutil.which("go"):
+            raise ClusterError("`go` is not in PATH: install Go (see docs/cluster.md), it builds Kubernetes here.")
+        log.info("Building %s ...", ", ".join(programs))
+        started = time.monotonic()
+        flags = "-s -w"
+        if module == "kubernetes":
+            flags += f" -X k8s.io/component-base/version.gitVersion={_required(module, 'k8s.io/kubernetes', 'Version')}"
+        _go(module, "build", "-trimpath", "-ldflags", flags, "-o", f"{BIN}/", target)
+        if module == "training-operator":
+            source = _required(module, "github.com/kubeflow/training-operator", "Dir")
+            OPERATOR_MANIFESTS.write_text(run(BIN / "kubectl", "kustomize", f"{source}/manifests/overlays/standalone"))
+        stamp.write_text(digest)
+        log.info("  built in %.0f s", time.monotonic() - started)
+
+
+def _required(module: str, path: str, what: str) -> str:
+    """The version or the folder of a module that ours requires."""
+    return _go(module, "list", "-m", "-f", f"{{{{.{what}}}}}", path)
+
+
+def _go(module: str, *arguments: str) -> str:
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    done = subprocess.run(
+        ["go", *arguments], cwd=GO / module, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ClusterError(f"`go {arguments[0]}` failed in {GO / module}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,44 @@
+"""`kubectl`, as the tests use it on whatever cluster KUBECONFIG names."""
+
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def kubectl(*arguments: str, stdin: str | None = None) -> str:
+    """What it prints. Fails with its words."""
+    done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def apply(*objects: dict[str, Any]) -> None:
+    kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+
+def get(*arguments: str) -> Any:
+    return json.loads(kubectl("get", *arguments, "-o", "json"))
+
+
+@contextmanager
+def fresh_namespace(prefix: str) -> Iterator[str]:
+    """A namespace that enforces the "restricted" standard, removed in the end."""
+    name = f"{prefix}-{uuid.uuid4().hex[:6]}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "cpmbee-job/test": "yes"}
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    try:
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+def eventually(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
+    """Wait until `condition` is true, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(1)

@@ -1,0 +1,104 @@
+"""The main way on a real cluster, as a user goes it; `make e2e`."""
+
+import json
+
+import pytest
+
+from tests.cluster.conftest import Laptop
+from tests.cluster.kubectl import eventually, get
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+def test_a_job_is_submitted_followed_fetched_and_used(laptop: Laptop):
+    submitted = laptop.submit("--follow", "--wait", "--timeout=10m")
+    assert submitted.code == 0, submitted.err
+    run = submitted.out.strip().splitlines()[-1]
+    assert "prepare" in submitted.err + submitted.out
+    assert "eval loss" in submitted.err + submitted.out
+    status = laptop.status(run)
+    assert status["phase"] == "succeeded"
+    assert status["progress"] == 1
+
+    again = laptop.submit()
+    assert again.code == 0
+    assert again.out.strip() == run
+    assert "succeeded" in again.err
+
+    logs = laptop.run("logs", run, "-n", laptop.namespace)
+    assert "worker-0" in logs.out
+    assert "worker-1" in logs.out
+
+    fetched = laptop.run("fetch", run, "-n", laptop.namespace, "--to", laptop.folder / "fetched")
+    assert fetched.code == 0, fetched.err
+    result = json.loads((laptop.folder / "fetched" / "result.json").read_text())
+
+    question = laptop.folder / "question.jsonl"
+    row = {
+        "input": "今天北京有雪。",
+        "options": {f"<option_{i}>": w for i, w in enumerate("晴雨雪风")},
+        "question": "天气怎么样？",
+    }
+    question.write_text(json.dumps(row | {"<ans>": ""}, ensure_ascii=False) + "\n")
+    delta = next((laptop.folder / "fetched").rglob("delta.safetensors")).parent
+    answer = laptop.run(
+        "predict", "--model", laptop.folder / "model", "--delta", delta, "--input", question, "--max-length", 4
+    )
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["<ans>"]
+
+    # the same spec on this machine, one process in place of two pods
+    laptop.spec["output"] = str(laptop.folder / "runs")
+    local = laptop.run("local", laptop.job, "--processes=1", "--json")
+    assert local.code == 0, local.err
+    scores = json.loads(local.out)["scores"]
+    assert scores["eval_loss"] == pytest.approx(result["scores"]["eval_loss"], rel=1e-4)
+    assert scores["best_step"] == result["scores"]["best_step"]
+
+
+def test_a_cancelled_run_keeps_its_objects_and_goes_on_when_resumed(laptop: Laptop):
+    laptop.spec["train"]["epochs"] = 12
+    submitted = laptop.submit()
+    assert submitted.code == 0, submitted.err
+    run = submitted.out.strip()
+    eventually(lambda: (laptop.status(run)["step"] or 0) >= 5, "it has done 5 steps")
+
+    cancelled = laptop.run("cancel", run, "-n", laptop.namespace)
+    assert cancelled.code == 0, cancelled.err
+    assert get("pods", "-n", laptop.namespace, "-l", f"cpmbee-job/run={run.split('/')[1]}")["items"] == []
+    status = laptop.status(run)
+    assert status["phase"] == "cancelled"
+    assert status["step"] >= 5
+    assert laptop.run("wait", run, "-n", laptop.namespace).code == 103
+    assert laptop.submit().code == 5
+
+    laptop.spec["train"]["epochs"] = 3
+    assert laptop.run("resume", run, "--set", "train.epochs=3", "-n", laptop.namespace).code == 5
+    resumed = laptop.run("resume", run, "-n", laptop.namespace, "--wait", "--timeout=10m")
+    assert resumed.code == 0, resumed.err
+    fetched = laptop.run("fetch", run, "-n", laptop.namespace, "--to", laptop.folder / "fetched")
+    assert fetched.code == 0, fetched.err
+    lines = [json.loads(line) for line in (laptop.folder / "fetched" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert {line["attempt"] for line in lines} >= {1, 2}
+
+
+def test_a_bad_row_ends_the_job_with_its_file_and_line(laptop: Laptop):
+    rows = laptop.folder / "raw" / "train.jsonl"
+    lines = rows.read_text().splitlines()
+    lines[30] = '{"target": "7", "input": "[翻译]没有候选"}'
+    rows.write_text("\n".join(lines) + "\n")
+    done = laptop.submit("--wait", "--timeout=10m")
+    assert done.code == 3, done.err
+    assert "train.jsonl:31" in done.err
+    status = laptop.status(done.out.strip())
+    assert status["phase"] == "failed"
+    assert "train.jsonl:31" in status["reason"]
+    eventually(lambda: has_failed(laptop.namespace), "the PyTorchJob has failed", seconds=180)
+
+
+def has_failed(namespace: str) -> bool:
+    """Whether the operator has given the only PyTorchJob up: nothing starts it again."""
+    (job,) = get("pytorchjobs", "-n", namespace)["items"]
+    return any(found["type"] == "Failed" and found["status"] == "True" for found in job["status"]["conditions"])

@@ -1,0 +1,117 @@
+"""What goes wrong on a real cluster, said in words; `make e2e-full`."""
+
+from functools import partial
+
+import pytest
+
+from tests.cluster import s3
+from tests.cluster.conftest import Laptop
+from tests.cluster.kubectl import apply, eventually, get, kubectl
+from tests.cluster.test_e2e import has_failed
+
+pytestmark = [pytest.mark.e2e_full, pytest.mark.timeout(900)]
+
+
+def problem(laptop: Laptop, run: str, *words: str) -> str:
+    """The first problem that `status` names, once it has these words."""
+
+    def said() -> str | None:
+        return next((p for p in laptop.status(run)["problems"] if all(word in p for word in words)), None)
+
+    eventually(said, f"status names {words}", seconds=240)
+    found = said()
+    assert found
+    return found
+
+
+def has_done(laptop: Laptop, run: str, step: int) -> bool:
+    return (laptop.status(run)["step"] or 0) >= step
+
+
+def test_an_image_that_can_not_be_pulled_is_named(laptop: Laptop):
+    laptop.spec["image"] = "registry.invalid/cpmbee-job/train:0.0.0"
+    run = laptop.submit().out.strip()
+    assert "registry.invalid/cpmbee-job/train:0.0.0" in problem(laptop, run, "image")
+    waited = laptop.run("wait", run, "-n", laptop.namespace, "--timeout=5")
+    assert waited.code == 101
+    assert "registry.invalid/cpmbee-job/train:0.0.0" in waited.err
+
+
+def test_a_request_that_no_node_can_meet_names_the_resource(laptop: Laptop):
+    laptop.spec["workers"] |= {"gpus": 8, "cpu": "900"}
+    run = laptop.submit().out.strip()
+    said = problem(laptop, run, "cpu")
+    assert "nvidia.com/gpu" in said
+    assert laptop.run("wait", run, "-n", laptop.namespace, "--timeout=5").code == 101
+    assert laptop.run("cancel", run, "-n", laptop.namespace).code == 0
+
+
+def test_a_worker_without_enough_memory_ends_the_run_in_words(laptop: Laptop):
+    laptop.spec["workers"] |= {"count": 1, "memory": "600Mi"}
+    done = laptop.submit("--wait", "--timeout=12m")
+    assert done.code == 100, done.err
+    assert "memory" in done.err
+    assert "600" in done.err
+
+
+def test_a_secret_that_is_missing_is_named(laptop: Laptop):
+    laptop.spec["storage"]["secret"] = "no-such-secret"
+    run = laptop.submit().out.strip()
+    assert "no-such-secret" in problem(laptop, run, "no-such-secret")
+
+
+def test_credentials_that_may_not_write_show_the_stores_words(laptop: Laptop):
+    secret = {"name": "reader", "namespace": laptop.namespace}
+    apply({"apiVersion": "v1", "kind": "Secret", "metadata": secret, "stringData": s3.LIMITED})
+    laptop.spec["storage"]["secret"] = "reader"
+    run = laptop.submit().out.strip()
+    said = problem(laptop, run, "prepare")
+    assert "AccessDenied" in said or "403" in said
+    for secret_value in (*s3.LIMITED.values(), *s3.CREDENTIALS.values()):
+        assert secret_value not in laptop.run("logs", run, "-n", laptop.namespace).out or "reader" in secret_value
+
+
+def test_a_spec_that_the_webhook_refuses_is_refused_before_anything_is_written(laptop: Laptop):
+    laptop.spec["cluster"]["tolerations"] = [{"key": "gpu", "operator": "Sometimes"}]
+    checked = laptop.run("validate", laptop.job, "--server")
+    assert checked.code == 3
+    assert "cluster.tolerations.0.operator" in checked.err
+    laptop.spec["cluster"] |= {
+        "tolerations": [],
+        "pod_overlay": {"spec": {"containers": [{"name": "pytorch", "imagee": "x"}]}},
+    }
+    refused = laptop.submit()
+    assert refused.code == 3
+    assert "imagee" in refused.err
+    assert get("pytorchjobs", "-n", laptop.namespace)["items"] == []
+    listed = laptop.run("list", "--output", laptop.spec["output"], "--json", "-n", laptop.namespace)
+    assert listed.out.strip() in ("[]", '{\n  "runs": []\n}')
+
+
+def test_an_init_step_that_is_killed_goes_on(laptop: Laptop):
+    run = laptop.submit().out.strip()
+    pod = f"cpmbee-job/run={run.split('/')[1]},training.kubeflow.org/replica-index=1"
+    eventually(lambda: get("pods", "-n", laptop.namespace, "-l", pod)["items"], "worker-1 is there")
+    kubectl("delete", "pod", "-n", laptop.namespace, "-l", pod, "--grace-period=0", "--force")
+    waited = laptop.run("wait", run, "-n", laptop.namespace, "--timeout=10m")
+    assert waited.code == 0, waited.err
+
+
+def test_workers_that_are_killed_come_back_and_no_step_is_lost(laptop: Laptop):
+    laptop.spec["train"]["epochs"] = 8
+    laptop.spec["workers"] |= {"min": 1}
+    run = laptop.submit().out.strip()
+    for index, step in ((1, 3), (0, 12)):
+        eventually(partial(has_done, laptop, run, step), f"it has done {step} steps")
+        pod = f"cpmbee-job/run={run.split('/')[1]},training.kubeflow.org/replica-index={index}"
+        kubectl("delete", "pod", "-n", laptop.namespace, "-l", pod, "--grace-period=0", "--force")
+    waited = laptop.run("wait", run, "-n", laptop.namespace, "--timeout=12m")
+    assert waited.code == 0, waited.err
+
+
+def test_a_quota_that_is_too_small_is_said(laptop: Laptop):
+    quota = {"name": "small", "namespace": laptop.namespace}
+    apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": quota, "spec": {"hard": {"limits.memory": "4Gi"}}})
+    run = laptop.submit().out.strip()
+    assert "limits.memory" in problem(laptop, run, "quota")
+    assert not has_failed(laptop.namespace)

@@ -1,0 +1,86 @@
+"""Every reviewed manifest, as a real API server sees it: the CRD and the operator's webhook (strict), and its pod under
+the "restricted" standard. Nothing is made but a namespace with a Role in it."""
+
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = sorted([*(ROOT / "tests" / "golden").glob("*/pytorchjob.yaml"), *(ROOT / "k8s").rglob("pytorchjob.yaml")])
+FOLDERS = ["k8s/base", "k8s/cluster-view", "k8s/example", "k8s/overlays/dev", "k8s/overlays/gpu"]
+
+pytestmark = [
+    pytest.mark.skipif("KUBECONFIG" not in os.environ, reason="KUBECONFIG names no cluster"),
+    pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl"),
+]
+
+
+def kubectl(*arguments: str, stdin: Any = None) -> str:
+    text = None if stdin is None else json.dumps(stdin)
+    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "violate" not in done.stderr  # what the standard would refuse is a warning where a job makes the pod
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    """One with the labels of k8s/base, and what pods may name."""
+    (ours,) = yaml.safe_load_all((ROOT / "k8s/base/namespace.yaml").read_text())
+    name = ours["metadata"]["name"] = f"manifests-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "-f", "-", stdin=ours)
+    try:
+        kubectl("create", "serviceaccount", "trainer", "-n", name)
+        kubectl("create", "serviceaccount", "cpmbee-train", "-n", name)
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+def dry_run(manifest: Any, namespace: str, *options: str) -> None:
+    manifest["metadata"]["namespace"] = namespace
+    kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", *options, stdin=manifest)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
+def test_the_operator_takes_the_job(path: Path, namespace: str) -> None:
+    dry_run(yaml.safe_load(path.read_text()), namespace)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
+def test_its_pod_is_valid_and_restricted(path: Path, namespace: str) -> None:
+    template = yaml.safe_load(path.read_text())["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    template["spec"].pop("priorityClassName", None)  # the cluster need not have it
+    pod = {"apiVersion": "v1", "kind": "Pod", **template}
+    pod["metadata"] = {"name": "a-worker-0", **template["metadata"]}
+    pod["metadata"]["labels"]["training.kubeflow.org/replica-index"] = "0"
+    pod["spec"]["restartPolicy"] = "OnFailure"
+    dry_run(pod, namespace)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_kustomize_makes_what_the_cluster_takes(folder: str, namespace: str) -> None:
+    made = list(yaml.safe_load_all(kubectl("kustomize", str(ROOT / folder))))
+    for manifest in made:
+        if "namespace" in manifest["metadata"]:
+            dry_run(manifest, namespace)
+        else:
+            kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=manifest)
+
+
+def test_the_role_lets_its_users_submit_into_the_namespace_only(namespace: str) -> None:
+    for name in ("role.yaml", "role-binding.yaml"):
+        kubectl("create", "-n", namespace, "-f", str(ROOT / "k8s/base" / name))
+    user = ("--as=somebody", "--as-group=cpmbee-job-users")
+    dry_run(yaml.safe_load((ROOT / "k8s/example/pytorchjob.yaml").read_text()), namespace, *user)
+    assert kubectl("auth", "can-i", "get", "pods/log", "-n", namespace, *user) == "yes\n"
+    elsewhere = ["kubectl", "auth", "can-i", "create", "pytorchjobs.kubeflow.org", "-n", "default", *user]
+    assert subprocess.run(elsewhere, capture_output=True, text=True, check=False).stdout == "no\n"

@@ -1,0 +1,52 @@
+"""What tests of submitting share: inputs on this machine, a cluster that loses the launcher, looks at what is there."""
+
+from pathlib import Path
+from typing import Any
+
+from cpmbee_job.launch.cluster import PYTORCHJOBS, Object
+from cpmbee_job.launch.submit import Submission
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.urls import open_store
+from tests.fake_cluster import FakeCluster
+
+
+def make_inputs(folder: Path) -> None:
+    (folder / "model").mkdir()
+    for name in ("vocab.txt", "config.json", "model.safetensors"):
+        (folder / "model" / name).write_text(f"the {name}")
+    (folder / "train.jsonl").write_text('{"input": "a", "<ans>": "b"}\n')
+    (folder / "eval").mkdir()
+    (folder / "eval" / "rows.jsonl").write_text('{"input": "c", "<ans>": "d"}\n')
+
+
+def keys(url: str, storage: StorageSpec) -> list[str]:
+    return [entry.key for entry in open_store(url, storage).list()]
+
+
+def run_of(submission: Submission, storage: StorageSpec) -> Run:
+    return Run.open(submission.found.url, storage)
+
+
+def jobs(cluster: FakeCluster) -> list[Object]:
+    return list(cluster.objects.get(PYTORCHJOBS, {}).values())
+
+
+class Died(BaseException):
+    """The process was killed here."""
+
+
+class DyingCluster(FakeCluster):
+    """The submit dies before it creates the PyTorchJob, or right after."""
+
+    def __init__(self, *, after: bool) -> None:
+        super().__init__("team")
+        self.after: bool | None = after
+
+    def create(self, kind: str, manifest: Object, **how: Any) -> Object:
+        if how.get("dry_run") or self.after is None:
+            return super().create(kind, manifest, **how)
+        after, self.after = self.after, None
+        if after:
+            super().create(kind, manifest, **how)
+        raise Died

@@ -1,0 +1,131 @@
+"""A pod's two containers as processes: init step and entrypoint, under the environment that a cluster gives them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.errors import JobFailedError, PreflightError, SpecError
+from cpmbee_job.pod import TERMINATION_LOG_ENV
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec, load_spec
+from tests.integration.jobs import descendants, make_job, wait_for, wait_until_gone
+
+
+@pytest.fixture
+def last_word(tmp_path: Path) -> Path:
+    """The file that the kubelet would read."""
+    path = tmp_path / "termination-log"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def pod(last_word: Path) -> dict[str, str]:
+    return {**os.environ, TERMINATION_LOG_ENV: str(last_word)}
+
+
+def begin(tmp_path: Path, *overrides: str) -> Run:
+    return Run.start(load_spec(make_job(tmp_path), overrides), "r1")
+
+
+def prepare(url: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *contract.prepare_command(url)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def train(url: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *contract.train_command(url)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_image_that_does_not_fit_the_launcher_ends_the_run_before_anything_is_read(tmp_path, pod, last_word):
+    run = tmp_path / "runs" / "weather" / "r1"
+    run.mkdir(parents=True)
+    (run / contract.SPEC).write_text("of: a form that this version has never seen\n")
+    pod |= {contract.VERSION_ENV: "1000", contract.LAUNCHER_ENV: "99.0", contract.STORAGE_ENV: '{"new_field": 1}'}
+    assert prepare(str(run), pod).returncode == 0  # or it would be started for ever
+    result = json.loads((run / contract.RESULT).read_text())
+    assert (result["state"], result["exit_code"]) == ("failed", 3)
+    assert "the image is the older one" in result["reason"]
+    last_word.write_text("")
+    assert train(str(run), pod).returncode == 3
+    assert "the image is the older one" in last_word.read_text()
+    assert "use the image of cpmbee-job 99.0" in last_word.read_text()
+
+
+def test_a_spec_that_can_t_be_read_ends_the_run(tmp_path, pod):
+    run = begin(tmp_path)
+    run.store.put(contract.SPEC, b"nonsense: 1\n")
+    assert prepare(run.url, pod).returncode == 0
+    assert run.result()["exit_code"] == SpecError.exit_code
+
+
+def test_no_credentials_end_the_init_step_at_once_in_words(bucket, s3_storage: StorageSpec, pod, last_word, tmp_path):
+    pod = {name: value for name, value in pod.items() if not name.startswith("AWS_")}
+    pod |= {contract.STORAGE_ENV: s3_storage.model_dump_json(), "AWS_EC2_METADATA_DISABLED": "true"}
+    pod["HOME"] = str(tmp_path)
+    assert prepare(f"{bucket}/weather/r1", pod).returncode == PreflightError.exit_code
+    assert "no credentials" in last_word.read_text()
+
+
+def test_an_outage_of_the_store_is_waited_for(bucket, proxy, pod, tmp_path):
+    storage = StorageSpec(endpoint_url=proxy.url)
+    run = Run.start(load_spec(make_job(tmp_path), [f"output={bucket}"]), "r1", storage)
+    proxy.fail("error", 6)  # all that the client tries by itself
+    done = prepare(run.url, pod | {contract.STORAGE_ENV: storage.model_dump_json()})
+    assert done.returncode == 0, done.stderr
+    assert "the store fails, trying again" in done.stderr
+    assert run.data()["train"]["examples"] == 400
+
+
+def test_a_deadline_that_passed_between_two_starts_ends_the_run(tmp_path, pod, last_word):
+    run = begin(tmp_path, "train.deadline=60")
+    run.store.put(contract.attempt_key(1), contract.to_json({"started_unix": time.time() - 61}))
+    assert train(run.url, pod).returncode == JobFailedError.exit_code
+    assert run.result()["reason"] == last_word.read_text() == "the deadline of 60 s has passed"
+
+
+def test_pods_train_together_and_the_loss_of_one_ends_nothing(tmp_path, pod):
+    """Two entrypoints with what the training operator puts into elastic pods. The survivor's world has one rank."""
+    run = begin(tmp_path, "train.epochs=200", "train.early_stop_patience=0", "data.eval=null")
+    assert prepare(run.url, pod).returncode == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pod |= {
+        "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}",
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_CONF": "join_timeout=300,last_call_timeout=2,read_timeout=60",
+        "PET_NNODES": "1:2",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_MAX_RESTARTS": "100",
+        "PET_LOCAL_ADDR": "127.0.0.1",
+        contract.CPUS_ENV: "1",
+    }
+    command = [sys.executable, *contract.train_command(run.url)]
+    pods = [subprocess.Popen(command, env=pod | {"POD_NAME": f"worker-{i}"}) for i in range(2)]
+    folder = Path(run.url)
+    try:
+        wait_for(folder / "checkpoints" / "4", 120)
+        sizes = {json.loads(path.read_text())["world_size"] for path in (folder / "attempts").glob("?????.json")}
+        assert 2 in sizes
+        attempts = len(list((folder / "attempts").glob("?????.json")))
+        for process in [*descendants(pods[1].pid), pods[1].pid]:
+            os.kill(process, signal.SIGKILL)
+        following = contract.attempt_key(attempts + 1)
+        wait_for(folder / following, 120)
+        assert json.loads((folder / following).read_text())["world_size"] == 1
+    finally:
+        below = descendants(pods[0].pid)
+        for process in pods:
+            process.terminate()
+            process.wait(60)
+        wait_until_gone(below)

@@ -1,0 +1,305 @@
+"""Submitting to a cluster in memory, against a real object store."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.errors import (
+    ClusterError,
+    PreflightError,
+    RefusedError,
+    RejectedError,
+    SpecError,
+    StoreError,
+    UnreachableError,
+)
+from cpmbee_job.launch.cluster import PODS, PYTORCHJOBS, Object
+from cpmbee_job.launch.submit import Submission, submit
+from cpmbee_job.store.urls import open_store
+from tests.fake_cluster import FakeCluster
+from tests.integration.submitting import Died, DyingCluster, jobs, keys, run_of
+
+
+def test_a_submit_uploads_inputs_begins_the_run_and_creates_its_job(job, cluster, bucket, s3_storage):
+    done = submit(job(), cluster)
+    assert not done.adopted
+    spec = run_of(done, s3_storage).spec
+    assert spec.model.startswith(f"{bucket}/runs/uploads/")
+    assert spec.data.train.endswith("/train.jsonl")
+    assert spec.data.eval is not None
+    assert keys(spec.data.eval, s3_storage) == ["rows.jsonl"]
+    assert keys(spec.model, s3_storage) == ["config.json", "model.safetensors", "vocab.txt"]
+    assert spec.cluster.namespace == "team"
+    (manifest,) = jobs(cluster)
+    assert manifest["metadata"]["name"] == done.job
+    assert manifest["metadata"]["annotations"][contract.URL_ANNOTATION] == f"{bucket}/runs/{done.reference}"
+
+
+def test_a_second_submit_adopts_the_run_and_moves_nothing(job, cluster):
+    first = submit(job(), cluster)
+    moved: list[int] = []
+
+    def bar(title: str, total: int) -> Any:
+        moved.append(total if title == "upload" else 0)
+        return nullcontext(lambda _count: None)
+
+    again = submit(job(), cluster, bar=bar)
+    assert (again.adopted, again.reference) == (True, first.reference)
+    assert sum(moved) == 0
+    assert len(jobs(cluster)) == 1
+    assert again.differences == ()
+
+
+def test_a_succeeded_run_is_adopted_also_when_the_cluster_has_forgotten_it(job, cluster, s3_storage):
+    first = submit(job(), cluster)
+    run_of(first, s3_storage).finish("succeeded", "finished")
+    cluster.objects.clear()
+    again = submit(job(), cluster)
+    assert (again.adopted, again.reference) == (True, first.reference)
+    assert "succeeded" in again.why
+    assert jobs(cluster) == []
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_a_run_that_ended_badly_is_refused_naming_the_two_ways_on(job, cluster, s3_storage, state):
+    first = submit(job(), cluster)
+    run_of(first, s3_storage).finish(state, "somebody's reason")
+    with pytest.raises(RefusedError, match="somebody's reason") as caught:
+        submit(job(), cluster)
+    assert f"resume {first.reference}" in str(caught.value)
+    assert "--new" in str(caught.value)
+
+
+def test_a_run_that_has_vanished_is_refused_naming_its_place(job, cluster, s3_storage):
+    first = submit(job(), cluster)
+    run_of(first, s3_storage).store.put(contract.attempt_key(1), b"{}")
+    cluster.objects.clear()
+    with pytest.raises(RefusedError, match="gone from the cluster") as caught:
+        submit(job(), cluster)
+    assert f"resume {first.found.url} --endpoint-url {s3_storage.endpoint_url}`" in str(caught.value)
+
+
+def test_new_begins_the_next_run_and_later_submits_mean_that_one(job, cluster):
+    first = submit(job(), cluster)
+    second = submit(job(), cluster, new=True)
+    assert second.reference == f"{first.reference}-2"
+    assert submit(job(), cluster).reference == second.reference
+    assert len(jobs(cluster)) == 2
+
+
+def test_two_that_ask_for_a_new_run_at_once_get_one_each(job, cluster):
+    first = submit(job(), cluster)
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: submit(job(), cluster, new=True), range(2)))
+    assert {submission.reference for submission in done} == {f"{first.reference}-2", f"{first.reference}-3"}
+
+
+def test_a_key_makes_it_another_run(job, cluster):
+    assert submit(job(), cluster).reference != submit(job(), cluster, key="again").reference
+
+
+def test_other_data_make_it_another_run(job, cluster, tmp_path):
+    first = submit(job(), cluster)
+    (tmp_path / "train.jsonl").write_text('{"input": "a", "<ans>": "c"}\n')
+    assert submit(job(), cluster).reference != first.reference
+
+
+def test_where_the_inputs_lie_already_names_the_same_run(job, cluster, s3_storage):
+    first = submit(job(), cluster)
+    stored = run_of(first, s3_storage).spec
+    assert submit(stored, cluster).reference == first.reference
+
+
+def test_objects_in_the_store_count_by_their_listing(job, cluster, bucket, s3_storage):
+    store = open_store(f"{bucket}/data", s3_storage)
+    store.put("train.jsonl", b"{}\n")
+    spec = job(f"data.train={bucket}/data/")
+    first = submit(spec, cluster)
+    assert submit(spec, cluster).reference == first.reference
+    store.put("train.jsonl", b"{} \n")
+    assert submit(spec, cluster).reference != first.reference
+
+
+def test_eight_submits_at_once_make_one_run_and_one_job(job, cluster, bucket, s3_storage):
+    start = threading.Barrier(8)
+
+    def one(_: int) -> Submission:
+        start.wait()
+        return submit(job(), cluster)
+
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(one, range(8)))
+    assert len({submission.reference for submission in done}) == 1
+    assert sum(not submission.adopted for submission in done) == 1
+    assert len(jobs(cluster)) == 1
+    assert [key for key in keys(f"{bucket}/runs", s3_storage) if key.endswith("spec.yaml")] == [
+        f"{done[0].reference}/spec.yaml"
+    ]
+
+
+def test_what_the_cluster_rejects_leaves_no_run_behind(job, cluster, bucket, s3_storage):
+    cluster.refusals["create", PYTORCHJOBS] = RejectedError("no such field", [("spec.x", "unknown")])
+    with pytest.raises(RejectedError):
+        submit(job(), cluster)
+    assert keys(f"{bucket}/runs/weather", s3_storage) == []
+    cluster.refusals.clear()
+    assert not submit(job(), cluster).adopted
+
+
+def test_a_job_whose_pods_would_be_rejected_is_refused_with_the_spec_s_key(job, cluster, bucket, s3_storage):
+    path = "spec.terminationGracePeriodSeconds"
+    cluster.refusals["create", PODS] = RejectedError("invalid", [(path, "must be greater than 0")])
+    with pytest.raises(RejectedError, match=r"cluster\.grace_period: must be greater"):
+        submit(job(), cluster)
+    assert keys(f"{bucket}/runs/weather", s3_storage) == []
+
+
+def test_a_quota_that_is_used_up_is_only_told(job, cluster):
+    cluster.refusals["create", PODS] = ClusterError('pods "a" is forbidden: exceeded quota: team, requested: cpu=4')
+    told: list[str] = []
+    assert not submit(job(), cluster, warn=told.append).adopted
+    assert "exceeded quota: team" in told[0]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_submit_that_died_around_the_job_s_creation_is_completed(job, after):
+    cluster = DyingCluster(after=after)
+    with pytest.raises(Died):
+        submit(job(), cluster)
+    again = submit(job(), cluster)
+    assert again.adopted
+    assert len(jobs(cluster)) == 1
+    assert submit(job(), cluster).reference == again.reference
+    assert len(jobs(cluster)) == 1
+
+
+def test_a_half_done_submit_is_completed_as_it_was_begun(job):
+    cluster = DyingCluster(after=False)
+    with pytest.raises(Died):
+        submit(job(), cluster)
+    again = submit(job("workers.memory=1Gi"), cluster)
+    assert again.differences == ('workers.memory: "16Gi", not "1Gi"',)
+    pod = jobs(cluster)[0]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["memory"] == "16Gi"
+
+
+def test_a_half_done_submit_is_not_completed_in_another_namespace(job):
+    with pytest.raises(Died):
+        submit(job(), DyingCluster(after=False))
+    with pytest.raises(RefusedError, match="namespace team"):
+        submit(job(), FakeCluster("other"))
+
+
+def test_a_submit_that_died_during_the_uploads_is_completed(job, cluster, bucket, s3_storage):
+    done = submit(job(), cluster, dry_run=True)
+    assert keys(bucket, s3_storage) == []
+    assert submit(job(), cluster).reference == done.reference
+    spec = run_of(done, s3_storage).spec
+    store = open_store(spec.model, s3_storage)
+    store.put("model.safetensors", b"something else")  # as if damaged
+    submit(job(), cluster)
+    assert store.get("model.safetensors") == b"the model.safetensors"
+
+
+def test_a_cluster_that_stops_answering_says_that_the_same_command_goes_on(job, cluster):
+    original = cluster.create
+
+    def fails(kind: str, manifest: Object, **how: Any) -> Object:
+        if how.get("dry_run"):
+            return original(kind, manifest, **how)
+        raise UnreachableError("timed out")
+
+    cluster.create = fails
+    with pytest.raises(UnreachableError, match="same command again"):
+        submit(job(), cluster)
+
+
+def test_a_dry_run_shows_exactly_what_is_sent_then_and_writes_nothing(job, cluster, bucket, s3_storage):
+    dry = submit(job(), cluster, dry_run=True)
+    assert keys(bucket, s3_storage) == []
+    assert jobs(cluster) == []
+    submit(job(), cluster)
+    (sent,) = jobs(cluster)
+    assert dry.manifest is not None
+    assert sent["spec"] == dry.manifest["spec"]
+    assert {key: sent["metadata"][key] for key in dry.manifest["metadata"]} == dry.manifest["metadata"]
+
+
+def test_a_dry_run_of_what_runs_already_sends_nothing(job, cluster):
+    submit(job(), cluster)
+    dry = submit(job(), cluster, dry_run=True)
+    assert (dry.adopted, dry.manifest) == (True, None)
+
+
+def test_differences_that_change_nothing_computed_are_told(job, cluster):
+    submit(job(), cluster)
+    again = submit(job("image=example/train:2"), cluster)
+    assert again.differences == ('image: "example/train:1", not "example/train:2"',)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("output=file:///tmp/x/", r"^output: .*no pod sees"),
+        ("image=null", "^image: missing"),
+        ("model=no/", "^model: "),
+    ],
+)
+def test_what_no_cluster_could_run_is_said_before_anything_is_asked(job, cluster, override, words):
+    with pytest.raises(SpecError, match=words):
+        submit(job(override), cluster)
+    assert cluster.calls == []
+
+
+def test_data_that_are_not_in_the_store_are_named_with_their_key(job, cluster, bucket):
+    with pytest.raises(PreflightError, match=r"^data\.train: .*nothing there"):
+        submit(job(f"data.train={bucket}/nothing/"), cluster)
+
+
+def test_a_model_folder_in_the_store_that_is_none_is_refused(job, cluster, bucket, s3_storage):
+    open_store(f"{bucket}/model", s3_storage).put("vocab.txt", b"x")
+    with pytest.raises(Exception, match=r"model: .* no (config|weights)"):
+        submit(job(f"model={bucket}/model/"), cluster)
+
+
+def test_a_job_s_name_that_is_another_run_s_is_refused(job, cluster, bucket, s3_storage):
+    inputs = open_store(f"{bucket}/inputs", s3_storage)
+    for name in ("vocab.txt", "config.json", "model.safetensors", "rows.jsonl"):
+        inputs.put(name, b"x")
+    there = [f"model={bucket}/inputs/", f"data.train={bucket}/inputs/rows.jsonl", "data.eval=null"]
+    first = submit(job(*there), cluster)
+    with pytest.raises(
+        RefusedError, match=f"{first.job} .* belongs to {first.found.url}, not to .*elsewhere.*"
+    ) as caught:
+        submit(job(*there, f"output={bucket}/elsewhere/"), cluster)
+    assert "--key" in str(caught.value)
+    assert keys(f"{bucket}/elsewhere", s3_storage) == []
+    assert not submit(job(*there, f"output={bucket}/elsewhere/"), cluster, key="other").adopted
+
+
+def test_a_store_that_only_pods_reach_is_told_with_the_field_for_it(job, cluster):
+    with pytest.raises(StoreError, match="launcher_endpoint_url") as caught:
+        submit(job("storage.endpoint_url=http://127.0.0.1:9"), cluster)
+    assert caught.value.exit_code == 4
+
+
+def test_the_launcher_s_own_address_of_the_store_is_used(job, cluster, s3_storage):
+    spec = job("storage.endpoint_url=http://127.0.0.1:9", f"storage.launcher_endpoint_url={s3_storage.endpoint_url}")
+    assert not submit(spec, cluster).adopted
+
+
+def created(cluster: FakeCluster) -> int:
+    return sum(verb == "create" for verb, _ in cluster.calls)
+
+
+def test_wrong_credentials_fail_before_anything_is_created(job, cluster, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StoreError) as caught:
+        submit(job(), cluster)
+    assert caught.value.exit_code == 4
+    assert "wrong" not in str(caught.value).replace("credentials are wrong", "")
+    assert created(cluster) == 0

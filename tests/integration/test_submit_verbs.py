@@ -1,0 +1,171 @@
+"""`submit`, `resume`, `cancel` and `fetch` as a user runs them, against a real object store and an API server."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cpmbee_job import contract
+from cpmbee_job.launch.cluster import PYTORCHJOBS
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.urls import open_store
+from tests.fake_cluster import FakeCluster
+from tests.integration.conftest import CREDENTIALS
+from tests.integration.jobs import Outcome, cli, make_job, start
+from tests.integration.kubernetes_api import kubernetes_api
+from tests.integration.submitting import jobs, keys, make_inputs
+
+Verb = Callable[..., Outcome]
+
+
+@pytest.fixture
+def kubeconfig(cluster: FakeCluster, tmp_path: Path) -> Iterator[Path]:
+    with kubernetes_api(cluster, tmp_path) as path:
+        yield path
+
+
+@pytest.fixture
+def spec(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
+    make_inputs(tmp_path)
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"name: weather\nmodel: model/\ndata: {{train: train.jsonl}}\noutput: {bucket}/runs/\n"
+        f"image: example/train:1\nstorage: {{endpoint_url: {s3_storage.endpoint_url}, secret: s3}}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def verb(kubeconfig: Path) -> Verb:
+    def run(*arguments: object) -> Outcome:
+        done = cli(*arguments, env={"KUBECONFIG": str(kubeconfig)})
+        for secret in (CREDENTIALS["AWS_SECRET_ACCESS_KEY"], "secret-token"):
+            assert secret not in done.out + done.err
+        return done
+
+    return run
+
+
+def test_stdout_has_the_run_and_stderr_what_comes_next(verb: Verb, spec: Path, cluster: FakeCluster) -> None:
+    done = verb("submit", spec)
+    assert done.code == 0, done.err
+    (job,) = jobs(cluster)
+    reference = done.out.strip()
+    assert job["metadata"]["name"] == reference.replace("/", "-")
+    assert f"cpmbee-job status {reference}" in done.err
+    again = verb("submit", spec, "--json", "--set", "workers.memory=1Gi")
+    document = json.loads(again.out)
+    assert (document["run"], document["adopted"], document["namespace"]) == (reference, True, "team")
+    assert document["differences"] == ['workers.memory: "16Gi", not "1Gi"']
+    assert document["differences"][0] in again.err
+
+
+def test_a_dry_run_prints_the_manifest_and_nothing_else(
+    verb: Verb, spec: Path, cluster: FakeCluster, bucket: str, s3_storage: StorageSpec
+) -> None:
+    done = verb("submit", spec, "--dry-run")
+    assert done.code == 0, done.err
+    manifest = yaml.safe_load(done.out)
+    assert keys(bucket, s3_storage) == []
+    assert jobs(cluster) == []
+    verb("submit", spec)
+    assert jobs(cluster)[0]["spec"] == manifest["spec"]
+    running = verb("submit", spec, "--dry-run")
+    assert (running.code, running.out) == (0, "")
+    assert "nothing would be sent" in running.err
+
+
+def test_mistakes_in_the_spec_come_before_the_question_for_a_cluster(spec: Path, tmp_path: Path) -> None:
+    nowhere = {"KUBECONFIG": str(tmp_path / "nowhere")}
+    local = cli("submit", spec, "--set", "output=runs/", env=nowhere)
+    assert local.code == 3
+    assert "error: output: " in local.err
+    without = cli("submit", spec, env=nowhere)
+    assert without.code == 4
+    assert "KUBECONFIG" in without.err
+
+
+@pytest.mark.parametrize("options", [["--timeout", "5"], ["--dry-run", "--wait"]])
+def test_options_that_make_no_sense_together_are_refused(verb: Verb, spec: Path, options: list[str]) -> None:
+    assert verb("submit", spec, *options).code == 2
+
+
+def test_waiting_ends_with_the_run_s_own_exit_code(
+    kubeconfig: Path, spec: Path, bucket: str, s3_storage: StorageSpec
+) -> None:
+    waiting = start("submit", spec, "--wait", "--json", env={"KUBECONFIG": str(kubeconfig)})
+    store = open_store(f"{bucket}/runs/weather", s3_storage)
+    deadline = time.monotonic() + 60
+    while not (begun := [entry.key for entry in store.list() if entry.key.endswith("spec.yaml")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    run = Run.open(f"{bucket}/runs/weather/{begun[0].partition('/')[0]}", s3_storage)
+    run.finish("failed", "train.jsonl:3: bad row", exit_code=3)
+    out, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 3, err
+    assert json.loads(out)["phase"] == "failed"
+    assert "train.jsonl:3: bad row" in err
+
+
+def test_waiting_for_a_run_that_has_succeeded_before_ends_at_once(
+    verb: Verb, spec: Path, bucket: str, s3_storage: StorageSpec
+) -> None:
+    reference = verb("submit", spec).out.strip()
+    run = Run.open(f"{bucket}/runs/{reference}", s3_storage)
+    run.store.put("delta/1.1/manifest.json", b"{}")
+    for pointer in (contract.BEST, contract.LAST):
+        run.store.put(pointer, contract.to_json({"prefix": "delta/1.1/"}))
+    run.finish("succeeded", "finished")
+    done = verb("submit", spec, "--wait", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["phase"] == "succeeded"
+
+
+def test_a_run_is_cancelled_refused_and_resumed(verb: Verb, spec: Path, cluster: FakeCluster) -> None:
+    reference = verb("submit", spec).out.strip()
+    done = verb("cancel", reference)
+    assert done.code == 0, done.err
+    assert cluster.objects[PYTORCHJOBS] == {}
+    refused = verb("submit", spec)
+    assert refused.code == 5
+    way = re.search("`cpmbee-job (resume s3:.*?)`", refused.err)
+    assert way is not None, "the cluster has forgotten it: only the place leads to it"
+    assert way[0] in done.err
+    resumed = verb(*way[1].split(), "--set", "workers.memory=1Gi")
+    assert resumed.code == 0, resumed.err
+    assert resumed.out.strip() == reference
+    assert len(jobs(cluster)) == 1
+
+
+def test_a_run_without_a_delta_has_logs_to_fetch_at_least(
+    verb: Verb, spec: Path, bucket: str, s3_storage: StorageSpec, tmp_path: Path
+) -> None:
+    reference = verb("submit", spec).out.strip()
+    Run.open(f"{bucket}/runs/{reference}", s3_storage).store.put("logs/pod-0/00001.log", b"a line\n")
+    assert verb("fetch", reference, "--to", tmp_path / "t").code == 102
+    done = verb("fetch", reference, "--to", tmp_path / "t", "--what", "logs,spec")
+    assert done.code == 0, done.err
+    assert Path(done.out.strip()) == tmp_path / "t"
+    assert (tmp_path / "t" / "logs" / "pod-0" / "00001.log").read_bytes() == b"a line\n"
+
+
+def test_what_is_fetched_answers(tmp_path: Path) -> None:
+    """Of a run of this machine, which needs no cluster."""
+    job = make_job(tmp_path, rows=64)
+    done = cli("local", job, "--run-id", "one", "--processes", 1, "--set", "train.epochs=1")
+    assert done.code == 0, done.err
+    nowhere = {"KUBECONFIG": str(tmp_path / "nowhere")}
+    fetched = cli("fetch", done.out.strip(), "--to", tmp_path / "weather", env=nowhere)
+    assert fetched.code == 0, fetched.err
+    folder = Path(fetched.out.strip())
+    rows = ("--model", tmp_path / "model", "--input", tmp_path / "eval.jsonl", "--max-length", 2)
+    whole = cli("predict", "--delta", folder, *rows)
+    assert whole.code == 0, whole.err
+    assert cli("predict", "--delta", folder / "delta", *rows).out == whole.out
+    assert len(whole.out.splitlines()) == 40
+    assert list((folder / "logs").iterdir())
