@@ -202,9 +202,8 @@ def init(
     import torch
 
     from cpmbee_job.data.tokenizer import Tokenizer
-    from cpmbee_job.model.config import ModelConfig, read_config
+    from cpmbee_job.model.config import CONFIG, VOCABULARY, ModelConfig, read_config
     from cpmbee_job.model.cpmbee import CpmBee, init_weights
-    from cpmbee_job.model.config import CONFIG, VOCABULARY
     from cpmbee_job.model.weights import save_weights
 
     settings = storage(endpoint_url, path_style)

@@ -15,7 +15,7 @@ import yaml
 from cpmbee_job.demo import CITIES, DAYS, WEATHER, make_model
 from tests.cluster import s3
 from tests.cluster.kubectl import apply, fresh_namespace
-from tests.integration.jobs import Outcome, cli, start
+from tests.integration.jobs import Outcome, cli
 
 TRAIN_IMAGE = os.environ.get("CPMBEE_TRAIN_IMAGE", "localhost/cpmbee-job/train:dev")
 
@@ -72,11 +72,11 @@ class Laptop:
         return path
 
     def run(self, *arguments: object) -> Outcome:
-        return cli(*arguments, env={"CPMBEE_OUTPUT": self.spec["output"]})
-
-    def start(self, *arguments: object) -> Any:
-        """In the background."""
-        return start(*arguments, env={"CPMBEE_OUTPUT": self.spec["output"]})
+        storage = self.spec["storage"]
+        return cli(
+            *arguments,
+            env={"CPMBEE_OUTPUT": self.spec["output"], "AWS_ENDPOINT_URL": storage["launcher_endpoint_url"]},
+        )
 
     def submit(self, *arguments: object) -> Outcome:
         return self.run("submit", self.job, *arguments)

@@ -14,8 +14,8 @@ def test_a_job_is_submitted_followed_fetched_and_used(laptop: Laptop):
     submitted = laptop.submit("--follow", "--wait", "--timeout=10m")
     assert submitted.code == 0, submitted.err
     run = submitted.out.strip().splitlines()[-1]
-    assert "prepare" in submitted.err + submitted.out
-    assert "eval loss" in submitted.err + submitted.out
+    for word in ("worker-0", "worker-1", "prepare", "eval loss"):
+        assert word in submitted.err
     status = laptop.status(run)
     assert status["phase"] == "succeeded"
     assert status["progress"] == 1
@@ -27,7 +27,7 @@ def test_a_job_is_submitted_followed_fetched_and_used(laptop: Laptop):
 
     logs = laptop.run("logs", run, "-n", laptop.namespace)
     assert "worker-0" in logs.out
-    assert "worker-1" in logs.out
+    assert "eval loss" in logs.out
 
     fetched = laptop.run("fetch", run, "-n", laptop.namespace, "--to", laptop.folder / "fetched")
     assert fetched.code == 0, fetched.err
