@@ -15,14 +15,14 @@ import typer.main
 from pydantic import BaseModel
 
 from cpmbee_job import cli
-from cpmbee_job.launch.listing import Listing
-from cpmbee_job.launch.permissions import CLUSTER_LOOKS, LOOKS, PERMISSIONS, Permission, rules
-from cpmbee_job.launch.render import default_run_id, render, to_yaml
-from cpmbee_job.launch.status import RunStatus
+from cpmbee_job.launch.kube.permissions import CLUSTER_LOOKS, LOOKS, PERMISSIONS, Permission, rules
+from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
+from cpmbee_job.launch.runs.listing import Listing
+from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.spec import JobSpec, load_spec
 
 ROOT = Path(__file__).parents[1]
-MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/permissions.py.\n"
+MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/kube/permissions.py.\n"
 NOTE = "<!-- Written by `make docs`; change the source it comes from instead. -->\n"
 
 

@@ -14,7 +14,7 @@ from cpmbee_job.errors import PreflightError, UsageError
 from cpmbee_job.spec import load_spec
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.findings import Finding
+    from cpmbee_job.launch.checks.findings import Finding
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red", "not_permitted": "cyan"}
 
@@ -45,7 +45,7 @@ def doctor(
 
     Example: cpmbee-job doctor job.yaml
     """
-    from cpmbee_job.launch.doctor import examine_all
+    from cpmbee_job.launch.checks.doctor import examine_all
 
     if job is None:
         if overrides:

@@ -38,8 +38,8 @@ def fetch_run(
 
     Example: cpmbee-job fetch weather/3f9c01d2ab47 --to weather, then cpmbee-job predict --delta weather ...
     """
-    from cpmbee_job.launch.fetch import fetch
-    from cpmbee_job.launch.runs import as_place, find_run
+    from cpmbee_job.launch.lifecycle.fetch import fetch
+    from cpmbee_job.launch.runs.find import as_place, find_run
     from cpmbee_job.store.urls import open_store
 
     cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)

@@ -26,10 +26,10 @@ from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect
 from cpmbee_job.errors import CpmbeeError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.cluster import Cluster
-    from cpmbee_job.launch.logs import Choice, LogLine
-    from cpmbee_job.launch.runs import FoundRun
-    from cpmbee_job.launch.status import RunStatus
+    from cpmbee_job.launch.follow.logs import Choice, LogLine
+    from cpmbee_job.launch.kube.cluster import Cluster
+    from cpmbee_job.launch.runs.find import FoundRun
+    from cpmbee_job.launch.runs.status import RunStatus
 
 INTERRUPTED = 130
 LINE_SECONDS = 60.0
@@ -127,7 +127,7 @@ def logs(
 
     Example: cpmbee-job logs ccpm/0a1b2c3d4e5f --follow --since 10m
     """
-    from cpmbee_job.launch.logs import CONTAINERS, Choice, read_logs
+    from cpmbee_job.launch.follow.logs import CONTAINERS, Choice, read_logs
 
     if previous and follow:
         raise UsageError("--previous shows what has ended, which can't be followed")
@@ -172,7 +172,7 @@ def follow_run(
     on_status: "Callable[[RunStatus], None]" = lambda _status: None,
 ) -> "RunStatus":
     """The same, with what its pods say, also on stderr."""
-    from cpmbee_job.launch.logs import Choice
+    from cpmbee_job.launch.follow.logs import Choice
 
     with _interruptible(found):
         waiter = _Waiter(found, cluster, timeout, on_status)
@@ -272,7 +272,7 @@ def _wait(
     news: _News,
     on_status: "Callable[[RunStatus], None]",
 ) -> "RunStatus":
-    from cpmbee_job.launch.wait import wait_for_end
+    from cpmbee_job.launch.follow.wait import wait_for_end
 
     def look(status: "RunStatus") -> None:
         on_status(status)
@@ -285,7 +285,7 @@ def _wait(
 
 def _succeeded(status: "RunStatus") -> "RunStatus":
     """Say so, or raise how else it has ended."""
-    from cpmbee_job.launch.wait import as_error
+    from cpmbee_job.launch.follow.wait import as_error
 
     error = as_error(status)
     if error is not None:
@@ -299,8 +299,8 @@ def _tell_end(status: "RunStatus") -> None:
 
 
 def _follow(waiter: _Waiter, choice: "Choice", show: "Callable[[LogLine], None]") -> None:
-    from cpmbee_job.launch.following import follow_logs
-    from cpmbee_job.launch.logs import read_logs
+    from cpmbee_job.launch.follow.following import follow_logs
+    from cpmbee_job.launch.follow.logs import read_logs
 
     if waiter.cluster is None:
         console.say("no cluster to ask: the log is shown when the run has ended")
@@ -320,7 +320,7 @@ def _find(
     endpoint_url: str | None,
     path_style: bool | None,
 ) -> "tuple[FoundRun, Cluster | None]":
-    from cpmbee_job.launch.runs import as_place, find_run
+    from cpmbee_job.launch.runs.find import as_place, find_run
 
     cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)
     return find_run(run, cluster, output=output, storage=storage(endpoint_url, path_style)), cluster

@@ -11,7 +11,7 @@ from cpmbee_job.errors import NotFoundError, RefusedError, UsageError
 from cpmbee_job.spec import load_spec
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.cluster import Cluster
+    from cpmbee_job.launch.kube.cluster import Cluster
     from cpmbee_job.spec import JobSpec
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.", show_default=False)]
@@ -93,7 +93,7 @@ def validate(
 
     Example: cpmbee-job validate job.yaml --server
     """
-    from cpmbee_job.launch.render import remarks
+    from cpmbee_job.launch.manifest.render import remarks
 
     spec = load_spec(job, overrides or ())
     for remark in remarks(spec):
@@ -109,7 +109,7 @@ def validate(
 
 def _ask_server(job: Path, spec: "JobSpec", cluster: "Cluster") -> None:
     """Raises what speaks against the job on that cluster."""
-    from cpmbee_job.launch.server_check import check_on_server, rendered
+    from cpmbee_job.launch.checks.server_check import check_on_server, rendered
 
     verdict = check_on_server(cluster, spec, rendered(spec, cluster.namespace))
     for words in verdict.warnings:

@@ -27,7 +27,7 @@ def render_job(
 
     Example: cpmbee-job render job.yaml --set workers.count=4 | kubectl apply -f -
     """
-    from cpmbee_job.launch.render import default_run_id, remarks, render, to_yaml
+    from cpmbee_job.launch.manifest.render import default_run_id, remarks, render, to_yaml
     from cpmbee_job.run import check_run_id
 
     spec = load_spec(job, overrides or ())

@@ -17,12 +17,12 @@ from cpmbee_job.cli.job import AsJson
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
 from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect_unless
 from cpmbee_job.errors import UsageError
-from cpmbee_job.launch.containers import duration
+from cpmbee_job.launch.runs.containers import duration
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.listing import RunEntry
-    from cpmbee_job.launch.pods import PodStatus
-    from cpmbee_job.launch.status import RunStatus
+    from cpmbee_job.launch.runs.listing import RunEntry
+    from cpmbee_job.launch.runs.pods import PodStatus
+    from cpmbee_job.launch.runs.status import RunStatus
 
 SHOWN_PODS = 16
 """Pods that are shown one by one; of more, only what is not well."""
@@ -66,8 +66,8 @@ def status(
 
     Example: cpmbee-job status ccpm/0a1b2c3d4e5f --watch
     """
-    from cpmbee_job.launch.observe import observe
-    from cpmbee_job.launch.runs import as_place, find_run
+    from cpmbee_job.launch.runs.find import as_place, find_run
+    from cpmbee_job.launch.runs.observe import observe
 
     if watch and as_json:
         raise UsageError("--watch shows many states, --json prints one document: choose one")
@@ -97,7 +97,7 @@ def list_(
 
     Example: cpmbee-job list --output s3://bucket/runs
     """
-    from cpmbee_job.launch.listing import list_runs
+    from cpmbee_job.launch.runs.listing import list_runs
 
     cluster = connect_unless(output is not None, context, namespace)
     listing = list_runs(cluster, output=output, storage=storage(endpoint_url, path_style), limit=limit or None)

@@ -15,10 +15,10 @@ from cpmbee_job.errors import UsageError
 from cpmbee_job.spec import StorageSpec, load_spec
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.cluster import Cluster
-    from cpmbee_job.launch.runs import FoundRun
-    from cpmbee_job.launch.status import RunStatus
-    from cpmbee_job.launch.submit import Submission
+    from cpmbee_job.launch.kube.cluster import Cluster
+    from cpmbee_job.launch.lifecycle.submit import Submission
+    from cpmbee_job.launch.runs.find import FoundRun
+    from cpmbee_job.launch.runs.status import RunStatus
 
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until the run has ended; the exit code is the run's.")]
 Follow = Annotated[bool, typer.Option("--follow", help="The same, and show what its pods say.")]
@@ -56,8 +56,8 @@ def submit_job(
 
     Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
     """
-    from cpmbee_job.launch.render import remarks, to_yaml
-    from cpmbee_job.launch.submit import require_submittable, submit
+    from cpmbee_job.launch.lifecycle.submit import require_submittable, submit
+    from cpmbee_job.launch.manifest.render import remarks, to_yaml
 
     _check_options(wait or follow, timeout, dry_run=dry_run)
     spec = load_spec(job, overrides or ())
@@ -96,7 +96,7 @@ def resume_run(
 
     Example: cpmbee-job resume weather/3f9c01d2ab47 --set workers.memory=64Gi --follow
     """
-    from cpmbee_job.launch.resume import resume
+    from cpmbee_job.launch.lifecycle.resume import resume
 
     _check_options(wait or follow, timeout)
     found, cluster = _find(run, context, namespace, output, storage(endpoint_url, path_style))
@@ -133,8 +133,8 @@ def cancel_run(
 
     Example: cpmbee-job cancel weather/3f9c01d2ab47
     """
-    from cpmbee_job.launch.cancel import cancel
-    from cpmbee_job.launch.submit import way_to
+    from cpmbee_job.launch.lifecycle.cancel import cancel
+    from cpmbee_job.launch.lifecycle.submit import way_to
 
     found, cluster = _find(run, context, namespace, output, storage(endpoint_url, path_style))
     _require_cluster_run(found.url, "Ctrl-C, or SIGTERM, stops the command that runs it")
@@ -148,7 +148,7 @@ def _find(
     run: str, context: str | None, namespace: str | None, output: str | None, settings: StorageSpec
 ) -> "tuple[FoundRun, Cluster]":
     """The run, and the cluster with the namespace that it was submitted to, where no other is asked for."""
-    from cpmbee_job.launch.runs import find_run
+    from cpmbee_job.launch.runs.find import find_run
 
     cluster = connect(context, namespace)
     found = find_run(run, cluster, output=output, storage=settings)
@@ -168,7 +168,7 @@ def _check_options(stays: bool, timeout: float | None, *, dry_run: bool = False)
 
 def _tell(done: "Submission", *, dry_run: bool) -> None:
     """What has happened and what comes next, on stderr."""
-    from cpmbee_job.launch.submit import way_to
+    from cpmbee_job.launch.lifecycle.submit import way_to
 
     console.say(f"{done.reference}: {done.why}")
     if dry_run and done.manifest is None:
@@ -186,7 +186,7 @@ def _tell(done: "Submission", *, dry_run: bool) -> None:
 
 
 def _say_what_next(found: "FoundRun", namespace: str) -> None:
-    from cpmbee_job.launch.submit import way_to
+    from cpmbee_job.launch.lifecycle.submit import way_to
 
     way = way_to(found, namespace)
     console.say(f"`cpmbee-job status {way}` says how it does, `cpmbee-job logs {way} --follow` what its pods say")
@@ -194,7 +194,7 @@ def _say_what_next(found: "FoundRun", namespace: str) -> None:
 
 def _stay(found: "FoundRun", cluster: "Cluster", timeout: float | None, *, follow: bool, as_json: bool = False) -> None:
     """Until the run has ended, with its exit code; `as_json` prints its status then, or when the time is up."""
-    from cpmbee_job.launch.observe import observe
+    from cpmbee_job.launch.runs.observe import observe
 
     last: dict[str, RunStatus] = {}
     try:

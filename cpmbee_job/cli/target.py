@@ -7,7 +7,7 @@ import typer
 from cpmbee_job.errors import PreflightError
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.cluster import Cluster
+    from cpmbee_job.launch.kube.cluster import Cluster
 
 Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig. Default: the current one.")]
 Namespace = Annotated[
@@ -29,7 +29,7 @@ Output = Annotated[
 
 def connect(context: str | None, namespace: str | None) -> "Cluster":
     """The cluster that the options mean."""
-    from cpmbee_job.launch.api import connect as connect_api  # it takes most of a second to load
+    from cpmbee_job.launch.kube.api import connect as connect_api  # it takes most of a second to load
 
     return connect_api(context, namespace)
 

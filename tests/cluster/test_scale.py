@@ -14,12 +14,12 @@ import pytest
 from kubernetes import config
 
 from cpmbee_job import contract
-from cpmbee_job.launch.api import ApiCluster
-from cpmbee_job.launch.cluster import PODS, PYTORCHJOBS, Object
-from cpmbee_job.launch.listing import list_runs
-from cpmbee_job.launch.observe import observe
-from cpmbee_job.launch.runs import find_run
-from cpmbee_job.launch.transport import Transport
+from cpmbee_job.launch.kube.api import ApiCluster
+from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS, Object
+from cpmbee_job.launch.kube.transport import Transport
+from cpmbee_job.launch.runs.find import find_run
+from cpmbee_job.launch.runs.listing import list_runs
+from cpmbee_job.launch.runs.observe import observe
 from tests.cluster.kubectl import fresh_namespace
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

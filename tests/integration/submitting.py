@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from cpmbee_job.launch.cluster import PYTORCHJOBS, Object
-from cpmbee_job.launch.submit import Submission
+from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
+from cpmbee_job.launch.lifecycle.submit import Submission
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store

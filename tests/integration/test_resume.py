@@ -8,10 +8,10 @@ import pytest
 
 from cpmbee_job import contract
 from cpmbee_job.errors import RefusedError, RejectedError, UsageError
-from cpmbee_job.launch.cluster import PYTORCHJOBS
-from cpmbee_job.launch.resume import Resumption, resume
-from cpmbee_job.launch.runs import find_run
-from cpmbee_job.launch.submit import Submission, submit
+from cpmbee_job.launch.kube.cluster import PYTORCHJOBS
+from cpmbee_job.launch.lifecycle.resume import Resumption, resume
+from cpmbee_job.launch.lifecycle.submit import Submission, submit
+from cpmbee_job.launch.runs.find import find_run
 from cpmbee_job.spec import StorageSpec
 from tests.fake_cluster import FakeCluster
 from tests.integration.submitting import Died, DyingCluster, jobs, keys, run_of

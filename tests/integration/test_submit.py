@@ -17,8 +17,8 @@ from cpmbee_job.errors import (
     StoreError,
     UnreachableError,
 )
-from cpmbee_job.launch.cluster import PODS, PYTORCHJOBS, Object
-from cpmbee_job.launch.submit import Submission, submit
+from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS, Object
+from cpmbee_job.launch.lifecycle.submit import Submission, submit
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
 from tests.integration.submitting import Died, DyingCluster, jobs, keys, run_of

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cpmbee_job import contract
-from cpmbee_job.launch.cluster import PYTORCHJOBS
+from cpmbee_job.launch.kube.cluster import PYTORCHJOBS
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store

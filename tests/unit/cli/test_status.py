@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from cpmbee_job.cli import app
 from cpmbee_job.cli.status import describe, summary, table
 from cpmbee_job.errors import NotFoundError
-from cpmbee_job.launch.listing import RunEntry
-from cpmbee_job.launch.pods import PodStatus
-from cpmbee_job.launch.status import BestScore, RunStatus, StoreRecord, describe_run
+from cpmbee_job.launch.runs.listing import RunEntry
+from cpmbee_job.launch.runs.pods import PodStatus
+from cpmbee_job.launch.runs.status import BestScore, RunStatus, StoreRecord, describe_run
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 EMPTY = describe_run(
@@ -72,7 +72,7 @@ def test_the_line_of_a_watch() -> None:
 @pytest.fixture
 def run_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run of this machine, which knows of no cluster."""
-    from tests.unit.launch.test_runs import begin
+    from tests.unit.launch.runs.test_find import begin
 
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     run = begin(tmp_path)

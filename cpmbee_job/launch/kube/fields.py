@@ -1,0 +1,65 @@
+"""Reading the API's JSON where any part may be missing or of another type than it should be."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from cpmbee_job.launch.kube.cluster import Object
+
+
+def part(item: Any, *path: str) -> Object:
+    """The object at that path, an empty one where there is none."""
+    found = _at(item, path)
+    return found if isinstance(found, dict) else {}
+
+
+def parts(item: Any, *path: str) -> list[Object]:
+    """The objects in the list at that path."""
+    found = _at(item, path)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def text(item: Any, *path: str) -> str:
+    """The text at that path, "" where there is none; control characters (a terminal would obey them) left out."""
+    found = _at(item, path)
+    if found is None or isinstance(found, dict | list):
+        return ""
+    return "".join(c for c in str(found) if c.isprintable() or c in "\n\t")
+
+
+def number(item: Any, *path: str) -> float | None:
+    found = _at(item, path)
+    is_number = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < float("inf")
+    return found if is_number else None
+
+
+def integer(item: Any, *path: str) -> int | None:
+    found = number(item, *path)
+    return None if found is None else int(found)
+
+
+def time_at(item: Any, *path: str) -> datetime | None:
+    """The RFC 3339 time at that path."""
+    try:
+        found = datetime.fromisoformat(text(item, *path))
+    except ValueError:
+        return None
+    return found.replace(tzinfo=found.tzinfo or UTC)
+
+
+def condition(item: Any, kind: str) -> Object:
+    """The condition of that type in the object's status, an empty one where there is none."""
+    return next((one for one in parts(item, "status", "conditions") if one.get("type") == kind), {})
+
+
+def is_true(item: Any, kind: str) -> bool:
+    return condition(item, kind).get("status") == "True"
+
+
+def name_of(item: Any) -> str:
+    return text(item, "metadata", "name")
+
+
+def _at(item: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        item = item.get(key) if isinstance(item, dict) else None
+    return item

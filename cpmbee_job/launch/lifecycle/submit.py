@@ -1,0 +1,294 @@
+"""From a spec to a run: found where it exists, begun where not.
+
+The steps are ordered so that a submit that dies between any two of them is completed by the next one: nothing is
+written before the cluster has said that it would take the manifest; then the run's `spec.yaml`, by conditional put;
+then the PyTorchJob, whose name follows from the run's.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cpmbee_job import contract
+from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, StoreError, UnreachableError
+from cpmbee_job.launch.checks.server_check import dry_run as dry_run_on
+from cpmbee_job.launch.inputs import identity
+from cpmbee_job.launch.inputs.upload import Bar, LocalPlace, find_places, hash_places, no_bar, send, with_urls
+from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Cluster, Object, ignore_warning
+from cpmbee_job.launch.manifest.render import render
+from cpmbee_job.launch.runs.find import FoundRun, job_url, open_run
+from cpmbee_job.launch.runs.observe import observe
+from cpmbee_job.launch.runs.status import RunStatus
+from cpmbee_job.run import Run
+from cpmbee_job.spec import JobSpec, StorageSpec
+from cpmbee_job.store.urls import open_store
+
+TRIES = 20
+"""Looks at a run that others are beginning just now."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a submit has led to."""
+
+    found: FoundRun
+    namespace: str
+    adopted: bool
+    """Whether the run was there already."""
+    why: str
+    """In words."""
+    succeeded: bool = False
+    """Whether it has ended, well."""
+    differences: tuple[str, ...] = ()
+    """Fields in which the adopted run is not what was asked for now; they change nothing that is computed."""
+    manifest: Object | None = None
+    """Of a dry run: what would be sent; None where nothing would."""
+
+    @property
+    def reference(self) -> str:
+        return f"{self.found.name}/{self.found.run_id}"
+
+    @property
+    def job(self) -> str:
+        """Name of the run's PyTorchJob."""
+        return contract.job_name(self.found.name, self.found.run_id)
+
+
+def submit(
+    spec: JobSpec,
+    cluster: Cluster,
+    *,
+    key: str = "",
+    new: bool = False,
+    dry_run: bool = False,
+    bar: Bar = no_bar,
+    warn: Callable[[str], None] = ignore_warning,
+) -> Submission:
+    """Begin the run that the spec and the key mean, or adopt it; `new` begins another one. `dry_run` writes nothing.
+    `warn` gets what the cluster has to say about the manifest.
+
+    Raises `SpecError` for what no cluster could run or this one does not take, `PreflightError` where cluster, store or
+    inputs are out of reach, `RefusedError` for a run that has ended otherwise than well.
+    """
+    places = require_submittable(spec)
+    cluster.server_version()
+    storage = spec.storage.seen_by_launcher()
+    _require_store(spec, storage)
+    spec, uploads = hash_places(spec, places, bar)
+    if not dry_run:
+        send(uploads, open_store(contract.uploads_url(spec.output), storage), bar)
+    # where the run is, for those who find it in the store
+    spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"namespace": cluster.namespace})})
+    beginning = _Beginning(spec, storage, cluster, identity.identity(spec, storage, key), dry_run, warn)
+    return beginning.another() if new else beginning.begun()
+
+
+def require_submittable(spec: JobSpec) -> dict[str, LocalPlace]:
+    """What has to be uploaded, by dotted key. Raises `SpecError` for what no cluster could run, without asking any."""
+    places = find_places(spec)
+    render(with_urls(spec, dict.fromkeys(places, "s3://uploads/")), "0")
+    return places
+
+
+def require_accepted(cluster: Cluster, spec: JobSpec, manifest: Object, warn: Callable[[str], None]) -> None:
+    """Raises `RejectedError` or `PreflightError` for a job that the cluster would not take. A quota that is used up is
+    worth a warning only: the job waits for it."""
+    verdict = dry_run_on(cluster, spec, manifest)
+    used_up = [(key, words) for key, words in verdict.missing if "exceeded quota" in words]
+    for words in [*verdict.warnings, *(words for _, words in used_up)]:
+        warn(words)
+    verdict.missing = [found for found in verdict.missing if found not in used_up]
+    verdict.require_accepted(spec.name, f"{cluster.address}, namespace {cluster.namespace}")
+
+
+def create_job(cluster: Cluster, manifest: Object, url: str) -> bool:
+    """Create the PyTorchJob of the run at `url`; false where it exists.
+
+    Raises `RefusedError` where the name is another run's.
+    """
+    try:
+        cluster.create(PYTORCHJOBS, manifest)
+    except ConflictError:
+        get_job(cluster, manifest["metadata"]["name"], url)
+        return False
+    except UnreachableError as error:
+        raise UnreachableError(error.message, hint="the same command again goes on from here") from error
+    return True
+
+
+def get_job(cluster: Cluster, name: str, url: str) -> Object | None:
+    """The PyTorchJob of the run at `url`, or None. Raises `RefusedError` where the name is another run's."""
+    try:
+        job = cluster.get(PYTORCHJOBS, name)
+    except NotFoundError:
+        return None
+    if job_url(job).rstrip("/") != url:
+        raise RefusedError(
+            f"the PyTorchJob {name} in namespace {cluster.namespace} belongs to "
+            f"{job_url(job) or 'something that this command has not made'}, not to {url}",
+            hint="`--key` with a word of your own makes this another run",
+        )
+    return job
+
+
+def look(found: FoundRun, cluster: Cluster) -> RunStatus:
+    """The run's status. Raises `UnreachableError` where the cluster does not answer: silence is no sign here."""
+    status = observe(found, cluster)
+    if status.phase == "lost" and not status.ended:
+        raise UnreachableError("; ".join([*status.problems, *status.notes]))
+    return status
+
+
+def way_to(found: FoundRun, namespace: str | None) -> str:
+    """What to type to name the run: by the namespace of its PyTorchJob, or by its URL where that is gone."""
+    if namespace is not None:
+        return f"{found.name}/{found.run_id} -n {namespace}"
+    endpoint = found.storage.endpoint_url
+    return found.url + (f" --endpoint-url {endpoint}" if endpoint else "")
+
+
+class _Beginning:
+    """Begins or finds a run of one identity."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        storage: StorageSpec,
+        cluster: Cluster,
+        digest: str,
+        dry_run: bool,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._spec, self._storage, self._cluster = spec, storage, cluster
+        self._digest, self._dry_run, self._warn = digest, dry_run, warn
+
+    def begun(self) -> Submission:
+        """The newest run of the identity: adopted, or begun where there is none."""
+        for _ in range(TRIES):
+            found = self._look(max(self._newest(), 1))
+            if found.run is not None or found.job is not None:
+                return self._adopt(found)
+            submission = self._begin(found)
+            if submission is not None:
+                return submission
+        raise StoreError(f"{self._spec.output}: its listings lag behind what is written", hint="try again")
+
+    def another(self) -> Submission:
+        """One run more of the identity; of two who ask for it at once each gets one."""
+        number = self._newest()
+        while True:
+            number += 1
+            found = self._look(number)
+            if found.run is None and found.job is None:
+                submission = self._begin(found)
+                if submission is not None:
+                    return submission
+
+    def _newest(self) -> int:
+        """Number of the newest run of this identity, 0 before the first."""
+        ids = open_store(f"{self._spec.output.rstrip('/')}/{self._spec.name}", self._storage).folders()
+        return max((identity.generation(self._digest, run_id) for run_id in ids), default=0)
+
+    def _look(self, number: int) -> FoundRun:
+        run_id = identity.run_id(self._digest, number)
+        url = contract.run_url(self._spec.output, self._spec.name, run_id)
+        run, problem = open_run(url, self._storage)
+        if problem is not None:
+            raise StoreError(problem)
+        job = get_job(self._cluster, contract.job_name(self._spec.name, run_id), url)
+        return FoundRun(self._spec.name, run_id, url, run, job, storage=self._storage)
+
+    def _begin(self, found: FoundRun) -> Submission | None:
+        """None where somebody else has, since it was looked for."""
+        manifest = render(self._spec, found.run_id, self._cluster.namespace)
+        require_accepted(self._cluster, self._spec, manifest, self._warn)
+        if self._dry_run:
+            return self._submission(found, "nothing has been sent", manifest=manifest)
+        try:
+            Run.begin(self._spec, found.run_id, self._storage)
+        except ConflictError:
+            return None
+        create_job(self._cluster, manifest, found.url)
+        return self._submission(found, "submitted")
+
+    def _adopt(self, found: FoundRun) -> Submission:
+        status = look(found, self._cluster)
+        if status.phase == "succeeded":
+            return self._submission(found, "it has succeeded before", adopted=True, succeeded=True)
+        if not status.ended:
+            return self._submission(found, f"it is there already, {status.phase}", adopted=True)
+        if found.run is not None and status.phase == "lost" and _has_only_begun(found.run):
+            return self._complete(found, found.run)
+        way = way_to(found, status.job and self._cluster.namespace)
+        raise RefusedError(
+            f"{found.name}/{found.run_id} {_end(status)}",
+            hint=f"`cpmbee-job resume {way}` goes on with it; `--new` begins another of the same",
+        )
+
+    def _complete(self, found: FoundRun, run: Run) -> Submission:
+        """Of a submit that ended half-way the PyTorchJob is missing. The run's own spec counts: the other submit may be
+        about to create the very same."""
+        namespace = run.spec.cluster.namespace
+        if namespace not in (None, self._cluster.namespace):
+            raise RefusedError(
+                f"{found.name}/{found.run_id} was submitted to the namespace {namespace}, where it may be by now",
+                hint=f"--namespace {namespace}, or `--new` to begin another run of the same here",
+            )
+        manifest = render(run.spec, found.run_id, self._cluster.namespace)
+        if self._dry_run:
+            return self._submission(found, "nothing has been sent", adopted=True, manifest=manifest)
+        created = create_job(self._cluster, manifest, found.url)
+        why = "its submit had ended half-way, and is completed now" if created else "it is being submitted already"
+        return self._submission(found, why, adopted=True)
+
+    def _submission(
+        self,
+        found: FoundRun,
+        why: str,
+        *,
+        adopted: bool = False,
+        succeeded: bool = False,
+        manifest: Object | None = None,
+    ) -> Submission:
+        differences = () if found.run is None else tuple(_differences(found.run.spec, self._spec))
+        return Submission(found, self._cluster.namespace, adopted, why, succeeded, differences, manifest)
+
+
+def _require_store(spec: JobSpec, storage: StorageSpec) -> None:
+    """Raises `StoreError` where this machine can't read there."""
+    try:
+        open_store(spec.output, storage).info(contract.SPEC)
+    except StoreError as error:
+        of_pods = spec.storage.endpoint_url is not None and spec.storage.launcher_endpoint_url is None
+        if not of_pods or "storage.endpoint_url" not in (error.hint or ""):
+            raise
+        hint = f"{error.hint}; where that is an address for pods only, name one that this machine reaches"
+        raise StoreError(error.message, hint=f"{hint} in storage.launcher_endpoint_url") from error
+
+
+def _has_only_begun(run: Run) -> bool:
+    """Whether no pod has ever worked on it."""
+    return all(entry.key == contract.SPEC for entry in run.store.list())
+
+
+def _end(status: RunStatus) -> str:
+    if status.phase == "lost":
+        return "is gone from the cluster and has no result"
+    words = "has been cancelled" if status.phase == "cancelled" else "has failed"
+    return words + (f": {status.reason}" if status.reason else "")
+
+
+def _differences(there: JobSpec, asked: JobSpec) -> Iterator[str]:
+    """`key: what the run has, not what was asked for`, for each field that differs."""
+    has, wants = _flat(there.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    for key in {**has, **wants}:
+        if has.get(key) != wants.get(key):
+            yield f"{key}: {json.dumps(has.get(key))}, not {json.dumps(wants.get(key))}"
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return flat

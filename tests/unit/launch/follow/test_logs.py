@@ -1,0 +1,392 @@
+"""Logs of many pods as one: in order, nothing lost, nothing twice."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job.contract import log_key
+from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
+from cpmbee_job.launch.follow.following import follow_logs
+from cpmbee_job.launch.follow.logs import MOST_PODS, REMEMBERED, Choice, LogLine, Position, read_logs, utc
+from cpmbee_job.launch.kube.cluster import PODS
+from cpmbee_job.launch.runs.find import FoundRun
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec, parse_spec
+from cpmbee_job.store.urls import open_store
+from tests.unit.launch.live_cluster import LiveCluster, line, worker
+
+W0, W1 = "ccpm-abc-worker-0", "ccpm-abc-worker-1"
+SPEC = "name: ccpm\nmodel: s3://m/\ndata: {train: s3://d/}\noutput: s3://o/\n"
+
+
+@pytest.fixture
+def cluster() -> Iterator[LiveCluster]:
+    live = LiveCluster()
+    yield live
+    live.over = True
+
+
+@pytest.fixture
+def words() -> list[str]:
+    return []
+
+
+def found(run: Run | None = None) -> FoundRun:
+    return FoundRun("ccpm", "abc", "s3://o/ccpm/abc", run, None)
+
+
+def stored(folder: Path) -> FoundRun:
+    store = open_store(f"file://{folder}", StorageSpec())
+    return found(Run("s3://o/ccpm/abc", store, parse_spec(SPEC, source="spec.yaml"), StorageSpec()))
+
+
+class Following:
+    """Follows in a thread; `shown` grows."""
+
+    def __init__(self, cluster: LiveCluster, choice: Choice | None = None) -> None:
+        self.shown: list[str] = []
+        self.words: list[str] = []
+        self._ended = False
+        lines = follow_logs(
+            found(),
+            cluster,
+            choice or Choice(),
+            ended=lambda: self._ended,
+            on_words=self.words.append,
+            pause=0.005,
+        )
+        self._thread = threading.Thread(target=self._show, args=(lines,), daemon=True)
+        self._thread.start()
+
+    def _show(self, lines: Iterator[LogLine]) -> None:
+        for one in lines:
+            self.shown.append(one.text)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline, (self.shown, self.words)
+            time.sleep(0.002)
+
+    def until_shown(self, number: int) -> None:
+        self.until(lambda: len(self.shown) >= number)
+
+    def end(self) -> list[str]:
+        self._ended = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.shown
+
+
+# Reading what is there
+
+
+def test_all_ranks_come_in_the_order_of_time(cluster: LiveCluster, words: list[str]) -> None:
+    for index in (0, 1):
+        cluster.put(PODS, worker(index))
+    cluster.lines[W0, "prepare"] = [line(1, "prepare 0")]
+    cluster.lines[W0, "pytorch"] = [line(3, "a"), line(5, "c")]
+    cluster.lines[W1, "pytorch"] = [line(2, "first"), line(4, "b")]
+    lines = list(read_logs(found(), cluster, Choice(), words.append))
+    assert [one.text for one in lines] == ["prepare 0", "first", "a", "b", "c"]
+    assert (lines[0].pod, lines[0].container) == (W0, "prepare")
+
+
+def test_times_of_all_zones_and_lengths_are_comparable() -> None:
+    assert utc("2026-01-31T20:00:00.5+08:00") == "2026-01-31T12:00:00.500000000Z"
+    assert utc("2026-01-31T12:00:00Z") == "2026-01-31T12:00:00.000000000Z"
+    assert utc("unable") is None
+
+
+@pytest.mark.parametrize("name", [W1, "worker-1", "1"])
+def test_one_pod_is_chosen_by_its_name_or_its_end(cluster: LiveCluster, words: list[str], name: str) -> None:
+    for index in (0, 1, 11):
+        cluster.put(PODS, worker(index))
+        cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [line(1, f"from {index}")]
+    assert [one.text for one in read_logs(found(), cluster, Choice(pod=name), words.append)] == ["from 1"]
+
+
+def test_an_unknown_pod_is_told_with_those_that_are_there(cluster: LiveCluster, words: list[str]) -> None:
+    cluster.put(PODS, worker(0))
+    with pytest.raises(NotFoundError, match=f"worker-7.*{W0}"):
+        list(read_logs(found(), cluster, Choice(pod="worker-7"), words.append))
+
+
+def test_the_log_before_a_restart_is_shown_on_request(cluster: LiveCluster, words: list[str]) -> None:
+    cluster.put(PODS, worker(0, restarts=1))
+    cluster.lines[W0, "pytorch"] = [line(2, "again")]
+    cluster.lines[W0, "pytorch", "previous"] = [line(1, "crash")]
+    choice = Choice(previous=True)
+    assert [one.text for one in read_logs(found(), cluster, choice, words.append)] == ["crash"]
+
+
+def test_no_container_with_a_log_is_not_found(cluster: LiveCluster, words: list[str]) -> None:
+    cluster.put(PODS, worker(0, "waiting"))
+    with pytest.raises(NotFoundError, match="no log of pytorch"):
+        list(read_logs(found(), cluster, Choice(), words.append))
+
+
+def test_a_log_that_breaks_off_is_read_on(cluster: LiveCluster, words: list[str]) -> None:
+    cluster.put(PODS, worker(0))
+    cluster.lines[W0, "pytorch"] = [line(1 + i / 10, f"{i}") for i in range(40)]
+    cluster.breaks[W0, "pytorch"] = [10, 25, 15]
+    assert [one.text for one in read_logs(found(), cluster, Choice(), words.append)] == [f"{i}" for i in range(40)]
+
+
+def test_of_many_pods_those_from_worker_0_on_are_shown(cluster: LiveCluster, words: list[str]) -> None:
+    for index in range(512):
+        cluster.put(PODS, worker(index))
+        cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [line(1, f"{index}")]
+    shown = [one.text for one in read_logs(found(), cluster, Choice(), words.append)]
+    assert shown == [f"{index}" for index in range(MOST_PODS)]
+    assert "--pod" in words[0]
+
+
+# From the store
+
+
+def test_when_the_pods_are_gone_the_store_is_read(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+    run = stored(tmp_path)
+    assert run.run is not None
+    run.run.store.put(log_key(W0, 1), b"2026-01-31 12:00:01,000 INFO one\nno time\n2026-01-31 12:00:04,000 INFO four")
+    run.run.store.put(log_key(W0, 2), b"2026-01-31 12:00:05,000 INFO five\n")
+    run.run.store.put(log_key(W1, 1), b"2026-01-31 12:00:03,500 WARNING three\n")
+    lines = list(read_logs(run, cluster, Choice(), words.append))
+    assert [one.text for one in lines] == ["INFO one", "no time", "WARNING three", "INFO four", "INFO five"]
+    assert lines[1].time == "2026-01-31T12:00:01.000000000Z"
+    assert "store" in words[0]
+
+
+def test_of_a_pod_that_alone_is_gone_the_store_is_read(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+    run = stored(tmp_path)
+    assert run.run is not None
+    for pod in (W0, W1):
+        run.run.store.put(log_key(pod, 1), b"2026-01-31 12:00:02,000 INFO kept\n")
+    cluster.put(PODS, worker(0, "ended"))
+    cluster.lines[W0, "pytorch"] = [line(1, "there")]
+    assert [one.text for one in read_logs(run, cluster, Choice(), words.append)] == ["there", "INFO kept"]
+    assert W1 in words[0]
+
+
+def test_pod_and_since_hold_in_the_store_too(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+    run = stored(tmp_path)
+    assert run.run is not None
+    run.run.store.put(log_key(W0, 1), b"2026-01-31 12:00:01,000 INFO one\n2026-01-31 12:00:04,000 INFO four\n")
+    run.run.store.put(log_key(W1, 1), b"2026-01-31 12:00:05,000 INFO five\n")
+    choice = Choice(pod="worker-0", since="2026-01-31T12:00:02.000000000Z")
+    assert [one.text for one in read_logs(run, cluster, choice, words.append)] == ["INFO four"]
+
+
+def test_a_stored_log_longer_than_a_block_comes_whole(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+    run = stored(tmp_path)
+    assert run.run is not None
+    texts = [f"{number} {'x' * 97}" for number in range(9000)]
+    run.run.store.put(log_key(W0, 1), "".join(f"2026-01-31 12:00:01,000 {text}\n" for text in texts).encode())
+    assert [one.text for one in read_logs(run, cluster, Choice(), words.append)] == texts
+
+
+def test_a_run_without_any_log_is_not_found(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no log"):
+        list(read_logs(stored(tmp_path), cluster, Choice(), words.append))
+
+
+# Following
+
+
+def test_pods_are_waited_for_and_followed_to_the_end(cluster: LiveCluster) -> None:
+    following = Following(cluster)
+    cluster.put(PODS, worker(0, "waiting"))
+    cluster.lines[W0, "prepare"] = [line(1, "prepared")]
+    cluster.lines[W0, "pytorch"] = []
+    cluster.put(PODS, worker(0))
+    cluster.lines[W0, "pytorch"].append(line(2, "step 1"))
+    following.until_shown(2)
+    cluster.lines[W0, "pytorch"].append(line(3, "step 2"))
+    following.until_shown(3)
+    cluster.lines[W0, "pytorch"].append(line(4, "last words"))
+    cluster.put(PODS, worker(0, "ended"))
+    assert following.end() == ["prepared", "step 1", "step 2", "last words"]
+
+
+def test_what_was_said_before_is_merged_by_time(cluster: LiveCluster) -> None:
+    for index in (0, 1, 2):
+        cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [
+            line(i / 10 + index / 100, f"{i}.{index}") for i in range(300)
+        ]
+        cluster.put(PODS, worker(index, "ended"))
+    following = Following(cluster)
+    following.until_shown(900)
+    assert following.end() == [f"{i}.{index}" for i in range(300) for index in range(3)]
+
+
+def test_streams_that_break_lose_nothing_and_repeat_nothing(cluster: LiveCluster) -> None:
+    dice = random.Random(1)
+    for index in (0, 1):
+        name = f"ccpm-abc-worker-{index}"
+        cluster.lines[name, "pytorch"] = []
+        cluster.breaks[name, "pytorch"] = [dice.randrange(1, 30) for _ in range(40)]
+        cluster.put(PODS, worker(index))
+    following = Following(cluster)
+    for i in range(200):
+        for index in (0, 1):
+            # the same words at other times, and one time for several lines
+            cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"].append(line(i // 3 / 10, f"{index}: {i % 7} {i}"))
+    following.until_shown(400)
+    for index in (0, 1):
+        cluster.put(PODS, worker(index, "ended"))
+    shown = following.end()
+    for index in (0, 1):
+        mine = [text for text in shown if text.startswith(f"{index}:")]
+        assert mine == [f"{index}: {i % 7} {i}" for i in range(200)]
+
+
+def test_a_container_that_restarts_is_read_on_from_its_last_words(cluster: LiveCluster) -> None:
+    cluster.lines[W0, "pytorch"] = [line(1, "one")]
+    cluster.put(PODS, worker(0))
+    following = Following(cluster)
+    following.until_shown(1)
+    # it dies; what it said last is only in the log of the previous container when the stream is opened again
+    cluster.lines[W0, "pytorch", "previous"] = [line(1, "one"), line(2, "dying")]
+    cluster.lines[W0, "pytorch"] = [line(3, "again")]
+    cluster.put(PODS, worker(0, restarts=1))
+    following.until_shown(3)
+    cluster.put(PODS, worker(0, "ended", restarts=1))
+    assert following.end() == ["one", "dying", "again"]
+
+
+def test_a_crash_loop_is_followed_while_it_waits(cluster: LiveCluster) -> None:
+    cluster.lines[W0, "pytorch"] = [line(1, "crash 1")]
+    cluster.put(PODS, worker(0, "restarting", restarts=1))
+    following = Following(cluster)
+    following.until_shown(1)
+    cluster.lines[W0, "pytorch", "previous"] = cluster.lines[W0, "pytorch"]
+    cluster.lines[W0, "pytorch"] = [line(9, "crash 2")]
+    cluster.put(PODS, worker(0, "restarting", restarts=2))
+    following.until_shown(2)
+    assert following.end() == ["crash 1", "crash 2"]
+
+
+def test_a_replaced_pod_is_read_from_its_beginning(cluster: LiveCluster) -> None:
+    cluster.lines[W0, "pytorch"] = [line(1, "old pod")]
+    cluster.put(PODS, worker(0))
+    following = Following(cluster)
+    following.until_shown(1)
+    del cluster.objects[PODS][W0]
+    cluster.lines[W0, "pytorch"] = [line(5, "new pod")]
+    cluster.put(PODS, worker(0, uid="another"))
+    following.until_shown(2)
+    cluster.put(PODS, worker(0, "ended", uid="another"))
+    assert following.end() == ["old pod", "new pod"]
+
+
+def test_a_pod_that_vanishes_does_not_hold_up_the_end(cluster: LiveCluster) -> None:
+    cluster.lines[W0, "pytorch"] = [line(1, "one")]
+    cluster.put(PODS, worker(0))
+    following = Following(cluster)
+    following.until_shown(1)
+    del cluster.objects[PODS][W0]
+    assert following.end() == ["one"]
+
+
+def test_an_api_that_is_away_is_waited_for(cluster: LiveCluster) -> None:
+    cluster.lines[W0, "pytorch"] = [line(1, "one")]
+    cluster.put(PODS, worker(0))
+    cluster.failures = [UnreachableError("away")] * 5
+    following = Following(cluster)
+    following.until_shown(1)
+    cluster.put(PODS, worker(0, "ended"))
+    assert following.end() == ["one"]
+
+
+def test_a_refusal_is_told_once_and_waited_out(cluster: LiveCluster) -> None:
+    cluster.lines[W0, "pytorch"] = [line(1, "one")]
+    cluster.put(PODS, worker(0))
+    following = Following(cluster)
+    following.until_shown(1)
+    cluster.failures = [ClusterError("token has expired")] * 5
+    cluster.lines[W0, "pytorch"] = [*cluster.lines[W0, "pytorch"], line(2, "two")]  # the stream ends here
+    following.until_shown(2)
+    cluster.put(PODS, worker(0, "ended"))
+    assert following.end() == ["one", "two"]
+    assert following.words == ["token has expired"]
+
+
+def test_a_refusal_from_the_first_is_an_error(cluster: LiveCluster) -> None:
+    cluster.put(PODS, worker(0))
+    cluster.refusals["logs", W0] = ClusterError("pods/log is forbidden")
+    lines = follow_logs(found(), cluster, Choice(), ended=lambda: False, on_words=lambda _: None, pause=0.005)
+    with pytest.raises(ClusterError, match="forbidden"):
+        next(lines)
+
+
+def test_few_of_many_pods_are_followed(cluster: LiveCluster) -> None:
+    for index in range(512):
+        cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [line(1, f"{index}")]
+        cluster.put(PODS, worker(index))
+    before = threading.active_count()
+    following = Following(cluster)
+    following.until_shown(MOST_PODS)
+    assert threading.active_count() - before <= MOST_PODS + 2
+    for index in range(512):
+        cluster.put(PODS, worker(index, "ended"))
+    assert sorted(map(int, following.end())) == list(range(MOST_PODS))
+    assert cluster.streams <= MOST_PODS
+    assert "--pod" in following.words[0]
+
+
+def test_a_reader_that_is_slow_is_waited_for_in_bounded_memory(cluster: LiveCluster) -> None:
+    cluster.lines[W0, "pytorch"] = [line(1, f"{i}") for i in range(20_000)]
+    cluster.put(PODS, worker(0))
+    lines = follow_logs(found(), cluster, Choice(), ended=lambda: False, on_words=lambda _: None, pause=0.005)
+    first = next(lines)
+    time.sleep(0.1)  # the log could have been read whole
+    assert first.text == "0"
+    assert cluster.open == 1
+    lines.close()  # type: ignore[attr-defined]
+
+
+# Position
+
+
+def test_a_log_of_any_speed_is_known_again() -> None:
+    position = Position(None)
+    texts = [(f"2026-01-31T12:00:00.{i:09}Z", f"{i}") for i in range(3 * REMEMBERED)]
+    for stamp, text in texts:
+        assert position.take("p", "c", stamp, text) is not None
+    assert position.resume() == "2026-01-31T11:59:59Z"
+    again = [position.take("p", "c", stamp, text) for stamp, text in [*texts, ("2026-01-31T12:00:01Z", "new")]]
+    assert [one.text for one in again if one is not None] == ["new"]
+
+
+def test_a_line_of_the_second_before_since_is_none() -> None:
+    position = Position("2026-01-31T12:00:00.500000000Z")
+    assert position.take("p", "c", "2026-01-31T12:00:00.4Z", "early") is None
+    assert position.take("p", "c", "2026-01-31T12:00:00.5Z", "in time") is not None
+
+
+def test_two_equal_lines_of_one_time_are_two() -> None:
+    position = Position(None)
+    same = ("2026-01-31T12:00:00Z", "same")
+    assert position.take("p", "c", *same) is not None
+    position.resume()
+    assert [position.take("p", "c", *same) is None for _ in range(2)] == [True, False]
+
+
+def test_a_line_written_late_is_not_lost() -> None:
+    """Both streams of a container are stamped before either is written."""
+    position = Position(None)
+    position.take("p", "c", "2026-01-31T12:00:01.000002Z", "out")
+    position.resume()
+    assert position.take("p", "c", "2026-01-31T12:00:01.000001Z", "err") is not None
+
+
+def test_kubelets_excuse_is_told_once() -> None:
+    position = Position("2026-01-31T12:00:00.000000000Z")
+    taken = [position.take("p", "c", "unable", "to retrieve container logs") for _ in range(2)]
+    assert taken[0] is not None
+    assert taken[0].text == "unable to retrieve container logs"
+    assert taken[1] is None

@@ -1,0 +1,75 @@
+import pytest
+
+from cpmbee_job.errors import ModelError, PreflightError
+from cpmbee_job.launch.inputs.identity import generation, identity, run_id
+from cpmbee_job.spec import StorageSpec, parse_spec
+
+STORAGE = StorageSpec()
+
+
+@pytest.fixture
+def job(tmp_path):
+    for name in ("vocab.txt", "config.json", "model.safetensors"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_text(name)
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    text = "name: a\nmodel: model/\ndata: {train: train.jsonl}\noutput: runs/\n"
+    return lambda *overrides: parse_spec(text, source="job.yaml", overrides=overrides, base=tmp_path)
+
+
+def test_the_same_job_has_the_same_identity_wherever_it_runs(job):
+    same = job("image=example/b:1", "workers.memory=1Gi", "cluster.namespace=b", "storage.region=x", "name=b")
+    assert identity(job(), STORAGE) == identity(same, STORAGE)
+
+
+@pytest.mark.parametrize("override", ["train.lr=0.1", "lora.r=4", "workers.count=2", "data.on_error=skip"])
+def test_what_changes_the_outcome_changes_it(job, override):
+    assert identity(job(), STORAGE) != identity(job(override), STORAGE)
+
+
+def test_a_key_changes_it(job):
+    assert identity(job(), STORAGE) != identity(job(), STORAGE, "again")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "model/config.json", "model/model.safetensors"])
+def test_other_content_in_the_same_place_changes_it(job, tmp_path, name):
+    before = identity(job(), STORAGE)
+    (tmp_path / name).write_text("something else")
+    assert identity(job(), STORAGE) != before
+
+
+def test_folders_in_the_model_s_do_not_count(job, tmp_path):
+    before = identity(job(), STORAGE)
+    (tmp_path / "model" / "other").mkdir()
+    (tmp_path / "model" / "other" / "x").write_text("x")
+    assert identity(job(), STORAGE) == before
+
+
+def test_an_uploaded_place_counts_by_its_name_before_it_is_there(job, tmp_path):
+    place = f"{tmp_path}/runs/uploads/{'0' * 32}/"
+    assert identity(job(f"data.train={place}train.jsonl", f"model={place}"), STORAGE)
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.eval", "model", "lora.init_from"])
+def test_what_is_not_there_is_named_with_its_key(job, key):
+    with pytest.raises(PreflightError, match=f"^{key}: "):
+        identity(job(f"{key}=nothing/"), STORAGE)
+
+
+@pytest.mark.parametrize("missing", ["vocab.txt", "config.json", "model.safetensors"])
+def test_an_incomplete_model_is_refused(job, tmp_path, missing):
+    (tmp_path / "model" / missing).unlink()
+    with pytest.raises(ModelError, match="weights" if "model" in missing else missing):
+        identity(job(), STORAGE)
+
+
+def test_runs_of_an_identity_are_numbered():
+    digest = "0123456789abcdef" * 2
+    assert run_id(digest, 1) == "0123456789ab"
+    assert run_id(digest, 12) == "0123456789ab-12"
+    assert [generation(digest, run_id(digest, number)) for number in (1, 2, 12)] == [1, 2, 12]
+
+
+@pytest.mark.parametrize("other", ["0123456789ac", "0123456789ab-1", "0123456789ab-x", "0123456789ab-02", "x"])
+def test_other_ids_are_none_of_them(other):
+    assert generation("0123456789abcdef" * 2, other) == 0

@@ -1,0 +1,130 @@
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.errors import ClusterError, RefusedError, StoreError, UnfinishedError, UnreachableError
+from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS
+from cpmbee_job.launch.lifecycle.cancel import cancel, remove_job
+from cpmbee_job.launch.runs.find import FoundRun
+from cpmbee_job.run import Run
+from cpmbee_job.spec import parse_spec
+from tests.fake_cluster import FakeCluster
+
+LABELS = {contract.NAME_LABEL: "a", contract.RUN_LABEL: "r1"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    text = f"name: a\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {tmp_path}\ncluster: {{namespace: team}}\n"
+    return Run.start(parse_spec(text, source="job.yaml"), "r1")
+
+
+@pytest.fixture
+def cluster():
+    cluster = FakeCluster("team")
+    cluster.put(PYTORCHJOBS, {"metadata": {"name": "a-r1", "uid": "u1", "labels": LABELS}})
+    return cluster
+
+
+def found(run, cluster, **fields):
+    return FoundRun("a", "r1", run.url, run, cluster.objects[PYTORCHJOBS].get("a-r1"), **fields)
+
+
+def add_pod(cluster, uid="u1"):
+    owner = {"kind": "PyTorchJob", "uid": uid}
+    cluster.put(PODS, {"metadata": {"name": "a-r1-worker-0", "labels": LABELS, "ownerReferences": [owner]}})
+
+
+class Time:
+    """Passes only when it is waited for; then `happens`."""
+
+    def __init__(self, happens=lambda: None):
+        self.now, self.happens = 0.0, happens
+
+    def pause(self, seconds):
+        self.now += seconds
+        self.happens()
+
+    def how(self):
+        return {"clock": lambda: self.now, "pause": self.pause}
+
+
+def test_a_run_is_marked_first_then_its_job_goes_and_the_store_keeps_it(run, cluster):
+    cancel(found(run, cluster), cluster, "cancelled by me")
+    assert run.result()["state"] == "cancelled"
+    assert run.result()["reason"] == "cancelled by me"
+    assert cluster.objects[PYTORCHJOBS] == {}
+    assert run.store.info(contract.SPEC) is not None
+
+
+def test_a_cancel_that_died_before_the_deletion_is_completed(run, cluster):
+    run.finish("cancelled", "cancelled by me")
+    cancel(found(run, cluster), cluster, "again")
+    assert cluster.objects[PYTORCHJOBS] == {}
+    assert run.result()["reason"] == "cancelled by me"
+
+
+def test_a_run_without_a_job_is_cancelled_too(run, cluster):
+    cluster.objects[PYTORCHJOBS].clear()
+    assert "no PyTorchJob" in cancel(found(run, cluster), cluster, "why")
+    assert run.result()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+def test_a_run_that_has_ended_is_refused_saying_how(run, cluster, state):
+    run.finish(state, "its own reason")
+    with pytest.raises(RefusedError, match=f"{state} already: its own reason"):
+        cancel(found(run, cluster), cluster, "why")
+    assert "a-r1" in cluster.objects[PYTORCHJOBS]
+
+
+def test_without_the_store_nothing_is_deleted(run, cluster):
+    blind = FoundRun("a", "r1", run.url, None, cluster.objects[PYTORCHJOBS]["a-r1"], store_problem="no credentials")
+    with pytest.raises(StoreError, match="no credentials") as caught:
+        cancel(blind, cluster, "why")
+    assert "kubectl delete pytorchjob a-r1" in str(caught.value)
+    assert "a-r1" in cluster.objects[PYTORCHJOBS]
+
+
+def test_without_the_cluster_nothing_is_marked(run, cluster):
+    with pytest.raises(ClusterError, match="forbidden"):
+        cancel(FoundRun("a", "r1", run.url, run, None, cluster_problem="forbidden"), cluster, "why")
+    assert run.result() is None
+
+
+def test_a_run_of_another_namespace_is_not_marked(run):
+    elsewhere = FakeCluster("other")
+    with pytest.raises(RefusedError, match="namespace team"):
+        cancel(FoundRun("a", "r1", run.url, run, None), elsewhere, "why")
+    assert run.result() is None
+
+
+def test_pods_are_waited_for(cluster):
+    add_pod(cluster)
+    time = Time(lambda: cluster.objects[PODS].clear())
+    remove_job(cluster, cluster.objects[PYTORCHJOBS]["a-r1"], timeout=60, **time.how())
+    assert time.now > 0
+
+
+def test_pods_that_stay_are_named_when_the_time_is_up(cluster):
+    add_pod(cluster)
+    with pytest.raises(UnfinishedError, match=r"after 60 s .*pod a-r1-worker-0"):
+        remove_job(cluster, cluster.objects[PYTORCHJOBS]["a-r1"], timeout=60, **Time().how())
+
+
+def test_another_job_of_the_same_name_is_left_alone(cluster):
+    old = {"metadata": {"name": "a-r1", "uid": "older", "labels": LABELS}}
+    add_pod(cluster, uid="u1")
+    remove_job(cluster, old, timeout=60, **Time().how())
+    assert cluster.objects[PYTORCHJOBS]["a-r1"]["metadata"]["uid"] == "u1"
+
+
+def test_an_api_that_does_not_answer_meanwhile_is_waited_for(cluster):
+    add_pod(cluster)
+    job = cluster.objects[PYTORCHJOBS]["a-r1"]
+
+    def happens():
+        cluster.refusals.clear()
+        cluster.objects[PODS].clear()
+
+    cluster.refusals["list", PODS] = UnreachableError("timed out")
+    remove_job(cluster, job, timeout=60, **Time(happens).how())

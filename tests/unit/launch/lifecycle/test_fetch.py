@@ -1,0 +1,153 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, UsageError
+from cpmbee_job.launch.lifecycle.fetch import fetch
+from cpmbee_job.store.files import FileStore
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A run that has ended, with a best delta and a last one."""
+    store = FileStore(str(tmp_path / "runs" / "a" / "r1"))
+    for key in (contract.SPEC, contract.METRICS, contract.RESULT, contract.STATUS):
+        store.put(key, key.encode())
+    store.put(contract.log_key("pod-0", 1), b"a line\n")
+    store.put("tensorboard/00001/events", b"events")
+    for step, pointer in ((7, contract.BEST), (9, contract.LAST)):
+        put_delta(store, step)
+        store.put(pointer, contract.to_json({"prefix": f"delta/{step}.1/", "step": step, "attempt": 1}))
+    return store
+
+
+def put_delta(store, step):
+    files = {"delta.safetensors": b"tensors of %d" % step, "mine.pt": b"pickle of %d" % step}
+    for name, data in files.items():
+        store.put(f"delta/{step}.1/{name}", data)
+    names = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    store.put(f"delta/{step}.1/manifest.json", contract.to_json({"step": step, "files": names}))
+
+
+def there(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_a_run_has_left_comes_as_a_folder(store, tmp_path):
+    target = tmp_path / "new" / "a"
+    names = fetch(store, target)
+    delta = ["delta/BEST", "delta/delta.safetensors", "delta/manifest.json", "delta/mine.pt"]
+    assert there(target) == names
+    assert names == sorted([*delta, "logs/pod-0/00001.log", "metrics.jsonl", "result.json", "spec.yaml"])
+    assert (target / "delta" / "mine.pt").read_bytes() == b"pickle of 7"
+    assert [path.name for path in target.parent.iterdir()] == ["a"]
+
+
+def test_the_last_delta_is_fetched_where_it_is_asked_for(store, tmp_path):
+    fetch(store, tmp_path / "t", ["delta"], last=True)
+    assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"pickle of 9"
+
+
+def test_the_folder_s_own_pointer_leads_to_its_delta(store, tmp_path):
+    fetch(store, tmp_path / "t", ["delta"])
+    prefix = json.loads((tmp_path / "t" / contract.BEST).read_bytes())["prefix"]
+    assert (tmp_path / "t" / prefix / "delta.safetensors").is_file()
+
+
+def test_only_what_is_named_comes(store, tmp_path):
+    assert fetch(store, tmp_path / "t", ["tensorboard", "status"]) == ["status.json", "tensorboard/00001/events"]
+
+
+def test_of_the_usual_things_what_is_not_there_yet_is_left_out(store, tmp_path):
+    store.delete(contract.RESULT)
+    assert "result.json" not in fetch(store, tmp_path / "t")
+
+
+def test_a_thing_that_is_named_must_be_there(store, tmp_path):
+    store.delete(contract.RESULT)
+    with pytest.raises(NotFoundError, match="no result there"):
+        fetch(store, tmp_path / "t", ["metrics", "result"])
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_run_without_a_delta_says_so(store, tmp_path):
+    store.delete(contract.BEST)
+    with pytest.raises(NotFoundError, match="no delta yet") as caught:
+        fetch(store, tmp_path / "t")
+    assert "--what" in str(caught.value)
+    assert not (tmp_path / "t").exists()
+    assert "metrics.jsonl" in fetch(store, tmp_path / "t", ["metrics", "logs"])
+
+
+def test_a_delta_that_is_not_what_its_manifest_says_is_refused(store, tmp_path):
+    store.put("delta/7.1/mine.pt", b"pickle of 8")
+    with pytest.raises(DamagedError, match=r"mine\.pt: its bytes"):
+        fetch(store, tmp_path / "t")
+    assert there(tmp_path / "t") == []
+
+
+@pytest.mark.parametrize("manifest", [b"no json", b"[]", b"{}", b'{"files": {"a": {"size": 1}}}'])
+def test_a_manifest_that_names_no_hashes_is_refused(store, tmp_path, manifest):
+    store.put("delta/7.1/manifest.json", manifest)
+    with pytest.raises(DamagedError, match=r"manifest\.json"):
+        fetch(store, tmp_path / "t")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", "", "manifest.json"])
+def test_a_manifest_can_t_write_elsewhere(store, tmp_path, name):
+    store.put("delta/7.1/manifest.json", contract.to_json({"files": {name: {"size": 1, "sha256": "0"}}}))
+    with pytest.raises(DamagedError, match="can't be one of its files"):
+        fetch(store, tmp_path / "t")
+
+
+class Training(FileStore):
+    """A run that replaces its best delta just when that is fetched."""
+
+    def download(self, key, path, progress=lambda _: None):
+        if key.startswith("delta/7.1/"):
+            put_delta(self, 8)
+            self.put(contract.BEST, contract.to_json({"prefix": "delta/8.1/"}))
+            for entry in self.list("delta/7.1/"):
+                self.delete(entry.key)
+        super().download(key, path, progress)
+
+
+def test_a_delta_that_is_pruned_meanwhile_gives_way_to_the_better_one(store, tmp_path):
+    fetch(Training(store.url), tmp_path / "t", ["delta"])
+    assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"pickle of 8"
+
+
+def test_the_same_again_is_fine(store, tmp_path):
+    fetch(store, tmp_path / "t")
+    fetch(store, tmp_path / "t")
+    assert "metrics.jsonl" in there(tmp_path / "t")
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(store, tmp_path):
+    fetch(store, tmp_path / "t")
+    store.put(contract.METRICS, b"more")
+    with pytest.raises(RefusedError, match="is there already"):
+        fetch(store, tmp_path / "t")
+    assert (tmp_path / "t" / contract.METRICS).read_bytes() == contract.METRICS.encode()
+
+
+def test_an_empty_folder_is_filled(store, tmp_path):
+    (tmp_path / "t").mkdir()
+    assert there(tmp_path / "t") == []
+    fetch(store, tmp_path / "t", ["spec"])
+    assert there(tmp_path / "t") == ["spec.yaml"]
+
+
+def test_a_file_is_no_folder_to_fetch_to(store, tmp_path):
+    (tmp_path / "t").touch()
+    with pytest.raises(RefusedError, match="a file"):
+        fetch(store, tmp_path / "t")
+
+
+def test_an_unknown_kind_is_named_with_those_there_are(store, tmp_path):
+    with pytest.raises(UsageError, match="checkpoints: no such thing") as caught:
+        fetch(store, Path(tmp_path / "t"), ["checkpoints"])
+    assert "tensorboard" in str(caught.value)

@@ -1,0 +1,88 @@
+"""A raw piece of a pod template over ours."""
+
+from typing import Any
+
+import pytest
+
+from cpmbee_job.errors import SpecError
+from cpmbee_job.launch.manifest.overlay import merge
+
+
+def test_mappings_are_merged_by_key() -> None:
+    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3, "d": 4}}, "x") == {"a": {"b": 1, "c": 3, "d": 4}}
+
+
+def test_null_removes_a_key_at_any_depth() -> None:
+    assert merge({"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": None}, "d": None, "e": None}, "x") == {"a": {"c": 2}}
+
+
+def test_null_in_what_is_new_is_left_out() -> None:
+    assert merge({}, {"a": {"b": None, "c": [{"name": "n", "d": None}]}}, "x") == {"a": {"c": [{"name": "n"}]}}
+
+
+def test_lists_of_named_things_are_merged_by_name() -> None:
+    base = {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]}
+    overlay = {"env": [{"name": "C", "value": "3"}, {"name": "A", "value": "4"}]}
+    assert merge(base, overlay, "x")["env"] == [
+        {"name": "A", "value": "4"},
+        {"name": "B", "value": "2"},
+        {"name": "C", "value": "3"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "base", "overlay", "merged"),
+    [
+        (
+            "volumeMounts",
+            [{"name": "tmp", "mountPath": "/tmp"}],
+            [{"name": "tmp", "mountPath": "/x"}],
+            [{"name": "tmp", "mountPath": "/tmp"}, {"name": "tmp", "mountPath": "/x"}],
+        ),
+        (
+            "tolerations",
+            [{"key": "a", "effect": "NoSchedule"}],
+            [{"key": "a", "effect": "NoExecute"}],
+            [{"key": "a", "effect": "NoExecute"}],
+        ),
+        ("ports", [{"containerPort": 1, "name": "a"}], [{"containerPort": 1}], [{"containerPort": 1, "name": "a"}]),
+    ],
+)
+def test_some_lists_tell_their_members_apart_otherwise(key: str, base: Any, overlay: Any, merged: Any) -> None:
+    assert merge({key: base}, {key: overlay}, "x") == {key: merged}
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay"),
+    [
+        (["a", "b"], ["c"]),
+        ([{"name": "a"}], ["c"]),
+        ([{"operator": "Exists"}], [{"name": "c"}]),
+        ([{"name": "a"}], [{"name": "c"}, {"name": "c"}]),
+    ],
+)
+def test_a_list_whose_members_have_no_name_of_their_own_is_replaced(base: Any, overlay: Any) -> None:
+    assert merge({"x": base}, {"x": overlay}, "x") == {"x": overlay}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "words"),
+    [
+        ({"spec": {"containers": {"pytorch": {}}}}, "x.spec.containers: a mapping, where a list belongs"),
+        ({"spec": []}, "x.spec: a list, where a mapping belongs"),
+        ({"spec": 3}, "x.spec: 3, where a mapping belongs"),
+        (
+            {"spec": {"containers": [{"name": "a", "image": []}]}},
+            r"x.spec.containers\[a\].image: a list, where a plain",
+        ),
+    ],
+)
+def test_another_kind_of_value_is_refused_with_its_path(overlay: Any, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        merge({"spec": {"containers": [{"name": "a", "image": "i"}]}}, overlay, "x")
+
+
+def test_neither_side_is_changed() -> None:
+    base, overlay = {"a": [{"name": "n", "v": 1}]}, {"a": [{"name": "n", "v": None}]}
+    merge(base, overlay, "x")
+    assert (base, overlay) == ({"a": [{"name": "n", "v": 1}]}, {"a": [{"name": "n", "v": None}]})
