@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit cluster cluster-down images test check format docs lock clean
+.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test check format docs lock clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## Make .venv with the command line, training and all tools in it
 
@@ -33,6 +33,19 @@ cluster-down: setup  ## Remove that cluster; what was built for it stays in the 
 
 images: setup  ## Build both images and bring them to that cluster's node; layers stay in the cache
 	$(BIN)/python -m tests.cluster.images
+
+# On the cluster that KUBECONFIG names, or else on one that is made here.
+define E2E
+	@set -e; if [ -z "$$KUBECONFIG" ]; then \
+	  settings=$$($(BIN)/python -m tests.cluster up); eval "$$settings"; $(BIN)/python -m tests.cluster.images; fi; \
+	set -x; $(BIN)/pytest tests/cluster -m
+endef
+
+e2e: setup  ## Try the main way on a real cluster: submit, follow, fetch, cancel, resume (see docs/cluster.md)
+	$(E2E) e2e
+
+e2e-full: setup  ## The same and what goes wrong: images, quotas, memory, credentials, killed pods
+	$(E2E) 'e2e or e2e_full'
 
 test: setup  ## Run the tests (CPMBEE_REFERENCE=folder adds the original's answers)
 	$(BIN)/pytest

@@ -133,7 +133,7 @@ class Run:
         try:
             self.store.put(contract.DATA, contract.to_json(record), if_none_match=True)
         except ConflictError:
-            self.require_same(_flatten(record), _flatten(self.data()), "the data")
+            self.require_same(flatten(record), flatten(self.data()), "the data")
 
     def data(self) -> dict[str, Any]:
         """The record of `bind_data`. Raises `NotFoundError` where the data has not been prepared."""
@@ -205,13 +205,11 @@ def _result(url: str, state: State, reason: str) -> dict[str, Any]:
     }
 
 
-def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """By dotted key."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
     return flat
 
 

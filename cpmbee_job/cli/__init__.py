@@ -22,10 +22,10 @@ data.register(app)
 model.register(app)
 doctor.register(app)
 render.register(app)
-fetch.register(app)
 submit.register(app)
 status.register(app)
 follow.register(app)
+fetch.register(app)
 
 
 def _print_version(wanted: bool) -> None:

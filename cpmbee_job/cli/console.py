@@ -1,6 +1,7 @@
 """How the command line speaks: results on stdout, words and progress on stderr, plain where there is no terminal."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from rich.text import Text
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def say(message: str) -> None:
@@ -32,6 +35,13 @@ def error(message: str) -> None:
 def print_json(document: Any) -> None:
     """The one JSON document of a `--json` command."""
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def printable(text: str) -> str:
+    """What a terminal may be given: without escape sequences and control characters, which it would obey; of what was
+    written over itself (a progress bar) the last."""
+    shown = _ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2]
+    return _CONTROLS.sub("�", shown)
 
 
 @contextmanager

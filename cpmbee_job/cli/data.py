@@ -44,7 +44,10 @@ def reformat(
     ],
     format_name: Format = "ccpm",
 ) -> None:
-    """Turn raw rows into examples with <ans>, as training needs."""
+    """Turn raw rows into examples with <ans>, as training needs.
+
+    Example: cpmbee-job reformat --input raw --output examples --format ccpm
+    """
     from cpmbee_job.data.reformat import input_files, reformat
 
     num_bytes = sum(path.stat().st_size for path in input_files(source))
@@ -76,7 +79,10 @@ def check(
     strict: Strict = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")] = False,
 ) -> None:
-    """Count rows, lengths and doubtful texts. Ends with 3 if a row can't be used, naming it."""
+    """Count rows, lengths and doubtful texts. Ends with 3 if a row can't be used, naming it.
+
+    Example: cpmbee-job data check --vocab models/cpm-bee-10b/vocab.txt --input examples/train.jsonl
+    """
     from cpmbee_job.data.check import Check
     from cpmbee_job.data.sources import read_source
     from cpmbee_job.data.tokenizer import Tokenizer
@@ -107,7 +113,10 @@ def encode(
     ],
     strict: Strict = False,
 ) -> None:
-    """Print what the model would see of each example. One line of JSON each."""
+    """Print what the model would see of each example. One line of JSON each.
+
+    Example: cpmbee-job data encode --vocab models/cpm-bee-10b/vocab.txt --input examples/train.jsonl
+    """
     from cpmbee_job.data.encode import encode_example
     from cpmbee_job.data.sources import Rejection, read_source
     from cpmbee_job.data.tokenizer import Tokenizer

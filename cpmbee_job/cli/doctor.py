@@ -35,7 +35,7 @@ def doctor(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
     context: target.Context = None,
-    namespace: target.Namespace = None,
+    namespace: target.JobNamespace = None,
     as_json: AsJson = False,
 ) -> None:
     """Look for what a job could lack in the cluster and the store, and say how to mend it.

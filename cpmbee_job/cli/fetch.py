@@ -7,7 +7,7 @@ import typer
 
 from cpmbee_job.cli import console
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
-from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect_unless
+from cpmbee_job.cli.target import Context, Namespace, Output, Reference, find
 from cpmbee_job.errors import StoreError, UsageError
 
 
@@ -36,14 +36,12 @@ def fetch_run(
 ) -> None:
     """Copy a run's delta, metrics and logs to a folder here, hashes checked.
 
-    Example: cpmbee-job fetch weather/3f9c01d2ab47 --to weather, then cpmbee-job predict --delta weather ...
+    Example: cpmbee-job fetch ccpm/0a1b2c3d4e5f --to ccpm
     """
     from cpmbee_job.launch.lifecycle.fetch import fetch
-    from cpmbee_job.launch.runs.find import as_place, find_run
     from cpmbee_job.store.urls import open_store
 
-    cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)
-    found = find_run(run, cluster, output=output, storage=storage(endpoint_url, path_style))
+    found, _ = find(run, context, namespace, output, storage(endpoint_url, path_style))
     if found.store_problem is not None:
         raise StoreError(found.store_problem)
     target = to or Path(f"{found.name}-{found.run_id}")

@@ -6,9 +6,9 @@ Ctrl-C ends each of them with 130, as a shell's own commands; the run goes on.
 import json
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -22,8 +22,8 @@ from cpmbee_job.cli import console
 from cpmbee_job.cli.job import AsJson
 from cpmbee_job.cli.status import summary
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
-from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect_unless
-from cpmbee_job.errors import CpmbeeError, NotFoundError, UsageError
+from cpmbee_job.cli.target import Context, Namespace, Output, Reference, find
+from cpmbee_job.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.follow.logs import Choice, LogLine
@@ -35,8 +35,6 @@ INTERRUPTED = 130
 LINE_SECONDS = 60.0
 """Seconds between two lines about progress where stderr is no terminal."""
 PALETTE = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-_CONTROLS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def seconds(text: str) -> float:
@@ -82,7 +80,7 @@ def wait(
 
     Example: cpmbee-job wait ccpm/0a1b2c3d4e5f --timeout 2h
     """
-    found, cluster = _find(run, context, namespace, output, endpoint_url, path_style)
+    found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
     last: RunStatus | None = None
 
     def remember(status: "RunStatus") -> None:
@@ -127,6 +125,7 @@ def logs(
 
     Example: cpmbee-job logs ccpm/0a1b2c3d4e5f --follow --since 10m
     """
+    from cpmbee_job.launch.background import begin
     from cpmbee_job.launch.follow.logs import CONTAINERS, Choice, read_logs
 
     if previous and follow:
@@ -135,7 +134,7 @@ def logs(
         raise UsageError(f"--container {container}: there are {' and '.join(CONTAINERS)}")
     after = None if since is None else f"{datetime.now(UTC) - timedelta(seconds=since):%Y-%m-%dT%H:%M:%S.%f000Z}"
     choice = Choice(pod, CONTAINERS if container is None else (container,), after, previous)
-    found, cluster = _find(run, context, namespace, output, endpoint_url, path_style)
+    found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
     with ExitStack() as stack:
         show = stack.enter_context(_json_list()) if as_json else _shower(console.stdout, timestamps)
         stack.enter_context(_interruptible(found))
@@ -143,9 +142,9 @@ def logs(
             for line in read_logs(found, cluster, choice, console.say):
                 show(line)
             return
-        waiter = _Waiter(found, cluster)
-        _follow(waiter, choice, show)
-        _tell_end(waiter.result())
+        waiting = begin(lambda: _wait(found, cluster, None, _News()))
+        _follow(found, cluster, waiting, choice, show)
+        _tell_end(waiting.result())
 
 
 def wait_for_run(
@@ -172,22 +171,16 @@ def follow_run(
     on_status: "Callable[[RunStatus], None]" = lambda _status: None,
 ) -> "RunStatus":
     """The same, with what its pods say, also on stderr."""
+    from cpmbee_job.launch.background import begin
     from cpmbee_job.launch.follow.logs import Choice
 
     with _interruptible(found):
-        waiter = _Waiter(found, cluster, timeout, on_status)
+        waiting = begin(lambda: _wait(found, cluster, timeout, _News(), on_status))
         try:
-            _follow(waiter, Choice(), _shower(console.stderr, timestamps=False))
+            _follow(found, cluster, waiting, Choice(), _shower(console.stderr, timestamps=False))
         except NotFoundError as nothing:  # it may have ended before any pod could speak
             console.say(nothing.message)
-        return _succeeded(waiter.result())
-
-
-def printable(text: str) -> str:
-    """What a terminal may be given: without escape sequences and control characters, which it would obey; of what was
-    written over itself (a progress bar) the last."""
-    shown = _ESCAPES.sub("", text).rstrip("\r").rpartition("\r")[2]
-    return _CONTROLS.sub("�", shown)
+        return _succeeded(waiting.result())
 
 
 class _News:
@@ -207,14 +200,14 @@ class _News:
     def tell(self, status: "RunStatus") -> None:
         for note in status.notes:
             self.trouble(note)
-        if status.phase == "lost" and not status.ended:  # nothing is known of it
+        if status.phase == "lost" or status.ended:  # nothing is known of it, or it is told by those who wait
             return
         if self._troubles and not status.notes:
             self._troubles.clear()
             console.say("all can be asked again")
         line = summary(status.model_copy(update={"problems": (), "reason": None}))
         due = self._status is None and time.monotonic() - self._progress_at > LINE_SECONDS
-        if (status.phase != self._phase and not status.ended) or (due and status.step is not None):
+        if status.phase != self._phase or (due and status.step is not None):
             self._phase, self._progress_at = status.phase, time.monotonic()
             console.say(f"{status.name}/{status.run_id}: {line}")
         problems = {re.sub(r"\d+", "#", problem): problem for problem in status.problems}  # 12 min is no news after 11
@@ -228,41 +221,7 @@ class _News:
         """Each is told once, until all is well again."""
         if words not in self._troubles:
             self._troubles.add(words)
-            console.warn(f"{printable(' '.join(words.split()))}; the wait goes on")
-
-
-class _Waiter:
-    """Waits for the end of a run in a thread."""
-
-    def __init__(
-        self,
-        found: "FoundRun",
-        cluster: "Cluster | None",
-        timeout: float | None = None,
-        on_status: "Callable[[RunStatus], None]" = lambda _status: None,
-    ) -> None:
-        self.found, self.cluster = found, cluster
-        self._timeout, self._on_status = timeout, on_status
-        self._status: RunStatus | None = None
-        self._error: CpmbeeError | None = None
-        self._thread = threading.Thread(target=self._wait, name="wait", daemon=True)
-        self._thread.start()
-
-    def has_ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    def result(self) -> "RunStatus":
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._status is not None
-        return self._status
-
-    def _wait(self) -> None:
-        try:
-            self._status = _wait(self.found, self.cluster, self._timeout, _News(), self._on_status)
-        except CpmbeeError as error:
-            self._error = error
+            console.warn(f"{console.printable(' '.join(words.split()))}; the wait goes on")
 
 
 def _wait(
@@ -270,7 +229,7 @@ def _wait(
     cluster: "Cluster | None",
     timeout: float | None,
     news: _News,
-    on_status: "Callable[[RunStatus], None]",
+    on_status: "Callable[[RunStatus], None]" = lambda _status: None,
 ) -> "RunStatus":
     from cpmbee_job.launch.follow.wait import wait_for_end
 
@@ -298,32 +257,24 @@ def _tell_end(status: "RunStatus") -> None:
     console.say(f"{status.name}/{status.run_id}: {summary(status)}")
 
 
-def _follow(waiter: _Waiter, choice: "Choice", show: "Callable[[LogLine], None]") -> None:
+def _follow(
+    found: "FoundRun",
+    cluster: "Cluster | None",
+    waiting: "Future[RunStatus]",
+    choice: "Choice",
+    show: "Callable[[LogLine], None]",
+) -> None:
     from cpmbee_job.launch.follow.following import follow_logs
     from cpmbee_job.launch.follow.logs import read_logs
 
-    if waiter.cluster is None:
+    if cluster is None:
         console.say("no cluster to ask: the log is shown when the run has ended")
-        waiter.result()
-        lines = read_logs(waiter.found, None, choice, console.say)
+        waiting.result()
+        lines = read_logs(found, None, choice, console.say)
     else:
-        lines = follow_logs(waiter.found, waiter.cluster, choice, ended=waiter.has_ended, on_words=console.say)
+        lines = follow_logs(found, cluster, choice, ended=waiting.done, on_words=console.say)
     for line in lines:
         show(line)
-
-
-def _find(
-    run: str,
-    context: str | None,
-    namespace: str | None,
-    output: str | None,
-    endpoint_url: str | None,
-    path_style: bool | None,
-) -> "tuple[FoundRun, Cluster | None]":
-    from cpmbee_job.launch.runs.find import as_place, find_run
-
-    cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)
-    return find_run(run, cluster, output=output, storage=storage(endpoint_url, path_style)), cluster
 
 
 @contextmanager
@@ -331,7 +282,7 @@ def _interruptible(found: "FoundRun") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        name = f"{found.name}/{found.run_id}"
+        name = found.reference
         console.say(f"{name} goes on; `cpmbee-job wait {name}` waits for it, `cpmbee-job cancel {name}` stops it")
         raise typer.Exit(INTERRUPTED) from None
 
@@ -345,9 +296,9 @@ def _shower(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":
         if to.is_terminal:
             number = re.search(r"\d+$", line.pod)
             colour = PALETTE[int(number[0]) % len(PALETTE) if number else 0]
-            to.print(Text.assemble((head, colour), printable(line.text)))
+            to.print(Text.assemble((head, colour), console.printable(line.text)))
         else:
-            to.file.write(f"{head}{printable(line.text)}\n")
+            to.file.write(f"{head}{console.printable(line.text)}\n")
             to.file.flush()
 
     return show

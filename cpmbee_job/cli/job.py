@@ -50,7 +50,7 @@ train:
 
 # lora: {{r: 8, alpha: 16, modules: [project_q, project_v]}}
 # workers: {{count: 1, gpus: 0}}                       # pods, and their GPUs, cpu, memory
-# image: registry/cpmbee-job/train:0.1.0             # on a cluster, where model, data and output are s3:// URLs
+# image: registry/cpmbee-job/train:0.1.0             # on a cluster, where output is an s3:// URL; inputs are uploaded
 # cluster: {{namespace: training, queue: team-a}}
 # storage: {{endpoint_url: http://localhost:8333}}   # for s3:// URLs outside AWS; credentials come from the environment
 """
@@ -67,7 +67,10 @@ def register(app: typer.Typer) -> None:
 def init(
     file: Annotated[Path, typer.Argument(metavar="[JOB.yaml]", help="Where to write it.")] = Path("job.yaml"),
 ) -> None:
-    """Write a commented job spec to start from."""
+    """Write a commented job spec to start from.
+
+    Example: cpmbee-job init job.yaml
+    """
     name = "".join(c if c.isalnum() else "-" for c in file.stem.lower()).strip("-") or "job"
     try:
         with file.open("x", encoding="utf-8") as out:
@@ -86,7 +89,7 @@ def validate(
         bool, typer.Option("--server", help="Ask the cluster too, by dry runs: operator, admission, quotas.")
     ] = False,
     context: target.Context = None,
-    namespace: target.Namespace = None,
+    namespace: target.JobNamespace = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a job spec and show it with all defaults filled in.
@@ -134,7 +137,10 @@ def local(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a job here: prepare the data, train, publish the delta."""
+    """Run a job here: prepare the data, train, publish the delta.
+
+    Example: cpmbee-job local job.yaml --set train.epochs=1
+    """
     from cpmbee_job.launch.local import run_local
     from cpmbee_job.run import Run, check_run_id, new_run_id
 
@@ -158,7 +164,10 @@ def local(
 
 
 def prepare(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Tokenize, encode and pack a job's data sets. What exists already is not done again."""
+    """Tokenize, encode and pack a job's data sets. What exists already is not done again.
+
+    Example: cpmbee-job prepare job.yaml
+    """
     from cpmbee_job.data.job import describe, prepare_bar, prepare_job
 
     spec = load_spec(job, overrides or ())
@@ -182,6 +191,8 @@ def preprocess(
 
     In place of the original's preprocess_dataset.py. Each input file makes one set: that of train.jsonl is the folder
     OUTPUT_PATH/train; fine-tuning takes it as --dataset.
+
+    Example: cpmbee-job preprocess --input raw --output_path bin_data --output_name ccpm
     """
     from cpmbee_job.data.job import prepare_bar
     from cpmbee_job.data.prepare import preprocess as write_sets

@@ -67,7 +67,10 @@ def predict(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """Fill <ans> of each row by beam search. Prints the rows as JSON lines."""
+    """Fill <ans> of each row by beam search. Prints the rows as JSON lines.
+
+    Example: cpmbee-job predict --model models/cpm-bee-10b --delta runs/ccpm/r1 --input questions.jsonl
+    """
     from cpmbee_job.eval.generate import BeamOptions, Generator
     from cpmbee_job.eval.questions import ask
 
@@ -114,6 +117,8 @@ def evaluate(
 
     The loss is the mean over target tokens, in nats. An example with `options` counts as a choice: all of them are
     scored, and the accuracy is how often the right one scores best.
+
+    Example: cpmbee-job evaluate --model models/cpm-bee-10b --delta runs/ccpm/r1 --data examples/eval.jsonl
     """
     from cpmbee_job.eval.evaluate import Evaluator, Summary
 
@@ -155,7 +160,10 @@ def merge(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """Fold a delta into its base. The new model answers as the two did together."""
+    """Fold a delta into its base. The new model answers as the two did together.
+
+    Example: cpmbee-job model merge --model models/cpm-bee-10b --delta runs/ccpm/r1 --out models/ccpm
+    """
     from cpmbee_job.model.lora import merged_weights
 
     settings = storage(endpoint_url, path_style)
@@ -176,7 +184,10 @@ def convert(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """Write a model's weights in the other file format. Their names become the original's."""
+    """Write a model's weights in the other file format. Their names become the original's.
+
+    Example: cpmbee-job model convert --model models/ccpm --out models/ccpm-bin --to bin
+    """
     from cpmbee_job.model.weights import check_model
 
     settings = storage(endpoint_url, path_style)
@@ -198,7 +209,10 @@ def init(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """Make a model folder with random weights, to try things with."""
+    """Make a model folder with random weights, to try things with.
+
+    Example: cpmbee-job model init --config config.json --vocab vocab.txt --out models/random
+    """
     import torch
 
     from cpmbee_job.data.tokenizer import Tokenizer

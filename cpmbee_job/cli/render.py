@@ -6,7 +6,7 @@ import typer
 
 from cpmbee_job.cli import console
 from cpmbee_job.cli.job import AsJson, JobFile, Overrides
-from cpmbee_job.cli.target import Namespace
+from cpmbee_job.cli.target import JobNamespace
 from cpmbee_job.spec import load_spec
 
 
@@ -20,7 +20,7 @@ def render_job(
     run_id: Annotated[
         str | None, typer.Option(help="Name of the run. Default: a digest of the spec's training fields.")
     ] = None,
-    namespace: Namespace = None,
+    namespace: JobNamespace = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the PyTorchJob that runs a job, without asking a cluster.

@@ -15,7 +15,7 @@ from rich.text import Text
 from cpmbee_job.cli import console
 from cpmbee_job.cli.job import AsJson
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
-from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect_unless
+from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect_unless, find
 from cpmbee_job.errors import UsageError
 from cpmbee_job.launch.runs.containers import duration
 
@@ -66,13 +66,11 @@ def status(
 
     Example: cpmbee-job status ccpm/0a1b2c3d4e5f --watch
     """
-    from cpmbee_job.launch.runs.find import as_place, find_run
     from cpmbee_job.launch.runs.observe import observe
 
     if watch and as_json:
         raise UsageError("--watch shows many states, --json prints one document: choose one")
-    cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)
-    found = find_run(run, cluster, output=output, storage=storage(endpoint_url, path_style))
+    found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
     if watch:
         _watch(lambda: observe(found, cluster), all_pods)
     elif as_json:
@@ -209,7 +207,8 @@ def _pods(run: "RunStatus", all_pods: bool) -> list[Text]:
     counts = Counter(pod.state for pod in run.pods)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     wanted = f" of {run.workers}" if run.workers and run.workers != len(run.pods) else ""
-    lines = [Text(f"  {len(run.pods)}{wanted} pod{'s' * (len(run.pods) != 1)} in namespace {run.namespace}: {states}")]
+    pods = f"{len(run.pods)}{wanted} pod{'s' * (bool(wanted) or len(run.pods) != 1)}"
+    lines = [Text(f"  {pods} in namespace {run.namespace}: {states}")]
     if all_pods or len(run.pods) <= SHOWN_PODS:
         # a reason that many share is told once, above
         told = " ".join(run.problems)

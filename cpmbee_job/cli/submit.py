@@ -10,7 +10,7 @@ from cpmbee_job.cli import console
 from cpmbee_job.cli.follow import Timeout, follow_run, seconds, wait_for_run
 from cpmbee_job.cli.job import AsJson, JobFile, Overrides
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
-from cpmbee_job.cli.target import Context, Namespace, Output, Reference, connect
+from cpmbee_job.cli.target import Context, JobNamespace, Namespace, Output, Reference, connect
 from cpmbee_job.errors import UsageError
 from cpmbee_job.spec import StorageSpec, load_spec
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cpmbee_job.launch.runs.status import RunStatus
 
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until the run has ended; the exit code is the run's.")]
-Follow = Annotated[bool, typer.Option("--follow", help="The same, and show what its pods say.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Like --wait, and show what its pods say.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,14 +43,7 @@ def submit_job(
     ] = False,
     as_json: AsJson = False,
     context: Context = None,
-    namespace: Annotated[
-        str | None,
-        typer.Option(
-            "--namespace",
-            "-n",
-            help="Namespace of the job. Default: cluster.namespace of the spec, else the context's.",
-        ),
-    ] = None,
+    namespace: JobNamespace = None,
 ) -> None:
     """Run a job on a cluster. The same job again finds the same run.
 
@@ -71,12 +64,12 @@ def submit_job(
         if as_json:
             console.print_json(_document(done, dry_run=dry_run))
         elif not dry_run:
-            typer.echo(done.reference)
+            typer.echo(done.found.reference)
         elif done.manifest is not None:
             typer.echo(to_yaml(done.manifest), nl=False)
         return
     if not as_json:
-        typer.echo(done.reference)
+        typer.echo(done.found.reference)
     _stay(done.found, cluster, timeout, follow=follow, as_json=as_json)
 
 
@@ -94,14 +87,14 @@ def resume_run(
 ) -> None:
     """Let a failed, cancelled or vanished run go on from its newest checkpoint.
 
-    Example: cpmbee-job resume weather/3f9c01d2ab47 --set workers.memory=64Gi --follow
+    Example: cpmbee-job resume ccpm/0a1b2c3d4e5f --set workers.memory=64Gi --follow
     """
     from cpmbee_job.launch.lifecycle.resume import resume
 
     _check_options(wait or follow, timeout)
     found, cluster = _find(run, context, namespace, output, storage(endpoint_url, path_style))
     _require_cluster_run(found.url, f"`cpmbee-job local` with --run-id {found.run_id} goes on with it")
-    name = f"{found.name}/{found.run_id}"
+    name = found.reference
     console.say(f"resuming {name}; what is left of its pods goes first")
     done = resume(found, cluster, overrides or (), warn=console.warn)
     console.say(f"{name}: {done.why}")
@@ -131,32 +124,29 @@ def cancel_run(
 ) -> None:
     """Stop a run. Its pods write a checkpoint; what is in the store stays.
 
-    Example: cpmbee-job cancel weather/3f9c01d2ab47
+    Example: cpmbee-job cancel ccpm/0a1b2c3d4e5f
     """
     from cpmbee_job.launch.lifecycle.cancel import cancel
-    from cpmbee_job.launch.lifecycle.submit import way_to
 
     found, cluster = _find(run, context, namespace, output, storage(endpoint_url, path_style))
     _require_cluster_run(found.url, "Ctrl-C, or SIGTERM, stops the command that runs it")
-    name = f"{found.name}/{found.run_id}"
+    name = found.reference
     console.say(f"cancelling {name}; its pods have time for a checkpoint")
     done = cancel(found, cluster, f"cancelled by {_who()}", timeout=timeout)
-    console.say(f"{name} is cancelled: {done}; `cpmbee-job resume {way_to(found, None)}` lets it go on")
+    console.say(f"{name} is cancelled: {done}; `cpmbee-job resume {found.arguments(None)}` lets it go on")
 
 
 def _find(
     run: str, context: str | None, namespace: str | None, output: str | None, settings: StorageSpec
 ) -> "tuple[FoundRun, Cluster]":
     """The run, and the cluster with the namespace that it was submitted to, where no other is asked for."""
-    from cpmbee_job.launch.runs.find import find_run
+    from cpmbee_job.launch.runs.find import find_at_home, find_run
 
     cluster = connect(context, namespace)
-    found = find_run(run, cluster, output=output, storage=settings)
-    home = None if found.run is None else found.run.spec.cluster.namespace
-    if namespace is None and home not in (None, cluster.namespace):
-        cluster = connect(context, home)
-        found = find_run(found.url, cluster, output=output, storage=settings)
-    return found, cluster
+    if namespace is not None:
+        return find_run(run, cluster, output=output, storage=settings), cluster
+    found, home = find_at_home(run, cluster, lambda home: connect(context, home), output=output, storage=settings)
+    return found, home or cluster
 
 
 def _check_options(stays: bool, timeout: float | None, *, dry_run: bool = False) -> None:
@@ -168,9 +158,7 @@ def _check_options(stays: bool, timeout: float | None, *, dry_run: bool = False)
 
 def _tell(done: "Submission", *, dry_run: bool) -> None:
     """What has happened and what comes next, on stderr."""
-    from cpmbee_job.launch.lifecycle.submit import way_to
-
-    console.say(f"{done.reference}: {done.why}")
+    console.say(f"{done.found.reference}: {done.why}")
     if dry_run and done.manifest is None:
         console.say("dry run: nothing would be sent")
     for difference in done.differences:
@@ -178,18 +166,16 @@ def _tell(done: "Submission", *, dry_run: bool) -> None:
     if dry_run:
         return
     if done.succeeded:
-        way = way_to(done.found, None if done.found.job is None else done.namespace)
-        console.say(f"run {done.found.url}; `cpmbee-job fetch {way}` copies its delta here")
+        run = done.found.arguments(None if done.found.job is None else done.namespace)
+        console.say(f"run {done.found.url}; `cpmbee-job fetch {run}` copies its delta here")
     else:
-        console.say(f"run {done.found.url}, PyTorchJob {done.job} in namespace {done.namespace}")
+        console.say(f"run {done.found.url}, PyTorchJob {done.found.job_name} in namespace {done.namespace}")
         _say_what_next(done.found, done.namespace)
 
 
 def _say_what_next(found: "FoundRun", namespace: str) -> None:
-    from cpmbee_job.launch.lifecycle.submit import way_to
-
-    way = way_to(found, namespace)
-    console.say(f"`cpmbee-job status {way}` says how it does, `cpmbee-job logs {way} --follow` what its pods say")
+    run = found.arguments(namespace)
+    console.say(f"`cpmbee-job status {run}` says how it does, `cpmbee-job logs {run} --follow` what its pods say")
 
 
 def _stay(found: "FoundRun", cluster: "Cluster", timeout: float | None, *, follow: bool, as_json: bool = False) -> None:
@@ -215,9 +201,9 @@ def _require_cluster_run(url: str, hint: str) -> None:
 
 def _document(done: "Submission", *, dry_run: bool) -> dict[str, Any]:
     document = {
-        "run": done.reference,
+        "run": done.found.reference,
         "url": done.found.url,
-        "job": done.job,
+        "job": done.found.job_name,
         "namespace": done.namespace,
         "adopted": done.adopted,
         "why": done.why,

@@ -5,13 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpmbee_job.errors import PreflightError
+from cpmbee_job.spec import StorageSpec
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.kube.cluster import Cluster
+    from cpmbee_job.launch.runs.find import FoundRun
 
 Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig. Default: the current one.")]
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Namespace of the job. Default: the context's.")
+]
+JobNamespace = Annotated[
+    str | None,
+    typer.Option(
+        "--namespace", "-n", help="Namespace of the job. Default: cluster.namespace of the spec, else the context's."
+    ),
 ]
 Reference = Annotated[
     str,
@@ -42,3 +50,13 @@ def connect_unless(dispensable: bool, context: str | None, namespace: str | None
         if dispensable and context is None and namespace is None:
             return None
         raise
+
+
+def find(
+    run: str, context: str | None, namespace: str | None, output: str | None, settings: StorageSpec
+) -> "tuple[FoundRun, Cluster | None]":
+    """The run that the options mean, and the cluster in its namespace; None where there is none and none is needed."""
+    from cpmbee_job.launch.runs.find import as_place, find_at_home
+
+    cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)
+    return find_at_home(run, cluster, lambda home: connect(context, home), output=output, storage=settings)

@@ -6,7 +6,7 @@ Every field's description is its documentation: `docs/spec.md` and the JSON Sche
 from typing import Annotated
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cpmbee_job.spec.cluster import ClusterSpec, Image, WorkersSpec
 from cpmbee_job.spec.storage import StorageSpec
@@ -14,11 +14,21 @@ from cpmbee_job.spec.training import DataSpec, LoraSpec, TrainSpec
 from cpmbee_job.spec.types import NAME_PATTERN, Place, Section
 
 
+TAKEN = {"prepared", "uploads"}
+"""Folders beside those of the jobs in `output`."""
+
+
+def _is_free(name: str) -> str:
+    if name in TAKEN:
+        raise ValueError("a folder of this name in `output` holds something else; choose another")
+    return name
+
+
 class JobSpec(Section):
     """What a user writes. `train`, `lora`, `workers`, `cluster` and `storage` may be left out, `image` too where no
     cluster is meant."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)] = Field(
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40), AfterValidator(_is_free)] = Field(
         description="Name of the job: lower case letters, digits and dashes."
     )
     model: Place = Field(
@@ -39,6 +49,17 @@ class JobSpec(Section):
     def global_batch_size(self) -> int:
         """Rows in one step, whatever the number of processes that are alive."""
         return self.train.global_batch_size or self.train.batch_size * self.workers.count * max(self.workers.gpus, 1)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Where lies what the run reads, by dotted key."""
+        places = {
+            "model": self.model,
+            "data.train": self.data.train,
+            "data.eval": self.data.eval,
+            "lora.init_from": self.lora.init_from,
+        }
+        return {key: place for key, place in places.items() if place is not None}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

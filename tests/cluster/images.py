@@ -1,4 +1,4 @@
-"""`python -m tests.cluster.images`: both images, built from the Dockerfile and brought to the cluster's node.
+"""`python -m tests.cluster.images`: both images, built from the Dockerfile, and an S3 server's, brought to the node.
 
 No registry is needed: the base is made of Debian's packages, and the node gets the layers that it does not have. All of
 it stays in the cache, so that a change of our own code costs one small layer.
@@ -21,14 +21,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cpmbee_job.store.embedded import server_program
 from tests.cluster import machine
-from tests.cluster.containers import import_layout
+from tests.cluster.containers import import_layout, import_program
 from tests.cluster.layout import CACHE, CONTAINERD_SOCKET, ClusterError
 from tests.cluster.machine import run
 
 ROOT = Path(__file__).parents[2]
 BASE, PACKAGE = "localhost/cpmbee-job/base:dev", "localhost/cpmbee-job/package:dev"
 LAUNCHER, TRAIN = "localhost/cpmbee-job/launcher:dev", "localhost/cpmbee-job/train:dev"
+S3_SERVER = "localhost/cpmbee-job/seaweedfs:dev"
 INPUTS = ["Dockerfile", "README.md", "LICENSE", "pyproject.toml", "locks", "cpmbee_job"]
 
 FOLDER = CACHE / "images"
@@ -87,10 +89,11 @@ def build() -> None:
 
 
 def load() -> None:
-    """Bring both images to the node of the cluster here."""
+    """Bring the images to the node of the cluster here."""
     if not CONTAINERD_SOCKET.exists():
         raise ClusterError("There is no cluster here (`make cluster`) to bring the images to.")
     import_layout(LAYOUT)
+    import_program(S3_SERVER, server_program(), "/weed")
 
 
 def _inputs_digest() -> str:

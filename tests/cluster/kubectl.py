@@ -6,7 +6,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
@@ -36,9 +38,10 @@ def fresh_namespace(prefix: str) -> Iterator[str]:
         kubectl("delete", "namespace", name, "--wait=false")
 
 
-def eventually(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
-    """Wait until `condition` is true, or fail."""
+def eventually(ask: Callable[[], T], what: str, seconds: float = 300) -> T:
+    """The first answer that is true. Fails where there is none in time."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (answer := ask()):
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(1)
+    return answer

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
+from tests.cluster.images import S3_SERVER
 from tests.cluster.kubectl import apply, kubectl
 
 BUCKET = "e2e"
-IMAGE = os.environ.get("CPMBEE_S3_IMAGE", "localhost/cpmbee-job/seaweedfs:dev")
+IMAGE = os.environ.get("CPMBEE_S3_IMAGE", S3_SERVER)
 PORT = 8333
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "e2e-key", "AWS_SECRET_ACCESS_KEY": "e2e-secret-0451"}
 LIMITED = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "reader-secret-0451"}

@@ -101,4 +101,5 @@ def test_a_bad_row_ends_the_job_with_its_file_and_line(laptop: Laptop):
 def has_failed(namespace: str) -> bool:
     """Whether the operator has given the only PyTorchJob up: nothing starts it again."""
     (job,) = get("pytorchjobs", "-n", namespace)["items"]
-    return any(found["type"] == "Failed" and found["status"] == "True" for found in job["status"]["conditions"])
+    conditions = job.get("status", {}).get("conditions", [])
+    return any(found["type"] == "Failed" and found["status"] == "True" for found in conditions)

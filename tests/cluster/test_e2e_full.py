@@ -1,5 +1,6 @@
 """What goes wrong on a real cluster, said in words; `make e2e-full`."""
 
+import json
 from functools import partial
 
 import pytest
@@ -18,10 +19,7 @@ def problem(laptop: Laptop, run: str, *words: str) -> str:
     def said() -> str | None:
         return next((p for p in laptop.status(run)["problems"] if all(word in p for word in words)), None)
 
-    eventually(said, f"status names {words}", seconds=240)
-    found = said()
-    assert found
-    return found
+    return eventually(said, f"status names {words}", seconds=240) or ""
 
 
 def has_done(laptop: Laptop, run: str, step: int) -> bool:
@@ -50,8 +48,8 @@ def test_a_worker_without_enough_memory_ends_the_run_in_words(laptop: Laptop):
     laptop.spec["workers"] |= {"count": 1, "memory": "600Mi"}
     done = laptop.submit("--wait", "--timeout=12m")
     assert done.code == 100, done.err
-    assert "memory" in done.err
-    assert "600" in done.err
+    assert "out of memory" in done.err
+    assert "workers.memory" in done.err
 
 
 def test_a_secret_that_is_missing_is_named(laptop: Laptop):
@@ -85,7 +83,7 @@ def test_a_spec_that_the_webhook_refuses_is_refused_before_anything_is_written(l
     assert "imagee" in refused.err
     assert get("pytorchjobs", "-n", laptop.namespace)["items"] == []
     listed = laptop.run("list", "--output", laptop.spec["output"], "--json", "-n", laptop.namespace)
-    assert listed.out.strip() in ("[]", '{\n  "runs": []\n}')
+    assert json.loads(listed.out)["runs"] == []
 
 
 def test_an_init_step_that_is_killed_goes_on(laptop: Laptop):

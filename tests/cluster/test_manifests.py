@@ -2,8 +2,6 @@
 the "restricted" standard. Nothing is made but a namespace with a Role in it."""
 
 import json
-import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -17,10 +15,7 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted([*(ROOT / "tests" / "golden").glob("*/pytorchjob.yaml"), *(ROOT / "k8s").rglob("pytorchjob.yaml")])
 FOLDERS = ["k8s/base", "k8s/cluster-view", "k8s/example", "k8s/overlays/dev", "k8s/overlays/gpu"]
 
-pytestmark = [
-    pytest.mark.skipif("KUBECONFIG" not in os.environ, reason="KUBECONFIG names no cluster"),
-    pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl"),
-]
+pytestmark = pytest.mark.e2e
 
 
 def kubectl(*arguments: str, stdin: Any = None) -> str:

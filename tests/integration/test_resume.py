@@ -25,7 +25,7 @@ def resumed(submission: Submission, cluster: FakeCluster, storage: StorageSpec, 
 def end(submission: Submission, cluster: FakeCluster, storage: StorageSpec, state: str = "failed") -> None:
     run_of(submission, storage).finish(state, "its reason")
     condition = {"type": "Failed", "status": "True", "message": "it failed"}
-    cluster.objects[PYTORCHJOBS][submission.job]["status"] = {"conditions": [condition]}
+    cluster.objects[PYTORCHJOBS][submission.found.job_name]["status"] = {"conditions": [condition]}
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
@@ -40,7 +40,7 @@ def test_a_resumed_run_has_a_new_job_and_no_result(job, cluster, s3_storage, sta
     assert run.spec.workers.memory == "32Gi"
     (there,) = jobs(cluster)
     assert there["metadata"]["uid"] != before
-    assert there["metadata"]["name"] == first.job
+    assert there["metadata"]["name"] == first.found.job_name
 
 
 def test_a_resume_that_would_compute_something_else_is_refused_with_what(job, cluster, s3_storage):

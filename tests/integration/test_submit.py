@@ -35,8 +35,8 @@ def test_a_submit_uploads_inputs_begins_the_run_and_creates_its_job(job, cluster
     assert keys(spec.model, s3_storage) == ["config.json", "model.safetensors", "vocab.txt"]
     assert spec.cluster.namespace == "team"
     (manifest,) = jobs(cluster)
-    assert manifest["metadata"]["name"] == done.job
-    assert manifest["metadata"]["annotations"][contract.URL_ANNOTATION] == f"{bucket}/runs/{done.reference}"
+    assert manifest["metadata"]["name"] == done.found.job_name
+    assert manifest["metadata"]["annotations"][contract.URL_ANNOTATION] == f"{bucket}/runs/{done.found.reference}"
 
 
 def test_a_second_submit_adopts_the_run_and_moves_nothing(job, cluster):
@@ -48,7 +48,7 @@ def test_a_second_submit_adopts_the_run_and_moves_nothing(job, cluster):
         return nullcontext(lambda _count: None)
 
     again = submit(job(), cluster, bar=bar)
-    assert (again.adopted, again.reference) == (True, first.reference)
+    assert (again.adopted, again.found.reference) == (True, first.found.reference)
     assert sum(moved) == 0
     assert len(jobs(cluster)) == 1
     assert again.differences == ()
@@ -59,7 +59,7 @@ def test_a_succeeded_run_is_adopted_also_when_the_cluster_has_forgotten_it(job, 
     run_of(first, s3_storage).finish("succeeded", "finished")
     cluster.objects.clear()
     again = submit(job(), cluster)
-    assert (again.adopted, again.reference) == (True, first.reference)
+    assert (again.adopted, again.found.reference) == (True, first.found.reference)
     assert "succeeded" in again.why
     assert jobs(cluster) == []
 
@@ -70,7 +70,7 @@ def test_a_run_that_ended_badly_is_refused_naming_the_two_ways_on(job, cluster, 
     run_of(first, s3_storage).finish(state, "somebody's reason")
     with pytest.raises(RefusedError, match="somebody's reason") as caught:
         submit(job(), cluster)
-    assert f"resume {first.reference}" in str(caught.value)
+    assert f"resume {first.found.reference}" in str(caught.value)
     assert "--new" in str(caught.value)
 
 
@@ -86,8 +86,8 @@ def test_a_run_that_has_vanished_is_refused_naming_its_place(job, cluster, s3_st
 def test_new_begins_the_next_run_and_later_submits_mean_that_one(job, cluster):
     first = submit(job(), cluster)
     second = submit(job(), cluster, new=True)
-    assert second.reference == f"{first.reference}-2"
-    assert submit(job(), cluster).reference == second.reference
+    assert second.found.reference == f"{first.found.reference}-2"
+    assert submit(job(), cluster).found.reference == second.found.reference
     assert len(jobs(cluster)) == 2
 
 
@@ -95,23 +95,24 @@ def test_two_that_ask_for_a_new_run_at_once_get_one_each(job, cluster):
     first = submit(job(), cluster)
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: submit(job(), cluster, new=True), range(2)))
-    assert {submission.reference for submission in done} == {f"{first.reference}-2", f"{first.reference}-3"}
+    expected = {f"{first.found.reference}-2", f"{first.found.reference}-3"}
+    assert {submission.found.reference for submission in done} == expected
 
 
 def test_a_key_makes_it_another_run(job, cluster):
-    assert submit(job(), cluster).reference != submit(job(), cluster, key="again").reference
+    assert submit(job(), cluster).found.reference != submit(job(), cluster, key="again").found.reference
 
 
 def test_other_data_make_it_another_run(job, cluster, tmp_path):
     first = submit(job(), cluster)
     (tmp_path / "train.jsonl").write_text('{"input": "a", "<ans>": "c"}\n')
-    assert submit(job(), cluster).reference != first.reference
+    assert submit(job(), cluster).found.reference != first.found.reference
 
 
 def test_where_the_inputs_lie_already_names_the_same_run(job, cluster, s3_storage):
     first = submit(job(), cluster)
     stored = run_of(first, s3_storage).spec
-    assert submit(stored, cluster).reference == first.reference
+    assert submit(stored, cluster).found.reference == first.found.reference
 
 
 def test_objects_in_the_store_count_by_their_listing(job, cluster, bucket, s3_storage):
@@ -119,9 +120,9 @@ def test_objects_in_the_store_count_by_their_listing(job, cluster, bucket, s3_st
     store.put("train.jsonl", b"{}\n")
     spec = job(f"data.train={bucket}/data/")
     first = submit(spec, cluster)
-    assert submit(spec, cluster).reference == first.reference
+    assert submit(spec, cluster).found.reference == first.found.reference
     store.put("train.jsonl", b"{} \n")
-    assert submit(spec, cluster).reference != first.reference
+    assert submit(spec, cluster).found.reference != first.found.reference
 
 
 def test_eight_submits_at_once_make_one_run_and_one_job(job, cluster, bucket, s3_storage):
@@ -133,11 +134,11 @@ def test_eight_submits_at_once_make_one_run_and_one_job(job, cluster, bucket, s3
 
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(one, range(8)))
-    assert len({submission.reference for submission in done}) == 1
+    assert len({submission.found.reference for submission in done}) == 1
     assert sum(not submission.adopted for submission in done) == 1
     assert len(jobs(cluster)) == 1
     assert [key for key in keys(f"{bucket}/runs", s3_storage) if key.endswith("spec.yaml")] == [
-        f"{done[0].reference}/spec.yaml"
+        f"{done[0].found.reference}/spec.yaml"
     ]
 
 
@@ -173,7 +174,7 @@ def test_a_submit_that_died_around_the_job_s_creation_is_completed(job, after):
     again = submit(job(), cluster)
     assert again.adopted
     assert len(jobs(cluster)) == 1
-    assert submit(job(), cluster).reference == again.reference
+    assert submit(job(), cluster).found.reference == again.found.reference
     assert len(jobs(cluster)) == 1
 
 
@@ -197,7 +198,7 @@ def test_a_half_done_submit_is_not_completed_in_another_namespace(job):
 def test_a_submit_that_died_during_the_uploads_is_completed(job, cluster, bucket, s3_storage):
     done = submit(job(), cluster, dry_run=True)
     assert keys(bucket, s3_storage) == []
-    assert submit(job(), cluster).reference == done.reference
+    assert submit(job(), cluster).found.reference == done.found.reference
     spec = run_of(done, s3_storage).spec
     store = open_store(spec.model, s3_storage)
     store.put("model.safetensors", b"something else")  # as if damaged
@@ -273,7 +274,7 @@ def test_a_job_s_name_that_is_another_run_s_is_refused(job, cluster, bucket, s3_
     there = [f"model={bucket}/inputs/", f"data.train={bucket}/inputs/rows.jsonl", "data.eval=null"]
     first = submit(job(*there), cluster)
     with pytest.raises(
-        RefusedError, match=f"{first.job} .* belongs to {first.found.url}, not to .*elsewhere.*"
+        RefusedError, match=f"{first.found.job_name} .* belongs to {first.found.url}, not to .*elsewhere.*"
     ) as caught:
         submit(job(*there, f"output={bucket}/elsewhere/"), cluster)
     assert "--key" in str(caught.value)

@@ -174,3 +174,9 @@ def test_a_spec_survives_its_own_yaml() -> None:
 def test_a_missing_file_is_said() -> None:
     with pytest.raises(SpecError, match="No such file"):
         load_spec(Path("nowhere.yaml"))
+
+
+@pytest.mark.parametrize("name", ["uploads", "prepared"])
+def test_a_name_that_the_folder_beside_needs_is_refused(name: str) -> None:
+    with pytest.raises(SpecError, match=f"^job.yaml: name: .*{name}"):
+        parse(MINIMAL, f"name={name}")

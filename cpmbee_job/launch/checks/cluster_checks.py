@@ -121,12 +121,7 @@ def check_queue(cluster: Cluster, queue: str | None) -> Iterator[Finding]:
         else:
             mend = "install Kueue, or leave cluster.queue out"
             words = f"kueue.x-k8s.io/v1beta1 is not served, so nothing would start a job of queue {queue}"
-            yield Finding(
-                "Kueue",
-                "problem",
-                words,
-                mend,
-            )
+            yield Finding("Kueue", "problem", words, mend)
         return
     if queue is None:
         yield Finding("Kueue", "ok", "installed; the spec names no queue")

@@ -94,8 +94,6 @@ def _store_checks(spec: JobSpec | None, output: str | None, storage: StorageSpec
         checks["output"] = lambda: check_output(open_store(output, storage))
     if spec is not None:
         checks["model"] = lambda: check_model_folder(open_store(spec.model, storage))
-        places = {"data.train": spec.data.train, "data.eval": spec.data.eval, "lora.init_from": spec.lora.init_from}
-        for field, url in places.items():
-            if url is not None:
-                checks[field] = partial(check_data, field, url, storage)
+        others = {field: url for field, url in spec.inputs.items() if field != "model"}
+        checks |= {field: partial(check_data, field, url, storage) for field, url in others.items()}
     return checks

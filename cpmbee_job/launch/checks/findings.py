@@ -3,12 +3,12 @@
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
-from threading import Thread
+from functools import partial
 from typing import Literal
 
 from cpmbee_job.errors import ClusterError, CpmbeeError
+from cpmbee_job.launch.background import begin
 
 CHECK_SECONDS = 30.0
 """How long a check may take before it counts as a problem."""
@@ -32,7 +32,7 @@ Check = Callable[[], Iterable[Finding]]
 def examine(checks: Mapping[str, Check], seconds: float = CHECK_SECONDS) -> Iterator[Finding]:
     """Begin all checks at once; what they find comes in their order. A check that fails or hangs is a finding too."""
     deadline = time.monotonic() + seconds
-    begun = {name: _begin(check) for name, check in checks.items()}
+    begun = {name: begin(partial(_listed, check)) for name, check in checks.items()}
 
     def findings() -> Iterator[Finding]:
         for name, outcome in begun.items():
@@ -59,14 +59,5 @@ def is_denied(error: CpmbeeError) -> bool:
     )
 
 
-def _begin(check: Check) -> "Future[list[Finding]]":
-    outcome: Future[list[Finding]] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(list(check()))
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    Thread(target=run, daemon=True).start()  # one that hangs must not keep the process
-    return outcome
+def _listed(check: Check) -> list[Finding]:
+    return list(check())

@@ -10,6 +10,7 @@ from cpmbee_job.launch.checks.findings import Finding, as_finding
 from cpmbee_job.launch.checks.server_check import PRIORITY_CLASS_KEY, SERVICE_ACCOUNT_KEY, dry_run
 from cpmbee_job.launch.kube.cluster import CLAIMS, CONFIG_MAPS, SECRETS, Cluster, Object
 from cpmbee_job.launch.kube.fields import part, parts, text
+from cpmbee_job.launch.manifest.render import remarks
 from cpmbee_job.spec import JobSpec
 
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
@@ -18,13 +19,10 @@ S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 def check_image(spec: JobSpec) -> Iterator[Finding]:
     if spec.image is None:
         return  # the manifest can't be rendered then, which says so
-    name, has_digest, _ = spec.image.partition("@")
-    tag = name.rpartition("/")[2].partition(":")[2]
-    if has_digest or tag not in ("", "latest"):
+    for remark in remarks(spec):
+        yield Finding("image", "warning", remark)
+    if not remarks(spec):
         yield Finding("image", "ok", f"{spec.image} (whether it can be pulled shows on the nodes)")
-    else:
-        words = f"{spec.image} names no version: pods could run different ones, and nodes may keep an old one"
-        yield Finding("image", "warning", words, "give a tag or a digest")
 
 
 def check_endpoint(spec: JobSpec) -> Iterator[Finding]:
@@ -52,18 +50,17 @@ def check_job(cluster: Cluster, spec: JobSpec, manifest: Object) -> Iterator[Fin
     verdict = dry_run(cluster, spec, manifest)
     for key, words in verdict.objections:
         yield Finding("job", "problem", f"{key}: {words}" if key else words)
-    missing = [(key, words) for key, words in verdict.missing if "exceeded quota" not in words]  # said elsewhere
-    for key, words in missing:
+    for key, words in verdict.missing:  # what quotas lack, their own check says
         yield Finding(key or "job", "problem", words, "create it, or name another one" if key else None)
     for words in verdict.not_permitted:
         yield Finding("job", "not_permitted", words)
     for words in verdict.warnings:
         yield Finding("job", "warning", words)
-    if not verdict.objections and not missing:
+    if not verdict.objections and not verdict.missing:
         what = "the PyTorchJob, as far as it was looked at," if verdict.not_permitted else "it"
         yield Finding("job", "ok", f"the server would accept {what}".rstrip(","))
     named = {SERVICE_ACCOUNT_KEY: spec.storage.service_account, PRIORITY_CLASS_KEY: spec.cluster.priority_class}
-    lacking = {key for key, _ in missing}
+    lacking = {key for key, _ in verdict.missing}
     for key, name in named.items():
         if name is not None and key not in lacking and not verdict.objections and not verdict.not_permitted:
             yield Finding(key, "ok", f"{name} is there")

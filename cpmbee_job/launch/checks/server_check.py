@@ -38,7 +38,9 @@ class Verdict:
     objections: list[tuple[str, str]] = field(default_factory=list)
     """The spec is wrong for this cluster."""
     missing: list[tuple[str, str]] = field(default_factory=list)
-    """Something that it needs is not there, used up, or forbidden."""
+    """Something that it needs is not there, or forbidden."""
+    used_up: list[str] = field(default_factory=list)
+    """Quotas that have no room for a pod just now."""
     not_permitted: list[str] = field(default_factory=list)
     """What could not be looked at."""
     warnings: list[str] = field(default_factory=list)
@@ -71,11 +73,9 @@ def rendered(spec: JobSpec, namespace: str) -> Object:
 
     Raises `SpecError` for what no cluster can run.
     """
-    places = {"model": spec.model, "data.train": spec.data.train, "data.eval": spec.data.eval}
-    places["lora.init_from"] = spec.lora.init_from
     output = spec.output if spec.output.startswith("s3://") else "s3://bucket"  # `render` says what is wrong with it
     folder = f"{contract.uploads_url(output)}/{'0' * 32}/"
-    on_server = with_urls(spec, {key: folder for key, url in places.items() if url and not url.startswith("s3://")})
+    on_server = with_urls(spec, {key: folder for key, url in spec.inputs.items() if not url.startswith("s3://")})
     return render(on_server, default_run_id(on_server), namespace)
 
 
@@ -86,6 +86,7 @@ def check_on_server(cluster: Cluster, spec: JobSpec, manifest: Object) -> Verdic
     """
     verdict = dry_run(cluster, spec, manifest)
     _check_quotas(cluster, manifest, verdict)
+    verdict.missing += [("", words) for words in verdict.used_up]
     return verdict
 
 
@@ -138,7 +139,7 @@ def _check_pod(cluster: Cluster, spec: JobSpec, manifest: Object, verdict: Verdi
         if ("", error.message) not in verdict.missing:
             verdict.missing.append(("", error.message))
     elif "exceeded quota" in error.message:
-        verdict.missing.append(("", _reason(error)))
+        verdict.used_up.append(_reason(error))
     elif not verdict.objections or _places(error) or "cannot be handled as a Pod" not in error.message:
         _object(verdict, spec, manifest, error, in_pod=True)  # (else the CRD has said it already, and where)
 
@@ -170,7 +171,7 @@ def _check_quotas(cluster: Cluster, manifest: Object, verdict: Verdict) -> None:
         name = quota["metadata"]["name"]
         found = quota_shortages(quota, template_of(manifest)["spec"], replicas)
         if found:  # says more than what one pod alone was told
-            verdict.missing = [(key, words) for key, words in verdict.missing if f"exceeded quota: {name}" not in words]
+            verdict.used_up = [words for words in verdict.used_up if f"exceeded quota: {name}" not in words]
         verdict.missing += [("", f"quota {name}: {words}") for words in found]
 
 

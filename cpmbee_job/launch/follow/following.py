@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
-from cpmbee_job.launch.follow.logs import HIDDEN, Choice, LogLine, Position, index_of, labels_of, read_logs, utc
+from cpmbee_job.launch.follow.logs import HIDDEN, Choice, LogLine, Position, read_logs, utc
 from cpmbee_job.launch.follow.merging import Merged, Source
 from cpmbee_job.launch.kube.cluster import PODS, Cluster, Object
 from cpmbee_job.launch.kube.fields import integer, name_of, part, parts, text
 from cpmbee_job.launch.runs.find import FoundRun
+from cpmbee_job.launch.runs.pods import index_of
 
 PAUSE = 1.0
 """Seconds between two tries to read a log that broke off, and most between two looks at what the watch has told."""
@@ -65,7 +66,7 @@ class _Follower:
         pause: float,
     ) -> None:
         self.cluster, self.choice, self.merged, self.pause = cluster, choice, merged, pause
-        self._labels = labels_of(found)
+        self._labels = found.labels
         self._ended = ended
         self._ended_at: float | None = None
         self._pods: dict[str, Object] = {}

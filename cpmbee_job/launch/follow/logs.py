@@ -10,9 +10,11 @@ from operator import attrgetter
 
 from cpmbee_job import contract
 from cpmbee_job.errors import NotFoundError, StoreError, UnreachableError
-from cpmbee_job.launch.kube.cluster import PODS, Cluster, Object
-from cpmbee_job.launch.kube.fields import name_of, text
+from cpmbee_job.launch.kube.cluster import PODS, Cluster
+from cpmbee_job.launch.kube.fields import name_of
 from cpmbee_job.launch.runs.find import FoundRun
+from cpmbee_job.launch.runs.jobs import index_in
+from cpmbee_job.launch.runs.pods import index_of
 from cpmbee_job.run import Run
 from cpmbee_job.store.base import ObjectInfo
 
@@ -24,7 +26,6 @@ REMEMBERED = 4096
 BLOCK = 2**18
 """Bytes of a stored log that are read at once."""
 HIDDEN = f"only workers 0 to {MOST_PODS - 1} are shown; --pod shows another"
-INDEX_LABEL = "training.kubeflow.org/replica-index"
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def read_logs(
 
     Raises `NotFoundError` where nobody has said anything (that is wanted).
     """
-    pods = {} if cluster is None else {name_of(p): index_of(p) for p in cluster.list(PODS, labels_of(found))}
+    pods = {} if cluster is None else {name_of(p): index_of(p) for p in cluster.list(PODS, found.labels)}
     if cluster is None or not pods:
         if found.run is None:
             why = found.store_problem or found.cluster_problem or "it has neither pods nor a folder in the store"
-            raise NotFoundError(f"{found.name}/{found.run_id}: no logs: {why}")
+            raise NotFoundError(f"{found.reference}: no logs: {why}")
         on_words(f"{found.cluster_problem or 'it has no pods (any more)'}; this is what the store has kept")
         yield from _stored_logs(found.run, choice, on_words)
         return
@@ -98,7 +99,7 @@ def _stored_logs(run: Run, choice: Choice, on_words: Callable[[str], None]) -> I
         kept = f"; there is {', '.join(sorted(attempts)[:9])}" if attempts else ""
         what = choice.pod or ("an earlier attempt" if choice.previous else " and ".join(choice.containers))
         raise NotFoundError(f"{run.url}: no log of {what} in the store{kept}")
-    if choice.pod is None and not all(choice.wants(pod, stored_index(pod)) for pod in attempts):
+    if choice.pod is None and not all(choice.wants(pod, index_in(pod)) for pod in attempts):
         on_words(HIDDEN)
     yield from _merged([_stored(run, pod, logs) for pod, logs in chosen.items()], choice)
 
@@ -131,7 +132,7 @@ def _attempts(run: Run) -> dict[str, list[ObjectInfo]]:
 def _chosen(attempts: dict[str, list[ObjectInfo]], choice: Choice) -> dict[str, list[ObjectInfo]]:
     if contract.TRAIN_CONTAINER not in choice.containers:  # the init step's are not kept
         return {}
-    chosen = {pod: logs for pod, logs in attempts.items() if choice.wants(pod, stored_index(pod))}
+    chosen = {pod: logs for pod, logs in attempts.items() if choice.wants(pod, index_in(pod))}
     return {pod: logs[:-1] for pod, logs in chosen.items() if logs[:-1]} if choice.previous else chosen
 
 
@@ -186,20 +187,6 @@ class Position:
         self._recent.append(mark)
         self._time = time
         return LogLine(time, pod, container, words)
-
-
-def labels_of(found: FoundRun) -> dict[str, str]:
-    return {contract.NAME_LABEL: found.name, contract.RUN_LABEL: found.run_id}
-
-
-def index_of(pod: Object) -> int | None:
-    index = text(pod, "metadata", "labels", INDEX_LABEL)
-    return int(index) if index.isdigit() else None
-
-
-def stored_index(pod: str) -> int | None:
-    index = pod.rpartition("-worker-")[2]
-    return int(index) if index.isdigit() else None
 
 
 def utc(stamp: str) -> str | None:

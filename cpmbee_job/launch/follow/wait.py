@@ -113,11 +113,11 @@ def _missing_delta(run: Run) -> str | None:
 
 
 def _unfinished(found: FoundRun, status: RunStatus | None, timeout: float) -> UnfinishedError:
-    name = f"{found.name}/{found.run_id}"
     problems = () if status is None else status.problems or status.notes
-    message = f"{name} has not ended after {timeout:.0f} s"
+    message = f"{found.reference} has not ended after {timeout:.0f} s"
     message += "" if status is None else f", it is {status.phase}"
     return UnfinishedError(
         ": ".join([message, "; ".join(problems)]) if problems else message,
-        hint=f"it goes on; `cpmbee-job wait {name}` waits again, `cpmbee-job cancel {name}` stops it",
+        hint=f"it goes on; `cpmbee-job wait {found.reference}` waits again, `cpmbee-job cancel {found.reference}` "
+        "stops it",
     )

@@ -74,13 +74,7 @@ def find_places(spec: JobSpec) -> dict[str, LocalPlace]:
 
     Raises `SpecError` that names key and path where there are none, or what can't be uploaded.
     """
-    urls = {
-        "model": spec.model,
-        "data.train": spec.data.train,
-        "data.eval": spec.data.eval,
-        "lora.init_from": spec.lora.init_from,
-    }
-    local = {field: url for field, url in urls.items() if url is not None and not url.startswith("s3://")}
+    local = {field: url for field, url in spec.inputs.items() if not url.startswith("s3://")}
     return {field: _find(field, FileStore(url).root) for field, url in local.items()}
 
 

@@ -24,6 +24,11 @@ KUBEFLOW_VERSIONS = "apis/kubeflow.org"
 KUEUE_VERSIONS = "apis/kueue.x-k8s.io"
 """Of a group, each version is an object that lists the `resources` it serves; everybody may look."""
 
+INDEX_LABEL = "training.kubeflow.org/replica-index"
+"""The training operator's, of a pod."""
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+"""Kueue's, of a job."""
+
 CLUSTER_WIDE = {NODES, NAMESPACES, ACCESS_REVIEWS, KUBEFLOW_VERSIONS, KUEUE_VERSIONS}
 """Kinds that lie in no namespace."""
 

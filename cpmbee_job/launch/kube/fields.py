@@ -26,6 +26,11 @@ def text(item: Any, *path: str) -> str:
     return "".join(c for c in str(found) if c.isprintable() or c in "\n\t")
 
 
+def one_line(item: Any, *path: str) -> str:
+    """The same with its white space folded."""
+    return " ".join(text(item, *path).split())
+
+
 def number(item: Any, *path: str) -> float | None:
     found = _at(item, path)
     is_number = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < float("inf")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, NotFoundError, RefusedError, StoreError, UsageError
 from cpmbee_job.launch.kube.cluster import Cluster, ignore_warning
-from cpmbee_job.launch.lifecycle.cancel import SPARE_SECONDS, remove_job
-from cpmbee_job.launch.lifecycle.submit import create_job, get_job, look, require_accepted
+from cpmbee_job.launch.lifecycle.pytorchjob import SPARE_SECONDS, create_job, get_job, remove_job, require_accepted
+from cpmbee_job.launch.lifecycle.submit import look
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run import training_fields
@@ -37,7 +37,7 @@ def resume(
 
     Raises `RefusedError` for a run that has succeeded, and for overrides that would compute something else.
     """
-    name = f"{found.name}/{found.run_id}"
+    name = found.reference
     if found.cluster_problem is not None:
         raise ClusterError(f"{name} can't be resumed: {found.cluster_problem}")
     if found.run is None:

@@ -6,21 +6,20 @@ then the PyTorchJob, whose name follows from the run's.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from cpmbee_job import contract
-from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, StoreError, UnreachableError
-from cpmbee_job.launch.checks.server_check import dry_run as dry_run_on
+from cpmbee_job.errors import ConflictError, RefusedError, StoreError, UnreachableError
 from cpmbee_job.launch.inputs import identity
 from cpmbee_job.launch.inputs.upload import Bar, LocalPlace, find_places, hash_places, no_bar, send, with_urls
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Cluster, Object, ignore_warning
+from cpmbee_job.launch.kube.cluster import Cluster, Object, ignore_warning
+from cpmbee_job.launch.lifecycle.pytorchjob import create_job, get_job, require_accepted
 from cpmbee_job.launch.manifest.render import render
-from cpmbee_job.launch.runs.find import FoundRun, job_url, open_run
+from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.observe import observe
 from cpmbee_job.launch.runs.status import RunStatus
-from cpmbee_job.run import Run
+from cpmbee_job.run import Run, flatten
 from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.urls import open_store
 
@@ -44,15 +43,6 @@ class Submission:
     """Fields in which the adopted run is not what was asked for now; they change nothing that is computed."""
     manifest: Object | None = None
     """Of a dry run: what would be sent; None where nothing would."""
-
-    @property
-    def reference(self) -> str:
-        return f"{self.found.name}/{self.found.run_id}"
-
-    @property
-    def job(self) -> str:
-        """Name of the run's PyTorchJob."""
-        return contract.job_name(self.found.name, self.found.run_id)
 
 
 def submit(
@@ -91,61 +81,12 @@ def require_submittable(spec: JobSpec) -> dict[str, LocalPlace]:
     return places
 
 
-def require_accepted(cluster: Cluster, spec: JobSpec, manifest: Object, warn: Callable[[str], None]) -> None:
-    """Raises `RejectedError` or `PreflightError` for a job that the cluster would not take. A quota that is used up is
-    worth a warning only: the job waits for it."""
-    verdict = dry_run_on(cluster, spec, manifest)
-    used_up = [(key, words) for key, words in verdict.missing if "exceeded quota" in words]
-    for words in [*verdict.warnings, *(words for _, words in used_up)]:
-        warn(words)
-    verdict.missing = [found for found in verdict.missing if found not in used_up]
-    verdict.require_accepted(spec.name, f"{cluster.address}, namespace {cluster.namespace}")
-
-
-def create_job(cluster: Cluster, manifest: Object, url: str) -> bool:
-    """Create the PyTorchJob of the run at `url`; false where it exists.
-
-    Raises `RefusedError` where the name is another run's.
-    """
-    try:
-        cluster.create(PYTORCHJOBS, manifest)
-    except ConflictError:
-        get_job(cluster, manifest["metadata"]["name"], url)
-        return False
-    except UnreachableError as error:
-        raise UnreachableError(error.message, hint="the same command again goes on from here") from error
-    return True
-
-
-def get_job(cluster: Cluster, name: str, url: str) -> Object | None:
-    """The PyTorchJob of the run at `url`, or None. Raises `RefusedError` where the name is another run's."""
-    try:
-        job = cluster.get(PYTORCHJOBS, name)
-    except NotFoundError:
-        return None
-    if job_url(job).rstrip("/") != url:
-        raise RefusedError(
-            f"the PyTorchJob {name} in namespace {cluster.namespace} belongs to "
-            f"{job_url(job) or 'something that this command has not made'}, not to {url}",
-            hint="`--key` with a word of your own makes this another run",
-        )
-    return job
-
-
 def look(found: FoundRun, cluster: Cluster) -> RunStatus:
     """The run's status. Raises `UnreachableError` where the cluster does not answer: silence is no sign here."""
     status = observe(found, cluster)
     if status.phase == "lost" and not status.ended:
         raise UnreachableError("; ".join([*status.problems, *status.notes]))
     return status
-
-
-def way_to(found: FoundRun, namespace: str | None) -> str:
-    """What to type to name the run: by the namespace of its PyTorchJob, or by its URL where that is gone."""
-    if namespace is not None:
-        return f"{found.name}/{found.run_id} -n {namespace}"
-    endpoint = found.storage.endpoint_url
-    return found.url + (f" --endpoint-url {endpoint}" if endpoint else "")
 
 
 class _Beginning:
@@ -220,10 +161,10 @@ class _Beginning:
             return self._submission(found, f"it is there already, {status.phase}", adopted=True)
         if found.run is not None and status.phase == "lost" and _has_only_begun(found.run):
             return self._complete(found, found.run)
-        way = way_to(found, status.job and self._cluster.namespace)
+        run = found.arguments(status.job and self._cluster.namespace)
         raise RefusedError(
-            f"{found.name}/{found.run_id} {_end(status)}",
-            hint=f"`cpmbee-job resume {way}` goes on with it; `--new` begins another of the same",
+            f"{found.reference} {_end(status)}",
+            hint=f"`cpmbee-job resume {run}` goes on with it; `--new` begins another of the same",
         )
 
     def _complete(self, found: FoundRun, run: Run) -> Submission:
@@ -232,7 +173,7 @@ class _Beginning:
         namespace = run.spec.cluster.namespace
         if namespace not in (None, self._cluster.namespace):
             raise RefusedError(
-                f"{found.name}/{found.run_id} was submitted to the namespace {namespace}, where it may be by now",
+                f"{found.reference} was submitted to the namespace {namespace}, where it may be by now",
                 hint=f"--namespace {namespace}, or `--new` to begin another run of the same here",
             )
         manifest = render(run.spec, found.run_id, self._cluster.namespace)
@@ -281,14 +222,7 @@ def _end(status: RunStatus) -> str:
 
 def _differences(there: JobSpec, asked: JobSpec) -> Iterator[str]:
     """`key: what the run has, not what was asked for`, for each field that differs."""
-    has, wants = _flat(there.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    has, wants = flatten(there.model_dump(mode="json")), flatten(asked.model_dump(mode="json"))
     for key in {**has, **wants}:
         if has.get(key) != wants.get(key):
             yield f"{key}: {json.dumps(has.get(key))}, not {json.dumps(wants.get(key))}"
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
-    return flat

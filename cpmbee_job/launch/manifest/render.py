@@ -15,7 +15,7 @@ import yaml
 import cpmbee_job
 from cpmbee_job import contract
 from cpmbee_job.errors import SpecError
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.cluster import INDEX_LABEL, QUEUE_LABEL, Object
 from cpmbee_job.launch.manifest.overlay import merge
 from cpmbee_job.run import training_fields
 from cpmbee_job.spec import JobSpec
@@ -24,7 +24,6 @@ from cpmbee_job.spec.cluster import SchedulingPolicySpec, WorkersSpec
 USER_ID = 65532
 CACHE_FOLDER = "/cache"
 CA_FOLDER = "/etc/cpmbee-job/ca"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
 """A mesh's proxy would not end with the training, nor let the ranks talk; Kubeflow's own namespaces inject it."""
 
@@ -112,15 +111,8 @@ def _require_cluster(spec: JobSpec) -> None:
     """Raise for what only this machine could run."""
     if spec.image is None:
         raise SpecError("image: missing; a cluster needs one", hint="build it: `docker build --target train .`")
-    places = {
-        "model": spec.model,
-        "data.train": spec.data.train,
-        "data.eval": spec.data.eval,
-        "lora.init_from": spec.lora.init_from,
-        "output": spec.output,
-    }
-    for key, place in places.items():
-        if place is not None and not place.startswith("s3://"):
+    for key, place in {**spec.inputs, "output": spec.output}.items():
+        if not place.startswith("s3://"):
             hint = "pods need an s3:// URL; `submit` uploads local inputs by itself"
             raise SpecError(
                 f"{key}: {place} is a folder of this machine, which no pod sees",
@@ -189,7 +181,7 @@ def _pod(spec: JobSpec, url: str) -> Object:
 def _prepare_container(spec: JobSpec, url: str) -> Object:
     env = {
         # The operator gives no rank to init containers.
-        contract.POD_INDEX_ENV: _field("metadata.labels['training.kubeflow.org/replica-index']"),
+        contract.POD_INDEX_ENV: _field(f"metadata.labels['{INDEX_LABEL}']"),
         contract.SPEC_ENV: _literal(spec.to_yaml()),
     }
     return _container(contract.PREPARE_CONTAINER, contract.prepare_command(url), env, spec, {})

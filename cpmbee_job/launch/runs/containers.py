@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from cpmbee_job.launch.kube.cluster import Object
-from cpmbee_job.launch.kube.fields import integer, part, parts, text, time_at
+from cpmbee_job.launch.kube.fields import integer, one_line, part, parts, text, time_at
 
 IMAGE_REASONS = {
     "ErrImagePull",
@@ -26,14 +26,14 @@ LINE_CHARACTERS = 300
 def why_no_image(status: Object, events: Sequence[Object]) -> str:
     """Which image, and the registry's words."""
     image = text(status, "image")
-    reason, said = text(status, "state", "waiting", "reason"), _flat(text(status, "state", "waiting", "message"))
+    reason, said = text(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
     if reason == "InvalidImageName":
-        return f"`image` {image} is no valid name{_words(_after(said, 'InvalidImageName: '))}"
+        return f"`image` {image} is no valid name{after_colon(said.rpartition('InvalidImageName: ')[2])}"
     if reason == "ErrImageNeverPull":
         return f"image {image} is not on the node, and cluster.image_pull_policy is Never"
     words = _registry_words(said, image)
     if not words:  # it tells only that kubelet waits before it tries again; an event has the error
-        failures = [_flat(text(one, "message")) for one in events if text(one, "reason") == "Failed"]
+        failures = [one_line(one, "message") for one in events if text(one, "reason") == "Failed"]
         words = next((_registry_words(one, image) for one in failures if one.startswith("Failed to pull")), "")
     lower = words.lower()
     hint = ""
@@ -41,12 +41,12 @@ def why_no_image(status: Object, events: Sequence[Object]) -> str:
         hint = " (a private registry needs cluster.image_pull_secrets)"
     elif "not found" in lower or "does not exist" in lower or "manifest unknown" in lower:
         hint = " (check `image`)"
-    return f"image {image} can't be pulled{_words(words)}{hint}"
+    return f"image {image} can't be pulled{after_colon(words)}{hint}"
 
 
 def why_not_set_up(status: Object) -> str:
     """A Secret, a key, a ConfigMap that is missing; a root user where none may be."""
-    said = _flat(text(status, "state", "waiting", "message"))
+    said = one_line(status, "state", "waiting", "message")
     reason = text(status, "state", "waiting", "reason")
     return f"container {text(status, 'name')} can't be set up: {said or reason}"
 
@@ -61,14 +61,14 @@ def why_ended(what: str, ended: Object, pod: Object, status: Object) -> str:
     code, reason, message = integer(ended, "exitCode"), text(ended, "reason"), text(ended, "message")
     lines = last_lines(message)
     if reason in START_REASONS:
-        return f"{what} can't be started: {_flat(message)[-LINE_CHARACTERS:] or reason}"
+        return f"{what} can't be started: {one_line(ended, 'message')[-LINE_CHARACTERS:] or reason}"
     if reason == "OOMKilled" or (code == 137 and "out of memory" in message.lower()):
         limit = _limit(pod, text(status, "name"))
         words = f"{what} was killed: out of memory" + (f" (limit {limit}, workers.memory)" if limit else "")
     elif code == 0:
         words = f"{what} has ended"
     elif code is None:
-        words = f"{what} has ended{_words(reason)}"
+        words = f"{what} has ended{after_colon(reason)}"
     elif reason == "ContainerStatusUnknown":
         words = f"{what} was lost with its node"
     elif code > 128 and code - 128 in {number.value for number in signal.Signals}:
@@ -76,7 +76,7 @@ def why_ended(what: str, ended: Object, pod: Object, status: Object) -> str:
         words = f"{what} was ended by {name}" + (", as the kernel does when memory runs out" if code == 137 else "")
     else:
         words = f"{what} failed with exit code {code}"
-    return words + _words(" | ".join(lines))
+    return words + after_colon(" | ".join(lines))
 
 
 def last_lines(message: str) -> list[str]:
@@ -111,6 +111,10 @@ def duration(seconds: float) -> str:
     return f"{minutes // (24 * 60)} d"
 
 
+def after_colon(words: str) -> str:
+    return f": {words}" if words else ""
+
+
 def _limit(pod: Object, container: str) -> str:
     for one in [*parts(pod, "spec", "containers"), *parts(pod, "spec", "initContainers")]:
         if text(one, "name") == container:
@@ -125,15 +129,3 @@ def _registry_words(said: str, image: str) -> str:
     words = re.sub(r"rpc error: code = \w+ desc = ", "", words)
     words = re.sub(r'failed to (?:pull and unpack image|resolve reference|pull image) "[^"]*": ', "", words)
     return words.removeprefix(f"{image}: ")
-
-
-def _after(said: str, mark: str) -> str:
-    return said.rpartition(mark)[2]
-
-
-def _words(words: str) -> str:
-    return f": {words}" if words else ""
-
-
-def _flat(words: str) -> str:
-    return " ".join(words.split())

@@ -3,14 +3,15 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError, StoreError, UsageError
 from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Cluster, Object
+from cpmbee_job.launch.kube.fields import part, parts, text
 from cpmbee_job.run import Run, check_run_id
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.spec.types import NAME_PATTERN
@@ -37,6 +38,28 @@ class FoundRun:
     storage: StorageSpec = field(default_factory=StorageSpec)
     """How this machine reaches the store."""
 
+    @property
+    def reference(self) -> str:
+        """What a user calls it."""
+        return f"{self.name}/{self.run_id}"
+
+    @property
+    def job_name(self) -> str:
+        """Of its PyTorchJob, whether that is there or not."""
+        return contract.job_name(self.name, self.run_id)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of its PyTorchJob and its pods."""
+        return {contract.NAME_LABEL: self.name, contract.RUN_LABEL: self.run_id}
+
+    def arguments(self, namespace: str | None) -> str:
+        """What to type to name it: by the namespace of its PyTorchJob, or by its URL where that is gone (None)."""
+        if namespace is not None:
+            return f"{self.reference} -n {namespace}"
+        endpoint = self.storage.endpoint_url
+        return self.url + (f" --endpoint-url {endpoint}" if endpoint else "")
+
 
 def find_run(
     reference: str, cluster: Cluster | None, *, output: str | None = None, storage: StorageSpec | None = None
@@ -61,6 +84,26 @@ def find_run(
     return _find_near(reference, name, run_id, cluster, output, storage)
 
 
+def find_at_home(
+    reference: str,
+    cluster: Cluster | None,
+    connect_to: Callable[[str], Cluster],
+    *,
+    output: str | None = None,
+    storage: StorageSpec | None = None,
+) -> tuple[FoundRun, Cluster | None]:
+    """The same, and the cluster in whose namespace it is: a run whose PyTorchJob is not in this one may be well in the
+    one that it was submitted to, which the store knows."""
+    found = find_run(reference, cluster, output=output, storage=storage)
+    home = None if found.run is None else found.run.spec.cluster.namespace
+    if cluster is None or found.job is not None or home in (None, cluster.namespace):
+        return found, cluster
+    assert home is not None
+    cluster = connect_to(home)
+    job, cluster_problem = _job_at(found.url, cluster, found.name, found.run_id)
+    return replace(found, job=job, cluster_problem=cluster_problem), cluster
+
+
 def as_place(reference: str) -> str | None:
     """The URL where the reference is one (a path starts like one), else None."""
     if "://" in reference:
@@ -72,13 +115,13 @@ def as_place(reference: str) -> str | None:
 
 def job_url(job: Object) -> str:
     """Where the job's run lies, "" where it does not say."""
-    return str((job.get("metadata", {}).get("annotations") or {}).get(contract.URL_ANNOTATION) or "")
+    return text(job, "metadata", "annotations", contract.URL_ANNOTATION)
 
 
 def job_labels(job: Object) -> tuple[str, str]:
     """Name and run id, "" where it has no such label."""
-    labels = job.get("metadata", {}).get("labels") or {}
-    return str(labels.get(contract.NAME_LABEL) or ""), str(labels.get(contract.RUN_LABEL) or "")
+    labels = part(job, "metadata", "labels")
+    return text(labels, contract.NAME_LABEL), text(labels, contract.RUN_LABEL)
 
 
 def job_storage(job: Object, storage: StorageSpec) -> StorageSpec:
@@ -105,21 +148,19 @@ def open_run(url: str, storage: StorageSpec) -> tuple[Run | None, str | None]:
 
 
 def _variables(job: Object) -> Iterable[Object]:
-    for replica in ((job.get("spec") or {}).get("pytorchReplicaSpecs") or {}).values():
-        pod = ((replica or {}).get("template") or {}).get("spec") or {}
-        for container in [*(pod.get("containers") or ()), *(pod.get("initContainers") or ())]:
-            yield from container.get("env") or ()
+    for replica in part(job, "spec", "pytorchReplicaSpecs").values():
+        pod = part(replica, "template", "spec")
+        for container in [*parts(pod, "containers"), *parts(pod, "initContainers")]:
+            yield from parts(container, "env")
 
 
 def _find_at(url: str, cluster: Cluster | None, storage: StorageSpec) -> FoundRun:
-    if url.partition("://")[2].count("/") < 2 and "://" in url:
+    if url.rpartition("://")[2].count("/") < 2:
         raise UsageError(f"{url}: not the URL of a run's folder", hint="<output>/<name>/<run id>")
     output, name, run_id = url.rsplit("/", 2)
     job, cluster_problem = None, None
     if url.startswith("s3://") and re.fullmatch(NAME_PATTERN, name):  # a cluster can't reach any other
-        job, cluster_problem = _job(cluster, name, run_id)
-        if job is not None and job_url(job).rstrip("/") != url:  # the same name under another output
-            job = None
+        job, cluster_problem = _job_at(url, cluster, name, run_id)
     storage = storage if job is None else job_storage(job, storage)
     if job is None:
         storage = storage.seen_by_launcher()
@@ -155,6 +196,12 @@ def _find_named(
     if store_problem is not None:
         raise StoreError(store_problem)
     return None if run is None else FoundRun(name, run_id, url, run, None, None, cluster_problem, storage)
+
+
+def _job_at(url: str, cluster: Cluster | None, name: str, run_id: str) -> tuple[Object | None, str | None]:
+    """The PyTorchJob of the run at that URL: there may be one of the same name under another output."""
+    job, cluster_problem = _job(cluster, name, run_id)
+    return (job if job is not None and job_url(job).rstrip("/") == url else None), cluster_problem
 
 
 def _job(cluster: Cluster | None, name: str, run_id: str) -> tuple[Object | None, str | None]:

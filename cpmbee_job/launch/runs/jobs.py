@@ -4,11 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from cpmbee_job.launch.kube.cluster import Object
-from cpmbee_job.launch.kube.fields import condition, integer, part, parts, text, time_at
+from cpmbee_job.launch.kube.cluster import QUEUE_LABEL, Object
+from cpmbee_job.launch.kube.fields import condition, integer, one_line, part, parts, text, time_at
 from cpmbee_job.launch.runs.containers import duration, why_ended
 
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 UNSEEN = 30.0
 """Seconds after which the operator should have looked at a new job."""
 
@@ -40,7 +39,7 @@ def why_queued(job: Object, workload: Object | None) -> str:
         return words
     for kind in ("Evicted", "Admitted", "QuotaReserved"):
         state = condition(workload, kind)
-        said = " ".join(text(state, "message").split())
+        said = one_line(state, "message")
         if said and (text(state, "status") == "True") == (kind == "Evicted"):
             return f"{words}: {said}"
     return words
@@ -52,7 +51,7 @@ def why_no_pods(job: Object, events: Sequence[Object], num_pods: int, now: datet
     said = [one for one in newest_first(events) if text(one, "reason") in ("FailedCreatePod", "FailedCreateService")]
     if missing > 0 and said:
         many = f"{missing} of its pods can't be made" if num_pods else "its pods can't be made"
-        return [f"{many}: {why_refused(' '.join(text(said[0], 'message').split()))}"]
+        return [f"{many}: {why_refused(one_line(said[0], 'message'))}"]
     created = time_at(job, "metadata", "creationTimestamp")
     if not num_pods and not parts(job, "status", "conditions") and created is not None:
         age = (now - created).total_seconds()
@@ -93,7 +92,7 @@ def evictions(events: Sequence[Object], uids: Mapping[str, str], now: datetime) 
             times = sum(integer(event, "count") or 1 for event in about)
             how_often = "before" if times == 1 else f"{times} times"
             ago = f", last {duration((now - at).total_seconds())} ago" if (at := event_time(about[0])) else ""
-            said = " ".join(text(about[0], "message").split())
+            said = one_line(about[0], "message")
             lines.append(f"{pod_label(name)} was evicted {how_often}{ago}: {said}")
     return lines
 
@@ -109,8 +108,14 @@ def event_time(event: Object) -> datetime | None:
 
 def pod_label(pod_name: str) -> str:
     """`worker 3` for a pod of that index."""
+    index = index_in(pod_name)
+    return pod_name if index is None else f"worker {index}"
+
+
+def index_in(pod_name: str) -> int | None:
+    """The worker's index, from the name that the operator gives its pod."""
     found = re.search(r"-worker-(\d+)$", pod_name)
-    return f"worker {found[1]}" if found else pod_name
+    return int(found[1]) if found else None
 
 
 def why_refused(said: str) -> str:

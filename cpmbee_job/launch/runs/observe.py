@@ -94,12 +94,11 @@ def _read_heartbeat(run: Run) -> dict[str, Any] | None:
 
 def _look(cluster: Cluster, found: FoundRun, notes: list[str], *, ended: bool) -> _Seen:
     try:
-        job = cluster.get(PYTORCHJOBS, contract.job_name(found.name, found.run_id))
+        job = cluster.get(PYTORCHJOBS, found.job_name)
     except NotFoundError:
         return _Seen(known=True)
     seen = _Seen(known=True, job=job)
-    labels = {contract.NAME_LABEL: found.name, contract.RUN_LABEL: found.run_id}
-    seen.pods = _listed(cluster, PODS, labels, "", "pods", notes)
+    seen.pods = _listed(cluster, PODS, found.labels, "", "pods", notes)
     if ended:
         return seen
     over = is_true(job, "Failed") or is_true(job, "Succeeded")

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cpmbee_job import contract
-from cpmbee_job.launch.kube.cluster import Object
-from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, part, parts, text, time_at
+from cpmbee_job.launch.kube.cluster import INDEX_LABEL, Object
+from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, one_line, part, parts, text, time_at
 from cpmbee_job.launch.runs import containers
 from cpmbee_job.launch.runs.jobs import event_time, newest_first
 from cpmbee_job.launch.runs.scheduling import why_unscheduled
@@ -39,16 +39,21 @@ class PodStatus(BaseModel):
 def describe_pod(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: dict[str, str]) -> PodStatus:
     """`events`: the pod's warnings. `silent_nodes`: nodes that don't answer, and why, as far as that is known."""
     state, cause, reason = _explained(pod, events, now, silent_nodes)
-    index = text(pod, "metadata", "labels", "training.kubeflow.org/replica-index")
     return PodStatus(
         name=name_of(pod),
-        index=int(index) if index.isascii() and index.isdigit() else None,
+        index=index_of(pod),
         state=state,
         cause=cause,
         reason=reason or None,
         node=text(pod, "spec", "nodeName") or None,
         restarts=sum(integer(status, "restartCount") or 0 for status in _container_statuses(pod)),
     )
+
+
+def index_of(pod: Object) -> int | None:
+    """The worker's index, as the operator's label says it."""
+    index = text(pod, "metadata", "labels", INDEX_LABEL)
+    return int(index) if index.isascii() and index.isdigit() else None
 
 
 def needs_events(pod: Object) -> bool:
@@ -78,10 +83,10 @@ def _explained(pod: Object, events: Sequence[Object], now: datetime, silent_node
     overdue = leaves_by is not None and (now - leaves_by).total_seconds() > SLOW_START
     if is_silent(pod) and (leaves_by is None or overdue):
         node = text(pod, "spec", "nodeName")
-        return "lost", "node", f"its node {node} does not answer" + _after_colon(silent_nodes.get(node, ""))
+        return "lost", "node", f"its node {node} does not answer" + containers.after_colon(silent_nodes.get(node, ""))
     if leaves_by is not None:
         cause, why = _disruption(pod)
-        return "ending", cause, f"being deleted{_after_colon(why)}"
+        return "ending", cause, f"being deleted{containers.after_colon(why)}"
     if phase != "Running" and not text(pod, "spec", "nodeName"):
         return _unscheduled(pod)
     for status in _in_order(pod, "initContainers", "initContainerStatuses"):
@@ -131,7 +136,7 @@ def _starting(pod: Object, events: Sequence[Object], now: datetime) -> _Words:
         at = event_time(event)
         if at is not None and (now - at).total_seconds() > STALE_EVENT:  # tried again since, with more luck
             break
-        words = " ".join(text(event, "message").split())
+        words = one_line(event, "message")
         if text(event, "reason") in ("FailedMount", "FailedAttachVolume", "FailedMapVolume"):
             return "pending", "volume", f"a volume can't be mounted: {words}"
         if text(event, "reason") in ("FailedCreatePodSandBox", "NetworkNotReady"):
@@ -164,7 +169,7 @@ def _failed(pod: Object) -> _Words:
     cause, why = _disruption(pod)
     if cause is not None:
         return "failed", cause, why
-    reason, message = text(pod, "status", "reason"), " ".join(text(pod, "status", "message").split())
+    reason, message = text(pod, "status", "reason"), one_line(pod, "status", "message")
     for list_name, status_name, what in (
         ("initContainers", "initContainerStatuses", "the init step"),
         ("containers", "containerStatuses", "training"),
@@ -183,7 +188,7 @@ def _failed(pod: Object) -> _Words:
 
 def _disruption(pod: Object) -> tuple[Cause | None, str]:
     """Why others than its own processes end the pod, if they do."""
-    reason, message = text(pod, "status", "reason"), " ".join(text(pod, "status", "message").split())
+    reason, message = text(pod, "status", "reason"), one_line(pod, "status", "message")
     if reason == "Evicted":
         return "evicted", f"evicted by its node: {message}"
     if reason == "Preempting":
@@ -191,17 +196,17 @@ def _disruption(pod: Object) -> tuple[Cause | None, str]:
     if not is_true(pod, "DisruptionTarget"):
         return None, ""
     target = condition(pod, "DisruptionTarget")
-    words = " ".join(text(target, "message").split())
+    words = one_line(target, "message")
     node = text(pod, "spec", "nodeName")
     match text(target, "reason"):
         case "PreemptionByScheduler":
-            return "preempted", f"preempted by a pod of higher priority{_after_colon(words)}"
+            return "preempted", f"preempted by a pod of higher priority{containers.after_colon(words)}"
         case "DeletionByTaintManager":
-            return "node", f"its node {node} was lost or drained{_after_colon(words)}"
+            return "node", f"its node {node} was lost or drained{containers.after_colon(words)}"
         case "EvictionByEvictionAPI":
-            return "evicted", f"evicted from {node}, as a drain does{_after_colon(words)}"
+            return "evicted", f"evicted from {node}, as a drain does{containers.after_colon(words)}"
         case "DeletionByPodGC":
-            return "node", f"its node {node} is gone{_after_colon(words)}"
+            return "node", f"its node {node} is gone{containers.after_colon(words)}"
         case other:
             return "evicted", f"ended by its node: {': '.join(filter(None, (words or message or other,)))}"
 
@@ -231,7 +236,3 @@ def _is_sidecar(pod: Object, status: Object) -> bool:
 
 def _container_statuses(pod: Object) -> list[Object]:
     return [*parts(pod, "status", "initContainerStatuses"), *parts(pod, "status", "containerStatuses")]
-
-
-def _after_colon(words: str) -> str:
-    return f": {words}" if words else ""

@@ -1,10 +1,9 @@
 """The scheduler's words about a pod that fits no node, taken apart and put in terms of the job spec."""
 
 import re
-from collections.abc import Iterable
 
 from cpmbee_job.launch.kube.cluster import Object
-from cpmbee_job.launch.kube.fields import condition, part, parts, text
+from cpmbee_job.launch.kube.fields import condition, one_line, part, parts, text
 
 _KEYS = {"cpu": "workers.cpu", "memory": "workers.memory", "ephemeral-storage": "workers.ephemeral"}
 _PARTS = re.compile(r"(\d+) (.+?)(?=, \d+ |$)")
@@ -13,7 +12,7 @@ _TAINT = re.compile(r"had untolerated taint(?:\(s\))? \{(.*?)(?:: ?(.*?))?\}")
 
 def why_unscheduled(pod: Object) -> str:
     """Like `no node takes it (0 of 3): 2 lack nvidia.com/gpu (8 asked for, workers.gpus), 1 has the taint ...`."""
-    said = " ".join(text(condition(pod, "PodScheduled"), "message").split())
+    said = one_line(condition(pod, "PodScheduled"), "message")
     found = re.match(r"(\d+)/(\d+) nodes are available: (.*)", said)
     if not found:
         return f"no node takes it: {said}" if said else "no node takes it"
@@ -28,11 +27,7 @@ def why_unscheduled(pod: Object) -> str:
     return f"no node takes it (0 of {found[2]}): {', '.join(_in_words(int(n), what, pod) for n, what in counted)}"
 
 
-def selector_of(pod: Object) -> dict[str, str]:
-    return {key: text(part(pod, "spec", "nodeSelector"), key) for key in part(pod, "spec", "nodeSelector")}
-
-
-def requested(pod: Object, resource: str) -> str:
+def _requested(pod: Object, resource: str) -> str:
     """What the training container asks for of it, "" where it says nothing."""
     for container in parts(pod, "spec", "containers"):
         for kind in ("requests", "limits"):
@@ -46,15 +41,15 @@ def _in_words(count: int, what: str, pod: Object) -> str:
     what = what.removeprefix("node(s) ")
     if what.startswith("Insufficient "):
         resource = what.removeprefix("Insufficient ")
-        amount = requested(pod, resource)
+        amount = _requested(pod, resource)
         key = _KEYS.get(resource, "workers.gpus" if "gpu" in resource else "workers.resources")
         return f"{count} {'lacks' if one else 'lack'} {resource} ({f'{amount} asked for, ' * bool(amount)}{key})"
     if taint := _TAINT.match(what):
         name = f"{taint[1]}={taint[2]}" if taint[2] else taint[1]
         return f"{count} {'has' if one else 'have'} the taint {name} (cluster.tolerations)"
     if what == "didn't match Pod's node affinity/selector":
-        wanted = selector_of(pod)
-        labels = _enumerated(f"{key}={value}" for key, value in wanted.items())
+        wanted = part(pod, "spec", "nodeSelector")
+        labels = ", ".join(f"{key}={text(wanted, key)}" for key in wanted)
         if part(pod, "spec", "affinity", "nodeAffinity"):
             labels += f"{' and ' * bool(labels)}what cluster.affinity says"
         keys = ["workers.gpu_product"] * any("gpu.product" in key for key in wanted)
@@ -66,7 +61,3 @@ def _in_words(count: int, what: str, pod: Object) -> str:
     if what == "Too many pods":
         return f"{count} {'has' if one else 'have'} as many pods as {'it' if one else 'they'} may"
     return f"{count} {what}"
-
-
-def _enumerated(words: Iterable[str]) -> str:
-    return ", ".join(words)

@@ -20,11 +20,9 @@ from cpmbee_job.launch.runs.jobs import (
     why_no_pods,
     why_queued,
 )
-from cpmbee_job.launch.runs.pods import Cause, PodState, PodStatus, describe_pod
+from cpmbee_job.launch.runs.pods import Cause, PodStatus, describe_pod
 from cpmbee_job.run import exit_code
 from cpmbee_job.spec import JobSpec
-
-__all__ = ["BestScore", "Cause", "PodState", "PodStatus", "RunStatus", "StoreRecord", "describe_run"]
 
 Phase = Literal["queued", "pending", "preparing", "running", "succeeded", "failed", "cancelled", "lost"]
 

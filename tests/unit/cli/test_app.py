@@ -2,9 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from cpmbee_job.cli import app
 
 HEAVY = ["torch", "boto3", "botocore", "kubernetes", "pyarrow", "numpy", "transformers", "opendelta"]
 
@@ -59,6 +64,18 @@ def test_a_reader_that_leaves_early_is_no_fault(tmp_path: Path) -> None:
     script = f"{sys.executable} -m cpmbee_job.cli validate --json job.yaml | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_every_verb_shows_an_example() -> None:
+    def verbs(command: Any, path: str) -> Iterator[tuple[str, str]]:
+        inner = getattr(command, "commands", {})
+        for name, verb in inner.items():
+            yield from verbs(verb, f"{path} {name}")
+        if not inner:
+            yield path, command.help
+
+    for path, text in verbs(typer.main.get_command(app), "cpmbee-job"):
+        assert f"Example: {path} " in text, path
 
 
 def test_the_version_is_told() -> None:

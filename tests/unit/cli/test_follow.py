@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from cpmbee_job import contract
-from cpmbee_job.cli.follow import printable, seconds
+from cpmbee_job.cli.follow import seconds
 from cpmbee_job.run import Run
 from cpmbee_job.spec import parse_spec
 
@@ -145,18 +145,3 @@ def test_lengths_of_time(text: str, length: float) -> None:
 def test_what_is_no_length_of_time(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         seconds(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("今天　天气\thello", "今天　天气\thello"),
-        ("\x1b[31mred\x1b[0m", "red"),
-        ("\x1b]0;title\x07text", "text"),
-        ("10%\r50%\r100%\r", "100%"),
-        ("a\x07b\x1b", "a�b�"),
-        ("abc\u202edef", "abc�def"),
-    ],
-)
-def test_a_terminal_gets_nothing_that_it_would_obey(text: str, shown: str) -> None:
-    assert printable(text) == shown

@@ -50,6 +50,10 @@ def test_512_pods_are_counted_unless_all_are_wanted() -> None:
     assert len(shown(run, all_pods=True)) == 2 + 512
 
 
+def test_one_of_several_pods_is_said_in_the_plural() -> None:
+    assert shown(EMPTY.model_copy(update={"pods": pods(1), "workers": 2}))[1].startswith("  1 of 2 pods in namespace")
+
+
 def test_a_reason_that_is_told_above_is_not_repeated() -> None:
     run = EMPTY.model_copy(
         update={"pods": pods(2, state="pending", reason="no GPU"), "problems": ("2 workers (0, 1): no GPU",)}

@@ -3,7 +3,8 @@ import pytest
 from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, RefusedError, StoreError, UnfinishedError, UnreachableError
 from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS
-from cpmbee_job.launch.lifecycle.cancel import cancel, remove_job
+from cpmbee_job.launch.lifecycle.cancel import cancel
+from cpmbee_job.launch.lifecycle.pytorchjob import remove_job
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run import Run
 from cpmbee_job.spec import parse_spec

@@ -4,9 +4,8 @@ import sys
 import pytest
 
 from cpmbee_job.errors import SpecError
-from cpmbee_job.launch.lifecycle.submit import require_submittable, way_to
-from cpmbee_job.launch.runs.find import FoundRun
-from cpmbee_job.spec import StorageSpec, parse_spec
+from cpmbee_job.launch.lifecycle.submit import require_submittable
+from cpmbee_job.spec import parse_spec
 
 
 def job(folder, *overrides):
@@ -27,12 +26,6 @@ def test_what_no_cluster_could_run_is_named_with_its_key(tmp_path, override, key
     (tmp_path / "train.jsonl").write_text("{}\n")
     with pytest.raises(SpecError, match=f"^{key}: "):
         require_submittable(job(tmp_path, override))
-
-
-def test_a_run_that_the_cluster_has_forgotten_is_named_by_its_place():
-    found = FoundRun("a", "r1", "s3://o/a/r1", None, None, storage=StorageSpec(endpoint_url="http://s3:1"))
-    assert way_to(found, "team") == "a/r1 -n team"
-    assert way_to(found, None) == "s3://o/a/r1 --endpoint-url http://s3:1"
 
 
 def test_the_launcher_needs_nothing_of_the_extras():

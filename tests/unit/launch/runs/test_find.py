@@ -7,7 +7,7 @@ import pytest
 from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, NotFoundError, StoreError, UnreachableError, UsageError
 from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
-from cpmbee_job.launch.runs.find import find_run, job_storage
+from cpmbee_job.launch.runs.find import FoundRun, find_at_home, find_run, job_storage
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
 from tests.fake_cluster import FakeCluster
@@ -15,8 +15,8 @@ from tests.fake_cluster import FakeCluster
 ID = "0123456789ab"
 
 
-def begin(output: Path, run_id: str = ID, name: str = "ccpm") -> Run:
-    text = f"name: {name}\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {output}\n"
+def begin(output: Path, run_id: str = ID, name: str = "ccpm", more: str = "") -> Run:
+    text = f"name: {name}\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {output}\n{more}"
     return Run.start(parse_spec(text, source="job.yaml"), run_id)
 
 
@@ -48,6 +48,19 @@ def test_a_run_is_found_in_the_store_after_its_objects_are_gone(tmp_path: Path) 
     found = find_run(f"ccpm/{ID}", FakeCluster(), output=str(tmp_path))
     assert (found.url, found.job) == (run.url, None)
     assert found.run is not None
+
+
+def test_a_run_is_looked_for_in_the_namespace_that_it_was_submitted_to(tmp_path: Path) -> None:
+    run, home = begin(tmp_path, more="cluster: {namespace: team}\n"), FakeCluster("team")
+    add_job(home, run.url)
+    found, cluster = find_at_home(run.url, FakeCluster("default"), {"team": home}.__getitem__)
+    assert (found.job is not None, cluster) == (True, home)
+
+
+def test_a_job_of_another_output_in_that_namespace_is_not_the_runs(tmp_path: Path) -> None:
+    run, home = begin(tmp_path, more="cluster: {namespace: team}\n"), FakeCluster("team")
+    add_job(home, f"{run.url}x")
+    assert find_at_home(run.url, FakeCluster("default"), {"team": home}.__getitem__)[0].job is None
 
 
 def test_a_run_is_found_by_its_url_without_a_cluster(tmp_path: Path) -> None:
@@ -139,7 +152,7 @@ def test_a_wrong_url_names_the_nearest(tmp_path: Path) -> None:
         find_run(f"{run.url}c", None)
 
 
-@pytest.mark.parametrize("reference", ["CCPM/1", "", "a b/1", "s3://x"])
+@pytest.mark.parametrize("reference", ["CCPM/1", "", "a b/1", "s3://x", "/", "/runs"])
 def test_what_names_no_run(reference: str) -> None:
     with pytest.raises((UsageError, NotFoundError)):
         find_run(reference, FakeCluster())
@@ -165,3 +178,9 @@ def test_the_jobs_own_storage_is_used_as_this_machine_sees_it() -> None:
 def test_a_storage_that_can_not_be_read_is_the_environments(text: str) -> None:
     job = add_job(FakeCluster(), "s3://b/runs/a/1", storage=text)
     assert job_storage(job, StorageSpec()).endpoint_url is None
+
+
+def test_a_run_that_the_cluster_has_forgotten_is_named_by_its_url():
+    found = FoundRun("a", "r1", "s3://o/a/r1", None, None, storage=StorageSpec(endpoint_url="http://s3:1"))
+    assert found.arguments("team") == "a/r1 -n team"
+    assert found.arguments(None) == "s3://o/a/r1 --endpoint-url http://s3:1"

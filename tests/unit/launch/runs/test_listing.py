@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.unit.launch.runs.test_find import ID, add_job, begin
 
 from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, NotFoundError, SpecError
 from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
 from cpmbee_job.launch.runs.listing import list_runs
 from tests.fake_cluster import FakeCluster
+from tests.unit.launch.runs.test_find import ID, add_job, begin
 
 
 def add(cluster: FakeCluster, run_id: str, *conditions: str, url: str = "", **metadata: str) -> Object:

@@ -4,8 +4,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.unit.launch.runs.test_find import ID, add_job, begin
-from tests.unit.launch.runs.test_status import case
 
 from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, UnreachableError
@@ -13,6 +11,8 @@ from cpmbee_job.launch.kube.cluster import EVENTS, NODES, PODS, PYTORCHJOBS, WOR
 from cpmbee_job.launch.runs.find import FoundRun, find_run, job_labels, job_url
 from cpmbee_job.launch.runs.observe import observe
 from tests.fake_cluster import FakeCluster
+from tests.unit.launch.runs.test_find import ID, add_job, begin
+from tests.unit.launch.runs.test_status import case
 
 
 def cluster_of(name: str) -> tuple[FakeCluster, FoundRun]:
