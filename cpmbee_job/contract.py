@@ -63,6 +63,10 @@ def job_name(name: str, run_id: str) -> str:
     return f"{prefix[: 50 - len(suffix)].rstrip('-')}-{suffix}"
 
 
+NOT_JOBS = {"prepared", "uploads"}
+"""Folders of an output that are no job's."""
+
+
 def run_url(output: str, name: str, run_id: str) -> str:
     return f"{output.rstrip('/')}/{name}/{run_id}"
 

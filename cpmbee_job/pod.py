@@ -4,7 +4,6 @@ Outside a cluster there is less to know: no launcher, no limits, nobody who read
 """
 
 import contextlib
-import json
 import os
 from pathlib import Path
 
@@ -46,8 +45,7 @@ def storage() -> StorageSpec:
 
 def storage_as_far_as_known() -> StorageSpec:
     """The same from a launcher that may be newer: what this version does not know is left out."""
-    given = json.loads(os.environ.get(contract.STORAGE_ENV, "{}"))
-    return StorageSpec.model_validate({key: given[key] for key in StorageSpec.model_fields if key in given})
+    return StorageSpec.as_far_as_known(os.environ.get(contract.STORAGE_ENV, "{}"))
 
 
 def num_cpus() -> int:

@@ -15,7 +15,7 @@ import typer.main
 from pydantic import BaseModel
 
 from cpmbee_job import cli
-from cpmbee_job.launch.kube.permissions import CLUSTER_LOOKS, LOOKS, PERMISSIONS, Permission, rules
+from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, Permission, rules
 from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
 from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
@@ -97,8 +97,8 @@ def main() -> None:
         "docs/cli.md": cli_page(),
         "docs/status.schema.json": schema(RunStatus),
         "docs/list.schema.json": schema(Listing),
-        "k8s/base/role.yaml": role("Role", "cpmbee-job-user", *PERMISSIONS, *LOOKS),
-        "k8s/cluster-view/cluster-role.yaml": role("ClusterRole", "cpmbee-job-view", *CLUSTER_LOOKS),
+        "k8s/base/role.yaml": role("Role", "cpmbee-job-user", *PERMISSIONS, *OPTIONAL_PERMISSIONS),
+        "k8s/cluster-view/cluster-role.yaml": role("ClusterRole", "cpmbee-job-view", *CLUSTER_PERMISSIONS),
     }
     for job in sorted((ROOT / "k8s").rglob("job.yaml")):
         pages[str(job.with_name("pytorchjob.yaml").relative_to(ROOT))] = example(job)

@@ -73,6 +73,6 @@ def doctor(
 def _show(finding: "Finding") -> None:
     line = Text(f"{finding.state.replace('_', ' '):<14}", style=STYLES[finding.state])
     line.append(f"{finding.check}: {finding.detail}", style="default")
-    if finding.mend is not None and finding.state != "ok":
-        line.append(f"\n{'':<14}mend: {finding.mend}", style="default")
+    if finding.hint is not None and finding.state != "ok":
+        line.append(f"\n{'':<14}hint: {finding.hint}", style="default")
     console.stdout.print(line)

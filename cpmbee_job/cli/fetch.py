@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cpmbee_job.cli import console
+from cpmbee_job.cli.job import AsJson
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
 from cpmbee_job.cli.target import Context, Namespace, Output, Reference, find
 from cpmbee_job.errors import StoreError, UsageError
@@ -28,6 +29,7 @@ def fetch_run(
         ),
     ] = None,
     last: Annotated[bool, typer.Option("--last", help="The last delta instead of the best.")] = False,
+    as_json: AsJson = False,
     context: Context = None,
     namespace: Namespace = None,
     output: Output = None,
@@ -50,4 +52,7 @@ def fetch_run(
         raise UsageError("--what: names nothing")
     names = fetch(open_store(found.url, found.storage), target, kinds, last=last, bar=console.byte_bar)
     console.say(f"{len(names)} files of {found.url}")
-    typer.echo(target)
+    if as_json:
+        console.print_json({"run": found.reference, "url": found.url, "folder": str(target), "files": list(names)})
+    else:
+        typer.echo(target)

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -81,34 +82,25 @@ def wait(
     Example: cpmbee-job wait ccpm/0a1b2c3d4e5f --timeout 2h
     """
     found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
-    last: RunStatus | None = None
-
-    def remember(status: "RunStatus") -> None:
-        nonlocal last
-        last = status
-
-    try:
-        wait_for_run(found, cluster, timeout, on_status=remember)
-    finally:
-        if as_json and last is not None:
-            console.print_json(last.model_dump(mode="json"))
+    stay(found, cluster, timeout, as_json=as_json)
 
 
 def logs(
     run: Reference,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
     previous: Annotated[
-        bool, typer.Option("--previous", "-p", help="Of the containers before their last restart.")
+        bool, typer.Option("--previous", "-p", help="Show what the containers said before their last restart.")
     ] = False,
     pod: Annotated[
-        str | None, typer.Option("--pod", help="Of one pod only: its name, or its end, like worker-1 or 1.")
+        str | None, typer.Option("--pod", help="Show this pod only, by its name or the end of it, like worker-1 or 1.")
     ] = None,
     since: Annotated[
-        float | None, typer.Option("--since", parser=seconds, metavar="TIME", help="Of the last 10m, say.")
+        float | None,
+        typer.Option("--since", parser=seconds, metavar="TIME", help="Show the last 90s, 10m or 2h, say."),
     ] = None,
     container: Annotated[
         str | None,
-        typer.Option("--container", "-c", help="`prepare` (the init step) or `pytorch` (training). Default: both."),
+        typer.Option("--container", "-c", help="Show `prepare` (the init step) or `pytorch` (training) only."),
     ] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Begin each line with its time, in UTC.")] = False,
     as_json: AsJson = False,
@@ -136,7 +128,7 @@ def logs(
     choice = Choice(pod, CONTAINERS if container is None else (container,), after, previous)
     found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
     with ExitStack() as stack:
-        show = stack.enter_context(_json_list()) if as_json else _shower(console.stdout, timestamps)
+        show = stack.enter_context(_json_list()) if as_json else _printer(console.stdout, timestamps)
         stack.enter_context(_interruptible(found))
         if not follow:
             for line in read_logs(found, cluster, choice, console.say):
@@ -147,40 +139,44 @@ def logs(
         _tell_end(waiting.result())
 
 
-def wait_for_run(
+def stay(
     found: "FoundRun",
     cluster: "Cluster | None",
     timeout: float | None = None,
     *,
-    on_status: "Callable[[RunStatus], None]" = lambda _status: None,
-) -> "RunStatus":
-    """Show on stderr what becomes of the run, until it has succeeded. Any other end is raised as the error with the
-    run's exit code, `UnfinishedError` after `timeout` seconds; Ctrl-C ends the command with 130, never the run.
+    follow: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Show on stderr what becomes of the run until it has ended; with `follow` also what its pods say. `as_json` prints
+    what was seen last, however this ends.
+
+    Any end but success is raised as the error with the run's exit code, `UnfinishedError` after `timeout` seconds;
+    Ctrl-C ends the command with 130, never the run.
     """
-    news = _News()
-    with _interruptible(found), news.live():
-        status = _wait(found, cluster, timeout, news, on_status)
-    return _succeeded(status)
-
-
-def follow_run(
-    found: "FoundRun",
-    cluster: "Cluster | None",
-    timeout: float | None = None,
-    *,
-    on_status: "Callable[[RunStatus], None]" = lambda _status: None,
-) -> "RunStatus":
-    """The same, with what its pods say, also on stderr."""
     from cpmbee_job.launch.background import begin
     from cpmbee_job.launch.follow.logs import Choice
+    from cpmbee_job.launch.follow.wait import as_error
 
-    with _interruptible(found):
-        waiting = begin(lambda: _wait(found, cluster, timeout, _News(), on_status))
-        try:
-            _follow(found, cluster, waiting, Choice(), _shower(console.stderr, timestamps=False))
-        except NotFoundError as nothing:  # it may have ended before any pod could speak
-            console.say(nothing.message)
-        return _succeeded(waiting.result())
+    news = _News()
+    seen: deque[RunStatus] = deque(maxlen=1)
+    try:
+        with _interruptible(found):
+            if follow:
+                waiting = begin(lambda: _wait(found, cluster, timeout, news, seen.append))
+                try:
+                    _follow(found, cluster, waiting, Choice(), _printer(console.stderr, timestamps=False))
+                except NotFoundError as nothing:  # it may have ended before any pod could speak
+                    console.say(nothing.message)
+                status = waiting.result()
+            else:
+                with news.live():
+                    status = _wait(found, cluster, timeout, news, seen.append)
+        if (error := as_error(status)) is not None:
+            raise error
+        _tell_end(status)
+    finally:
+        if as_json and seen:
+            console.print_json(seen[-1].model_dump(mode="json"))
 
 
 class _News:
@@ -209,8 +205,8 @@ class _News:
         due = self._status is None and time.monotonic() - self._progress_at > LINE_SECONDS
         if status.phase != self._phase or (due and status.step is not None):
             self._phase, self._progress_at = status.phase, time.monotonic()
-            console.say(f"{status.name}/{status.run_id}: {line}")
-        problems = {re.sub(r"\d+", "#", problem): problem for problem in status.problems}  # 12 min is no news after 11
+            console.say(f"{status.reference}: {line}")
+        problems = {_kind(problem): problem for problem in status.problems}
         for kind in problems.keys() - self._problems:
             console.stderr.print(Text(f"  ! {problems[kind]}", "yellow"))
         self._problems = set(problems)
@@ -219,9 +215,14 @@ class _News:
 
     def trouble(self, words: str) -> None:
         """Each is told once, until all is well again."""
-        if words not in self._troubles:
-            self._troubles.add(words)
+        if _kind(words) not in self._troubles:
+            self._troubles.add(_kind(words))
             console.warn(f"{console.printable(' '.join(words.split()))}; the wait goes on")
+
+
+def _kind(words: str) -> str:
+    """The same for words that differ in numbers only: 12 min is no news after 11, nor after 50 s."""
+    return re.sub(r"\d+( \w+ ago)?", "#", words)
 
 
 def _wait(
@@ -242,19 +243,8 @@ def _wait(
     return status
 
 
-def _succeeded(status: "RunStatus") -> "RunStatus":
-    """Say so, or raise how else it has ended."""
-    from cpmbee_job.launch.follow.wait import as_error
-
-    error = as_error(status)
-    if error is not None:
-        raise error
-    _tell_end(status)
-    return status
-
-
 def _tell_end(status: "RunStatus") -> None:
-    console.say(f"{status.name}/{status.run_id}: {summary(status)}")
+    console.say(f"{status.reference}: {summary(status)}")
 
 
 def _follow(
@@ -287,7 +277,7 @@ def _interruptible(found: "FoundRun") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _shower(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":
+def _printer(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":
     """Prints a line after its pod's name, in the pod's colour where `to` is a terminal."""
 
     def show(line: "LogLine") -> None:

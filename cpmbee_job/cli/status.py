@@ -82,7 +82,7 @@ def status(
 
 def list_(
     as_json: AsJson = False,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Show so many, the newest; 0: all.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Show at most so many, the newest; 0 shows all.")] = 50,
     context: Context = None,
     namespace: Namespace = None,
     output: Output = None,
@@ -148,7 +148,7 @@ def summary(run: "RunStatus") -> str:
 
 def describe(run: "RunStatus", now: datetime, all_pods: bool = False) -> list[Text]:
     """The state in lines. What pods and servers say is plain text, whatever it looks like."""
-    lines = [Text.assemble((f"{run.name}/{run.run_id}", "bold"), "  ", (run.phase, COLOURS[run.phase]), f"  {run.url}")]
+    lines = [Text.assemble((run.reference, "bold"), "  ", (run.phase, COLOURS[run.phase]), f"  {run.url}")]
     if run.reason:
         lines += _indented(run.reason, "", style="red" if run.phase in ("failed", "lost") else "")
     lines += [Text(f"  {words}") for words in (_progress(run), _training(run), _world(run, now)) if words]

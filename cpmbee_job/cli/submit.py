@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cpmbee_job.cli import console
-from cpmbee_job.cli.follow import Timeout, follow_run, seconds, wait_for_run
+from cpmbee_job.cli.follow import Timeout, seconds, stay
 from cpmbee_job.cli.job import AsJson, JobFile, Overrides
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
 from cpmbee_job.cli.target import Context, JobNamespace, Namespace, Output, Reference, connect
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cpmbee_job.launch.kube.cluster import Cluster
     from cpmbee_job.launch.lifecycle.submit import Submission
     from cpmbee_job.launch.runs.find import FoundRun
-    from cpmbee_job.launch.runs.status import RunStatus
 
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until the run has ended; the exit code is the run's.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Like --wait, and show what its pods say.")]
@@ -70,7 +69,7 @@ def submit_job(
         return
     if not as_json:
         typer.echo(done.found.reference)
-    _stay(done.found, cluster, timeout, follow=follow, as_json=as_json)
+    stay(done.found, cluster, timeout, follow=follow, as_json=as_json)
 
 
 def resume_run(
@@ -79,6 +78,7 @@ def resume_run(
     wait: Wait = False,
     follow: Follow = False,
     timeout: Timeout = None,
+    as_json: AsJson = False,
     context: Context = None,
     namespace: Namespace = None,
     output: Output = None,
@@ -98,11 +98,14 @@ def resume_run(
     console.say(f"resuming {name}; what is left of its pods goes first")
     done = resume(found, cluster, overrides or (), warn=console.warn)
     console.say(f"{name}: {done.why}")
-    typer.echo(name)
+    if not as_json:
+        typer.echo(name)
     if wait or follow:
-        _stay(found, cluster, timeout, follow=follow)
-    else:
-        _say_what_next(found, cluster.namespace)
+        stay(found, cluster, timeout, follow=follow, as_json=as_json)
+        return
+    _say_what_next(found, cluster.namespace)
+    if as_json:
+        console.print_json({**_names(found), "namespace": cluster.namespace, "why": done.why})
 
 
 def cancel_run(
@@ -116,6 +119,7 @@ def cancel_run(
             help="Until when its pods must be gone, like 90 or 5m. Default: their grace period and a minute.",
         ),
     ] = None,
+    as_json: AsJson = False,
     context: Context = None,
     namespace: Namespace = None,
     output: Output = None,
@@ -134,6 +138,8 @@ def cancel_run(
     console.say(f"cancelling {name}; its pods have time for a checkpoint")
     done = cancel(found, cluster, f"cancelled by {_who()}", timeout=timeout)
     console.say(f"{name} is cancelled: {done}; `cpmbee-job resume {found.arguments(None)}` lets it go on")
+    if as_json:
+        console.print_json({**_names(found), "namespace": cluster.namespace, "why": done})
 
 
 def _find(
@@ -178,22 +184,6 @@ def _say_what_next(found: "FoundRun", namespace: str) -> None:
     console.say(f"`cpmbee-job status {run}` says how it does, `cpmbee-job logs {run} --follow` what its pods say")
 
 
-def _stay(found: "FoundRun", cluster: "Cluster", timeout: float | None, *, follow: bool, as_json: bool = False) -> None:
-    """Until the run has ended, with its exit code; `as_json` prints its status then, or when the time is up."""
-    from cpmbee_job.launch.runs.observe import observe
-
-    last: dict[str, RunStatus] = {}
-    try:
-        if follow:
-            last["status"] = follow_run(found, cluster, timeout)
-        else:
-            wait_for_run(found, cluster, timeout, on_status=lambda status: last.update(status=status))
-    finally:
-        if as_json:
-            status = last.get("status") or observe(found, cluster)
-            console.print_json(status.model_dump(mode="json"))
-
-
 def _require_cluster_run(url: str, hint: str) -> None:
     if url and not url.startswith("s3://"):
         raise UsageError(f"{url}: a run of this machine, of which no cluster knows", hint=hint)
@@ -201,15 +191,17 @@ def _require_cluster_run(url: str, hint: str) -> None:
 
 def _document(done: "Submission", *, dry_run: bool) -> dict[str, Any]:
     document = {
-        "run": done.found.reference,
-        "url": done.found.url,
-        "job": done.found.job_name,
+        **_names(done.found),
         "namespace": done.namespace,
         "adopted": done.adopted,
         "why": done.why,
         "differences": list(done.differences),
     }
     return document | ({"manifest": done.manifest} if dry_run else {})
+
+
+def _names(found: "FoundRun") -> dict[str, Any]:
+    return {"run": found.reference, "url": found.url, "job": found.job_name}
 
 
 def _who() -> str:

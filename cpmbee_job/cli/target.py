@@ -30,7 +30,7 @@ Output = Annotated[
     typer.Option(
         "--output",
         envvar="CPMBEE_OUTPUT",
-        help="Where runs lie (`output` of the spec), to find one that the cluster has forgotten.",
+        help="Where runs lie (`output` of the spec), for those that the cluster has forgotten.",
     ),
 ]
 
@@ -56,7 +56,7 @@ def find(
     run: str, context: str | None, namespace: str | None, output: str | None, settings: StorageSpec
 ) -> "tuple[FoundRun, Cluster | None]":
     """The run that the options mean, and the cluster in its namespace; None where there is none and none is needed."""
-    from cpmbee_job.launch.runs.find import as_place, find_at_home
+    from cpmbee_job.launch.runs.find import as_url, find_at_home
 
-    cluster = connect_unless(output is not None or as_place(run) is not None, context, namespace)
+    cluster = connect_unless(output is not None or as_url(run) is not None, context, namespace)
     return find_at_home(run, cluster, lambda home: connect(context, home), output=output, storage=settings)

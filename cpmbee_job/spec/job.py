@@ -3,23 +3,21 @@
 Every field's description is its documentation: `docs/spec.md` and the JSON Schema are generated from here.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Self
 
 import yaml
 from pydantic import AfterValidator, Field
 
+from cpmbee_job import contract
 from cpmbee_job.spec.cluster import ClusterSpec, Image, WorkersSpec
 from cpmbee_job.spec.storage import StorageSpec
 from cpmbee_job.spec.training import DataSpec, LoraSpec, TrainSpec
 from cpmbee_job.spec.types import NAME_PATTERN, Place, Section
 
 
-TAKEN = {"prepared", "uploads"}
-"""Folders beside those of the jobs in `output`."""
-
-
 def _is_free(name: str) -> str:
-    if name in TAKEN:
+    if name in contract.NOT_JOBS:
         raise ValueError("a folder of this name in `output` holds something else; choose another")
     return name
 
@@ -60,6 +58,15 @@ class JobSpec(Section):
             "lora.init_from": self.lora.init_from,
         }
         return {key: place for key, place in places.items() if place is not None}
+
+    def with_fields(self, fields: Mapping[str, str]) -> Self:
+        """The same with other fields, by dotted key."""
+        spec = self
+        for field, value in fields.items():
+            section, _, key = field.rpartition(".")
+            change = {section: getattr(spec, section).model_copy(update={key: value})} if section else {key: value}
+            spec = spec.model_copy(update=change)
+        return spec
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,5 +1,6 @@
 """How the object store is reached."""
 
+import json
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -43,6 +44,14 @@ class StorageSpec(Section):
             # a type of its own, by which `_describe` knows not to show the value
             raise PydanticCustomError("secret", "a spec holds no secrets; give credentials by the environment")
         return url
+
+    @classmethod
+    def as_far_as_known(cls, text: str) -> Self:
+        """From JSON of a version that may be newer: what this one does not know is left out. Raises `ValueError`."""
+        given = json.loads(text)
+        if not isinstance(given, dict):
+            raise ValueError("not a JSON object")
+        return cls.model_validate({key: given[key] for key in cls.model_fields if key in given})
 
     def seen_by_launcher(self) -> Self:
         """The same server under the address that this machine reaches it by."""

@@ -24,6 +24,7 @@ from cpmbee_job.store.base import Store
 
 FAILURE_ENV = "CPMBEE_FAILURE_FILE"
 LOST_PEER = "lost contact with another rank"
+PEER_STOPPED = "a pod was asked to stop; training goes on without it, or with another in its place"
 STALLED = 75
 """Exit status of a worker that its watchdog ended."""
 

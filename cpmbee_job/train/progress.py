@@ -233,13 +233,18 @@ def _etag(store: Store, key: str) -> str | None:
 
 
 def _kept_lines(store: Store, start_step: int) -> dict[tuple[str, int], str]:
-    """Lines of the steps until `start_step`, by event and step."""
+    """Lines of the steps until `start_step`, by event and step; what somebody has damaged is left out."""
     try:
-        lines = store.get(contract.METRICS).decode().splitlines()
+        lines = store.get(contract.METRICS).decode(errors="replace").splitlines()
     except NotFoundError:
         return {}
-    records = [(json.loads(line), line) for line in lines]
-    return {(record["event"], record["step"]): line for record, line in records if record["step"] <= start_step}
+    kept = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            if record["step"] <= start_step:
+                kept[record["event"], record["step"]] = line
+    return kept
 
 
 def log_to_console() -> None:

@@ -28,7 +28,9 @@ LOOK_INTERVAL = 1.0
 """Seconds between two looks at what the kernel has killed."""
 
 LONGEST_FAREWELL = 15.0
-"""Seconds for which torchrun may go on without workers when the run has ended, or is to stop here."""
+"""Seconds for which torchrun may go on without workers when the run has ended."""
+LONGEST_GOODBYE = 3.0
+"""The same when they have stopped on request: it may wait for a peer that was killed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,10 @@ class Supervisor:
         self.torchrun = subprocess.Popen([*command, "-m", "cpmbee_job.train.worker", self.run.url], env=environment)
         if self.stopping:
             self.torchrun.terminate()
-        self._watch(self.torchrun)
+        self._watch(self.torchrun, failure_file)
         self.torchrun = None
 
-    def _watch(self, torchrun: "subprocess.Popen[bytes]") -> None:
+    def _watch(self, torchrun: "subprocess.Popen[bytes]", failure_file: Path) -> None:
         """Until torchrun has ended. On a cluster it starts workers again by itself, and knows no reason to give up; it
         waits minutes for lost peers, to begin as to end, where not even a signal reaches it."""
         with_workers_at, given_up = time.monotonic(), False
@@ -125,9 +127,13 @@ class Supervisor:
                 torchrun.terminate()
             if _children(torchrun.pid):
                 with_workers_at = time.monotonic()
-            elif time.monotonic() - with_workers_at > LONGEST_FAREWELL:
+                continue
+            alone = time.monotonic() - with_workers_at
+            if alone > LONGEST_GOODBYE and (self.stopping or _has_stopped(failure_file)):
+                torchrun.kill()
+            elif alone > LONGEST_FAREWELL:
                 with_workers_at = time.monotonic()
-                if self.stopping or patiently(self.run.result, in_a_hurry=self._is_stopping) is not None:
+                if patiently(self.run.result, in_a_hurry=self._is_stopping) is not None:
                     torchrun.kill()
 
     def _give_up(self, error: CpmbeeError) -> None:
@@ -169,6 +175,12 @@ class Supervisor:
 
     def _is_stopping(self) -> bool:
         return self.stopping
+
+
+def _has_stopped(failure_file: Path) -> bool:
+    """Whether the workers have ended because one pod of the world was asked to."""
+    failure = Failure.read(failure_file)
+    return failure is not None and failure.exit_code == CancelledError.exit_code
 
 
 def _children(pid: int) -> list[int]:

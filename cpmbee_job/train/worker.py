@@ -20,7 +20,7 @@ import torch.distributed as dist
 from cpmbee_job import contract, lifeline, pod
 from cpmbee_job.data.order import Order
 from cpmbee_job.data.shards import RowDataset
-from cpmbee_job.errors import CpmbeeError, DiskError, InvalidError, RefusedError
+from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, InvalidError, RefusedError
 from cpmbee_job.eval.files import fetch_delta, fetch_model
 from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.lora import insert_lora, load_delta
@@ -34,6 +34,7 @@ from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_chec
 from cpmbee_job.train.elastic import (
     FAILURE_ENV,
     LOST_PEER,
+    PEER_STOPPED,
     Failure,
     StopRequest,
     Watchdog,
@@ -195,6 +196,7 @@ class _Attempt:
             publisher.fail(self.position, deadline_words(run))
         else:
             publisher.suspend()
+            Failure(PEER_STOPPED, self.position.step, permanent=False, exit_code=CancelledError.exit_code).write()
         if world.rank != 0:
             self._keep_log()
         world.leave()

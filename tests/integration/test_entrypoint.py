@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from cpmbee_job.errors import JobFailedError, PreflightError, SpecError
 from cpmbee_job.pod import TERMINATION_LOG_ENV
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
-from tests.integration.jobs import descendants, make_job, wait_for, wait_until_gone
+from tests.integration.jobs import descendants, make_job, wait_for, wait_until_gone, workers
 
 
 @pytest.fixture
@@ -93,8 +95,9 @@ def test_a_deadline_that_passed_between_two_starts_ends_the_run(tmp_path, pod, l
     assert run.result()["reason"] == last_word.read_text() == "the deadline of 60 s has passed"
 
 
-def test_pods_train_together_and_the_loss_of_one_ends_nothing(tmp_path, pod):
-    """Two entrypoints with what the training operator puts into elastic pods. The survivor's world has one rank."""
+@contextmanager
+def two_pods(tmp_path: Path, pod: dict[str, str]) -> Iterator[tuple[Path, list["subprocess.Popen[bytes]"]]]:
+    """The run's folder and two entrypoints with what the training operator puts into elastic pods, training."""
     run = begin(tmp_path, "train.epochs=200", "train.early_stop_patience=0", "data.eval=null")
     assert prepare(run.url, pod).returncode == 0
     with socket.socket() as free:
@@ -117,15 +120,42 @@ def test_pods_train_together_and_the_loss_of_one_ends_nothing(tmp_path, pod):
         wait_for(folder / "checkpoints" / "4", 120)
         sizes = {json.loads(path.read_text())["world_size"] for path in (folder / "attempts").glob("?????.json")}
         assert 2 in sizes
-        attempts = len(list((folder / "attempts").glob("?????.json")))
-        for process in [*descendants(pods[1].pid), pods[1].pid]:
-            os.kill(process, signal.SIGKILL)
-        following = contract.attempt_key(attempts + 1)
-        wait_for(folder / following, 120)
-        assert json.loads((folder / following).read_text())["world_size"] == 1
+        yield folder, pods
     finally:
         below = descendants(pods[0].pid)
         for process in pods:
             process.terminate()
             process.wait(60)
         wait_until_gone(below)
+
+
+def next_world_size(folder: Path, begun: int) -> int:
+    """Of the attempt after the first `begun` ones."""
+    following = folder / contract.attempt_key(begun + 1)
+    wait_for(following, 120)
+    return int(json.loads(following.read_text())["world_size"])
+
+
+def test_pods_train_together_and_the_loss_of_one_ends_nothing(tmp_path, pod):
+    """The survivor's world has one rank."""
+    with two_pods(tmp_path, pod) as (folder, pods):
+        begun = len(list((folder / "attempts").glob("?????.json")))
+        for process in [*descendants(pods[1].pid), pods[1].pid]:
+            os.kill(process, signal.SIGKILL)
+        assert next_world_size(folder, begun) == 1
+
+
+def test_a_pod_that_is_killed_while_it_stops_is_not_waited_for(tmp_path, pod):
+    """All ranks agreed to stop for it, so that the survivor's workers ended well, and its torchrun waits for another
+    that will never say goodbye."""
+    with two_pods(tmp_path, pod) as (folder, pods):
+        begun = len(list((folder / "attempts").glob("?????.json")))
+        (worker,) = workers(pods[1].pid)
+        others = [process for process in [*descendants(pods[1].pid), pods[1].pid] if process != worker]
+        for process in others:
+            os.kill(process, signal.SIGSTOP)
+        os.kill(worker, signal.SIGTERM)
+        wait_until_gone([worker], 60)
+        for process in others:
+            os.kill(process, signal.SIGKILL)
+        assert next_world_size(folder, begun) == 1

@@ -139,7 +139,11 @@ def test_a_run_is_cancelled_refused_and_resumed(verb: Verb, spec: Path, cluster:
     resumed = verb(*way[1].split(), "--set", "workers.memory=1Gi")
     assert resumed.code == 0, resumed.err
     assert resumed.out.strip() == reference
-    assert len(jobs(cluster)) == 1
+    for name in ("resume", "cancel"):
+        told = verb(name, reference, "--json")
+        assert told.code == 0, told.err
+        assert json.loads(told.out)["run"] == reference
+        assert len(jobs(cluster)) == (name == "resume")
 
 
 def test_a_run_without_a_delta_has_logs_to_fetch_at_least(
@@ -148,9 +152,11 @@ def test_a_run_without_a_delta_has_logs_to_fetch_at_least(
     reference = verb("submit", spec).out.strip()
     Run.open(f"{bucket}/runs/{reference}", s3_storage).store.put("logs/pod-0/00001.log", b"a line\n")
     assert verb("fetch", reference, "--to", tmp_path / "t").code == 102
-    done = verb("fetch", reference, "--to", tmp_path / "t", "--what", "logs,spec")
+    done = verb("fetch", reference, "--to", tmp_path / "t", "--what", "logs,spec", "--json")
     assert done.code == 0, done.err
-    assert Path(done.out.strip()) == tmp_path / "t"
+    document = json.loads(done.out)
+    assert (document["run"], document["folder"]) == (reference, str(tmp_path / "t"))
+    assert "logs/pod-0/00001.log" in document["files"]
     assert (tmp_path / "t" / "logs" / "pod-0" / "00001.log").read_bytes() == b"a line\n"
 
 

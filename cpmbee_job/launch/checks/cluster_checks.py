@@ -29,7 +29,6 @@ OPERATOR = "training-operator"
 MOST_SKEW = 30.0
 """Seconds between two clocks from which on ages and signatures go wrong."""
 _NO_OPERATOR = "install the Kubeflow training operator 1.9 (its v1 API, not Trainer v2)"
-_NEEDED = {"get", "list", "create", "delete"}
 
 
 def check_cluster(cluster: Cluster) -> Iterator[Finding]:
@@ -84,8 +83,8 @@ def check_namespace(cluster: Cluster) -> Iterator[Finding]:
     try:
         found = cluster.get(NAMESPACES, cluster.namespace)
     except NotFoundError:
-        mend = f"kubectl create namespace {cluster.namespace}, or name another one"
-        yield Finding("namespace", "problem", f"there is no namespace {cluster.namespace}", mend)
+        hint = f"kubectl create namespace {cluster.namespace}, or name another one"
+        yield Finding("namespace", "problem", f"there is no namespace {cluster.namespace}", hint)
         return
     if text(found, "status", "phase") == "Terminating":
         yield Finding("namespace", "problem", f"{cluster.namespace} is being deleted", "name another one")
@@ -105,8 +104,8 @@ def check_quotas(cluster: Cluster, pod_spec: Object | None, count: int) -> Itera
         state = ", ".join(f"{key} {used.get(key, 0)} of {value}" for key, value in hard.items())
         shortages = quota_shortages(quota, pod_spec, count) if pod_spec else []
         if shortages:
-            mend = "ask for less (workers), wait for other jobs' end, or have the quota raised"
-            yield Finding("quota", "problem", f"{name_of(quota)}: {'; '.join(shortages)}", mend)
+            hint = "ask for less (workers), wait for other jobs' end, or have the quota raised"
+            yield Finding("quota", "problem", f"{name_of(quota)}: {'; '.join(shortages)}", hint)
         else:
             yield Finding("quota", "ok", f"{name_of(quota)}: used {state}")
 
@@ -119,9 +118,9 @@ def check_queue(cluster: Cluster, queue: str | None) -> Iterator[Finding]:
         if queue is None:
             yield Finding("Kueue", "ok", "not installed, and not asked for")
         else:
-            mend = "install Kueue, or leave cluster.queue out"
+            hint = "install Kueue, or leave cluster.queue out"
             words = f"kueue.x-k8s.io/v1beta1 is not served, so nothing would start a job of queue {queue}"
-            yield Finding("Kueue", "problem", words, mend)
+            yield Finding("Kueue", "problem", words, hint)
         return
     if queue is None:
         yield Finding("Kueue", "ok", "installed; the spec names no queue")
@@ -129,8 +128,8 @@ def check_queue(cluster: Cluster, queue: str | None) -> Iterator[Finding]:
     try:
         found = cluster.get(LOCAL_QUEUES, queue)
     except NotFoundError:
-        mend = f"cluster.queue names one of `kubectl get localqueues -n {cluster.namespace}`"
-        yield Finding("Kueue", "problem", f"there is no LocalQueue {queue} in {cluster.namespace}", mend)
+        hint = f"cluster.queue names one of `kubectl get localqueues -n {cluster.namespace}`"
+        yield Finding("Kueue", "problem", f"there is no LocalQueue {queue} in {cluster.namespace}", hint)
         return
     if not is_true(found, "Active"):
         why = text(condition(found, "Active"), "message") or "it does not say why"
@@ -171,8 +170,8 @@ def _deployment(cluster: Cluster) -> Finding:
     deployment = found[0]
     place = f"{text(deployment, 'metadata', 'namespace')}/{name_of(deployment)}, {_images(deployment)}"
     if not integer(deployment, "status", "readyReplicas"):
-        mend = f"kubectl -n {text(deployment, 'metadata', 'namespace')} describe deployment {name_of(deployment)}"
-        return Finding("operator", "problem", f"{place}: not ready", mend)
+        hint = f"kubectl -n {text(deployment, 'metadata', 'namespace')} describe deployment {name_of(deployment)}"
+        return Finding("operator", "problem", f"{place}: not ready", hint)
     return Finding("operator", "ok", f"{place}: ready")
 
 
@@ -190,8 +189,8 @@ def _webhook(cluster: Cluster) -> Finding:
     except UnreachableError as error:
         if "failed calling webhook" not in error.message:
             raise
-        mend = "see whether the operator's pod runs, and whether the API server reaches its Service"
-        return Finding("webhook", "problem", error.message, mend)
+        hint = "see whether the operator's pod runs, and whether the API server reaches its Service"
+        return Finding("webhook", "problem", error.message, hint)
     except (ClusterError, RejectedError, ConflictError, NotFoundError) as error:
         if "denied the request" in error.message:
             return Finding("webhook", "ok", "the operator's webhook answers")
@@ -218,8 +217,8 @@ def _may(cluster: Cluster, permission: Permission, verb: str) -> bool:
 def _gpus(rooms: Sequence[NodeRoom], resource: str, *, wanted: bool, seen: bool) -> Finding:
     counts = count_gpus(rooms, resource)
     if not counts and wanted:
-        mend = "install the GPUs' device plugin, or mend workers.gpu_resource"
-        return Finding("GPUs", "problem", f"{nodes_in_words(len(rooms))}, none with {resource}", mend)
+        hint = "install the GPUs' device plugin, or mend workers.gpu_resource"
+        return Finding("GPUs", "problem", f"{nodes_in_words(len(rooms))}, none with {resource}", hint)
     if not counts:
         return Finding("GPUs", "ok", f"{nodes_in_words(len(rooms))}, none with {resource}, and none asked for")
     words = [
@@ -233,11 +232,11 @@ def _room(rooms: Sequence[NodeRoom], pod_spec: Object, count: int, *, seen: bool
     found = fit(rooms, pod_spec)
     why = f" ({'; '.join(found.obstacles)})" if found.obstacles else ""
     if found.ever == 0:
-        mend = "ask for less (workers), or mend cluster.node_selector, workers.gpu_product, cluster.tolerations"
-        return Finding("room", "problem", f"no node can take a pod of the job{why}", mend)
+        hint = "ask for less (workers), or mend cluster.node_selector, workers.gpu_product, cluster.tolerations"
+        return Finding("room", "problem", f"no node can take a pod of the job{why}", hint)
     if found.ever < count:
-        mend = "fewer or smaller workers (workers.count), unless the cluster grows by itself"
-        return Finding("room", "warning", f"{found.ever} of {count} pods fit, were all nodes empty{why}", mend)
+        hint = "fewer or smaller workers (workers.count), unless the cluster grows by itself"
+        return Finding("room", "warning", f"{found.ever} of {count} pods fit, were all nodes empty{why}", hint)
     if seen and found.now < count:
         return Finding("room", "warning", f"{found.now} of {count} pods fit now; the others wait until others end")
     return Finding("room", "ok", f"{count} pods fit" + ("" if seen else ", were all nodes empty"))

@@ -63,7 +63,7 @@ def _examine_cluster(connect: Callable[[], Cluster], spec: JobSpec | None) -> It
             yield as_finding("job", error)
             # what it asks nodes and quotas for is known all the same, as a rule
             with suppress(CpmbeeError):
-                stand_in = spec.model_copy(update={"image": "image:0", "output": "s3://bucket/runs"})
+                stand_in = spec.with_fields({"image": "image:0", "output": "s3://bucket/runs"})
                 pod = template_of(rendered(stand_in, cluster.namespace))["spec"]
     yield from examine(_cluster_checks(cluster, spec, manifest, pod))
 

@@ -23,7 +23,7 @@ class Finding:
     check: str
     state: State
     detail: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 Check = Callable[[], Iterable[Finding]]

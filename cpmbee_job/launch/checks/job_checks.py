@@ -30,19 +30,19 @@ def check_endpoint(spec: JobSpec) -> Iterator[Finding]:
     storage = spec.storage
     host = urlsplit(storage.endpoint_url or "").hostname
     if host is not None and _is_loopback(host):
-        mend = "storage.endpoint_url is the address that pods use, launcher_endpoint_url the one of this machine"
-        yield Finding("endpoint", "problem", f"{storage.endpoint_url}: to a pod that is the pod itself", mend)
+        hint = "storage.endpoint_url is the address that pods use, launcher_endpoint_url the one of this machine"
+        yield Finding("endpoint", "problem", f"{storage.endpoint_url}: to a pod that is the pod itself", hint)
     elif storage.endpoint_url is None and (elsewhere := _endpoint_here()) is not None:
-        mend = "set storage.endpoint_url"
-        yield Finding("endpoint", "problem", f"AWS_ENDPOINT_URL is {elsewhere} here; pods would go to AWS", mend)
+        hint = "set storage.endpoint_url"
+        yield Finding("endpoint", "problem", f"AWS_ENDPOINT_URL is {elsewhere} here; pods would go to AWS", hint)
     else:
         yield Finding("endpoint", "ok", f"pods use {storage.endpoint_url or 'AWS'}")
     if storage.ca_bundle is not None and storage.ca_config_map is None:
-        mend = "a ConfigMap with ca.crt, and its name as storage.ca_config_map"
-        yield Finding("CA", "warning", "storage.ca_bundle is a file of this machine; pods do not have it", mend)
+        hint = "a ConfigMap with ca.crt, and its name as storage.ca_config_map"
+        yield Finding("CA", "warning", "storage.ca_bundle is a file of this machine; pods do not have it", hint)
     if storage.secret is None and storage.service_account is None:
-        mend = "storage.secret or storage.service_account, unless the nodes have a role"
-        yield Finding("credentials", "warning", "the spec gives pods none for the store", mend)
+        hint = "storage.secret or storage.service_account, unless the nodes have a role"
+        yield Finding("credentials", "warning", "the spec gives pods none for the store", hint)
 
 
 def check_job(cluster: Cluster, spec: JobSpec, manifest: Object) -> Iterator[Finding]:
@@ -84,11 +84,11 @@ def _found(cluster: Cluster, key: str, name: str, kind: str, pods: int = 1) -> F
         found = cluster.get_metadata(kind, name) if kind == SECRETS else cluster.get(kind, name)
     except NotFoundError:
         what = {SECRETS: "Secret", CONFIG_MAPS: "ConfigMap", CLAIMS: "PersistentVolumeClaim"}[kind]
-        mend = "create it, or name another one"
+        hint = "create it, or name another one"
         if key == "storage.secret":
             literals = " ".join(f"--from-literal={variable}=..." for variable in S3_KEYS)
-            mend = f"kubectl -n {cluster.namespace} create secret generic {name} {literals}"
-        return Finding(key, "problem", f"there is no {what} {name} in {cluster.namespace}", mend)
+            hint = f"kubectl -n {cluster.namespace} create secret generic {name} {literals}"
+        return Finding(key, "problem", f"there is no {what} {name} in {cluster.namespace}", hint)
     except ClusterError as error:
         return as_finding(key, error)
     if kind == SECRETS:
@@ -110,8 +110,8 @@ def _secret(key: str, name: str, found: Object) -> Finding:
         return Finding(key, "ok", f"{name} is there" + (f", with {', '.join(sorted(names))}" if names else ""))
     if not names:
         return Finding(key, "ok", f"{name} is there; which keys it has can't be told without its values")
-    mend = f"name its keys {' and '.join(S3_KEYS)}"
-    return Finding(key, "problem", f"{name} has {', '.join(sorted(names))}, but no {', '.join(lacking)}", mend)
+    hint = f"name its keys {' and '.join(S3_KEYS)}"
+    return Finding(key, "problem", f"{name} has {', '.join(sorted(names))}, but no {', '.join(lacking)}", hint)
 
 
 def _config_map(key: str, name: str, found: Object) -> Finding:

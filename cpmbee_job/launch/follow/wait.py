@@ -76,7 +76,7 @@ def as_error(status: RunStatus) -> CpmbeeError | None:
     code = JobFailedError.exit_code if status.exit_code is None else status.exit_code
     if code == 0:
         return None
-    name = f"{status.name}/{status.run_id}"
+    name = status.reference
     message = f"{name} has {'been cancelled' if status.phase == 'cancelled' else 'failed'}"
     message += f": {status.reason}" if status.reason else ""
     hint = f"`cpmbee-job resume {name}` goes on from its newest checkpoint; `cpmbee-job logs {name}` shows what it said"

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cpmbee_job import contract
 from cpmbee_job.errors import SpecError, StoreError
@@ -78,16 +77,6 @@ def find_places(spec: JobSpec) -> dict[str, LocalPlace]:
     return {field: _find(field, FileStore(url).root) for field, url in local.items()}
 
 
-def with_urls(spec: JobSpec, urls: Mapping[str, str]) -> JobSpec:
-    """The spec with these URLs, by dotted key."""
-    for field, url in urls.items():
-        section, _, key = field.rpartition(".")
-        part: Any = getattr(spec, section) if section else spec
-        changed = part.model_copy(update={key: url})
-        spec = spec.model_copy(update={section: changed}) if section else changed
-    return spec
-
-
 def hash_places(spec: JobSpec, places: Mapping[str, LocalPlace], bar: Bar = no_bar) -> tuple[JobSpec, list[Upload]]:
     """The spec with the URLs that the files will have, and what has to go there. Nothing is written yet."""
     if not places:
@@ -101,7 +90,7 @@ def hash_places(spec: JobSpec, places: Mapping[str, LocalPlace], bar: Bar = no_b
             uploads.append(Upload(digest, hashed))
             folder = f"{contract.uploads_url(spec.output)}/{digest}/"
             urls[field] = folder if place.is_folder else folder + place.files[0].name
-    return with_urls(spec, urls), uploads
+    return spec.with_fields(urls), uploads
 
 
 def send(uploads: list[Upload], store: Store, bar: Bar = no_bar) -> int:

@@ -32,7 +32,7 @@ PERMISSIONS = (
 )
 """In the job's namespace. Without one of them, its verbs don't work as they should."""
 
-LOOKS = (
+OPTIONAL_PERMISSIONS = (
     Permission(("doctor", "validate --server"), "", "resourcequotas", ("list",)),
     Permission(("doctor",), "", "namespaces", ("get",)),
     Permission(("doctor",), "", "configmaps", ("get",)),
@@ -42,7 +42,7 @@ LOOKS = (
 """In the namespace too, but `doctor` goes without where it must. It also looks for the metadata of Secrets; no Role of
 ours allows that, since RBAC can't tell metadata from values."""
 
-CLUSTER_LOOKS = (
+CLUSTER_PERMISSIONS = (
     Permission(("status", "wait"), "", "nodes", ("get",)),
     Permission(("doctor",), "", "nodes", ("list",)),
     Permission(("doctor",), "", "pods", ("list",)),

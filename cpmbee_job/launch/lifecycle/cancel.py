@@ -22,7 +22,7 @@ def cancel(found: FoundRun, cluster: Cluster, reason: str, *, timeout: float | N
     if found.run is None and found.store_problem is not None:
         raise StoreError(
             f"{found.store_problem}\n{name} can't be marked as cancelled",
-            hint=f"`kubectl delete pytorchjob {found.job_name}` would stop its pods",
+            hint=f"`kubectl delete pytorchjob {found.job_name} -n {cluster.namespace}` would stop its pods",
         )
     home = None if found.run is None else found.run.spec.cluster.namespace
     if found.job is None and home not in (None, cluster.namespace):

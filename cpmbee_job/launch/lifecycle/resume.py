@@ -57,7 +57,7 @@ def resume(
             hint=f"--namespace {home}; or `cpmbee-job cancel {name} --namespace {home}` before it moves here",
         )
     spec = parse_spec(run.spec.to_yaml(), source=f"{run.url}/{contract.SPEC}", overrides=overrides)
-    spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"namespace": cluster.namespace})})
+    spec = spec.with_fields({"cluster.namespace": cluster.namespace})
     if (spec.name, spec.output) != (run.spec.name, run.spec.output):
         raise UsageError("--set: name and output say where the run lies; they stay")
     run.require_same(training_fields(spec), training_fields(run.spec), "the spec")

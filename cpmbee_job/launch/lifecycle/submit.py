@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, RefusedError, StoreError, UnreachableError
 from cpmbee_job.launch.inputs import identity
-from cpmbee_job.launch.inputs.upload import Bar, LocalPlace, find_places, hash_places, no_bar, send, with_urls
+from cpmbee_job.launch.inputs.upload import Bar, LocalPlace, find_places, hash_places, no_bar, send
 from cpmbee_job.launch.kube.cluster import Cluster, Object, ignore_warning
 from cpmbee_job.launch.lifecycle.pytorchjob import create_job, get_job, require_accepted
 from cpmbee_job.launch.manifest.render import render
@@ -69,15 +69,15 @@ def submit(
     if not dry_run:
         send(uploads, open_store(contract.uploads_url(spec.output), storage), bar)
     # where the run is, for those who find it in the store
-    spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"namespace": cluster.namespace})})
-    beginning = _Beginning(spec, storage, cluster, identity.identity(spec, storage, key), dry_run, warn)
-    return beginning.another() if new else beginning.begun()
+    spec = spec.with_fields({"cluster.namespace": cluster.namespace})
+    submitter = _Submitter(spec, storage, cluster, identity.identity(spec, storage, key), dry_run, warn)
+    return submitter.begin_another() if new else submitter.adopt_or_begin()
 
 
 def require_submittable(spec: JobSpec) -> dict[str, LocalPlace]:
     """What has to be uploaded, by dotted key. Raises `SpecError` for what no cluster could run, without asking any."""
     places = find_places(spec)
-    render(with_urls(spec, dict.fromkeys(places, "s3://uploads/")), "0")
+    render(spec.with_fields(dict.fromkeys(places, "s3://uploads/")), "0")
     return places
 
 
@@ -89,7 +89,7 @@ def look(found: FoundRun, cluster: Cluster) -> RunStatus:
     return status
 
 
-class _Beginning:
+class _Submitter:
     """Begins or finds a run of one identity."""
 
     def __init__(
@@ -104,7 +104,7 @@ class _Beginning:
         self._spec, self._storage, self._cluster = spec, storage, cluster
         self._digest, self._dry_run, self._warn = digest, dry_run, warn
 
-    def begun(self) -> Submission:
+    def adopt_or_begin(self) -> Submission:
         """The newest run of the identity: adopted, or begun where there is none."""
         for _ in range(TRIES):
             found = self._look(max(self._newest(), 1))
@@ -115,7 +115,7 @@ class _Beginning:
                 return submission
         raise StoreError(f"{self._spec.output}: its listings lag behind what is written", hint="try again")
 
-    def another(self) -> Submission:
+    def begin_another(self) -> Submission:
         """One run more of the identity; of two who ask for it at once each gets one."""
         number = self._newest()
         while True:

@@ -1,7 +1,6 @@
 """Which run a user means, by name or URL: looked for in the cluster and in the store; either may be silent."""
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,9 +15,6 @@ from cpmbee_job.run import Run, check_run_id
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.spec.types import NAME_PATTERN
 from cpmbee_job.store.urls import open_store
-
-NO_RUNS = {"prepared", "uploads"}
-"""Folders of an output that hold no runs."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,9 @@ def find_run(
     several, the store's or the cluster's error where neither side could look.
     """
     storage = storage or StorageSpec()
-    place = as_place(reference)
-    if place is not None:
-        return _find_at(place, cluster, storage)
+    url = as_url(reference)
+    if url is not None:
+        return _find_at(url, cluster, storage)
     name, _, run_id = reference.partition("/")
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"{reference!r} names no run", hint="<name>/<run id>, or the URL of the run's folder")
@@ -104,7 +100,7 @@ def find_at_home(
     return replace(found, job=job, cluster_problem=cluster_problem), cluster
 
 
-def as_place(reference: str) -> str | None:
+def as_url(reference: str) -> str | None:
     """The URL where the reference is one (a path starts like one), else None."""
     if "://" in reference:
         return reference.rstrip("/")
@@ -129,10 +125,8 @@ def job_storage(job: Object, storage: StorageSpec) -> StorageSpec:
     rendered = StorageSpec()
     for variable in _variables(job):
         if variable.get("name") == contract.STORAGE_ENV and isinstance(variable.get("value"), str):
-            with suppress(ValueError, AttributeError):  # what the environment says may do
-                known = json.loads(variable["value"])  # by a launcher that may be newer, and say more
-                fields = {key: known[key] for key in StorageSpec.model_fields if key in known}
-                rendered = StorageSpec.model_validate(fields).seen_by_launcher()
+            with suppress(ValueError):  # what the environment says may do
+                rendered = StorageSpec.as_far_as_known(variable["value"]).seen_by_launcher()
     given = {key: getattr(storage, key) for key in storage.model_fields_set}
     return rendered.model_copy(update={"ca_bundle": None, **given})  # a pod's path is none of this machine
 
@@ -239,7 +233,7 @@ def _find_near(
     else:
         names = {known_name for known_name, _ in known}
         if output is not None:
-            names |= set(_folders(output, storage.seen_by_launcher())) - NO_RUNS
+            names |= set(_folders(output, storage.seen_by_launcher())) - contract.NOT_JOBS
         hint = _nearest(name, names)
     if output is None:
         hint = f"{hint + '; ' if hint else ''}--output says where to look for runs that the cluster has forgotten"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,10 +12,10 @@ from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError
 from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Cluster, Object
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, number, text, time_at
-from cpmbee_job.launch.runs.find import NO_RUNS, job_labels, job_url
+from cpmbee_job.launch.runs.find import job_labels, job_url
 from cpmbee_job.launch.runs.jobs import is_queued, is_suspended, num_workers
 from cpmbee_job.launch.runs.status import FRESH, Phase
-from cpmbee_job.spec import StorageSpec
+from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
 
@@ -72,7 +73,8 @@ def list_runs(
     if output is not None:
         try:
             store = open_store(output, (storage or StorageSpec()).seen_by_launcher())
-            entries |= _of_store(store, entries, notes, cluster_known=cluster_known)
+            namespace = cluster.namespace if cluster is not None and cluster_known else None
+            entries |= _of_store(store, entries, notes, namespace)
         except CpmbeeError as error:
             if not cluster_known:
                 raise
@@ -111,9 +113,9 @@ def of_job(job: Object) -> RunEntry:
 
 
 def _of_store(
-    store: Store, known: Mapping[str, RunEntry], notes: list[str], *, cluster_known: bool
+    store: Store, known: Mapping[str, RunEntry], notes: list[str], namespace: str | None
 ) -> dict[str, RunEntry]:
-    """By URL, with what the cluster knows of them."""
+    """By URL, with what the cluster knows of them. `namespace`: where it was asked, None where it was not."""
 
     def ids(name: str) -> list[tuple[str, str]]:
         return [(name, run_id) for run_id in store.folders(name)]
@@ -121,18 +123,18 @@ def _of_store(
     def read(place: tuple[str, str]) -> RunEntry | None:
         url = contract.run_url(store.url, *place)
         try:
-            return _stored(store, *place, known.get(url), cluster_known=cluster_known)
+            return _stored(store, *place, known.get(url), namespace)
         except (CpmbeeError, ValueError) as error:
             notes.append(f"{'/'.join(place)}: {error}")
             return known.get(url)
 
     with ThreadPoolExecutor(READERS) as threads:
-        names = [name for name in store.folders() if name not in NO_RUNS]
+        names = [name for name in store.folders() if name not in contract.NOT_JOBS]
         places = [place for found in threads.map(ids, names) for place in found]
         return {entry.url: entry for entry in threads.map(read, places) if entry is not None}
 
 
-def _stored(store: Store, name: str, run_id: str, known: RunEntry | None, *, cluster_known: bool) -> RunEntry | None:
+def _stored(store: Store, name: str, run_id: str, known: RunEntry | None, namespace: str | None) -> RunEntry | None:
     """None where that folder is no run."""
     result, beat = (_read(store, f"{name}/{run_id}/{key}") for key in (contract.RESULT, contract.STATUS))
     if not result and not beat and store.info(f"{name}/{run_id}/{contract.SPEC}") is None:
@@ -145,8 +147,10 @@ def _stored(store: Store, name: str, run_id: str, known: RunEntry | None, *, clu
         reason = text(result, "reason") or None
     elif known is None and _is_fresh(beat):
         phase = "running"
-    elif known is None and not cluster_known:
+    elif known is None and namespace is None:
         reason = "the cluster was not asked"
+    elif known is None and (home := _home(store, f"{name}/{run_id}")) not in (None, namespace):
+        reason = f"not asked: it was submitted to the namespace {home}"
     return RunEntry(
         name=name,
         run_id=run_id,
@@ -170,6 +174,14 @@ def _read(store: Store, key: str) -> Object:
     except NotFoundError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _home(store: Store, run: str) -> str | None:
+    """The namespace that the run was submitted to, as far as that is known."""
+    key = f"{run}/{contract.SPEC}"
+    with suppress(CpmbeeError):  # of a newer launcher, say
+        return parse_spec(store.get(key).decode(), source=f"{store.url}/{key}").cluster.namespace
+    return None
 
 
 def _is_fresh(beat: Object) -> bool:

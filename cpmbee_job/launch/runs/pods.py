@@ -70,10 +70,10 @@ def is_silent(pod: Object) -> bool:
     return runs and condition(pod, "Ready").get("status") in ("False", "Unknown")
 
 
-_Words = tuple[PodState, Cause | None, str]
+_Explanation = tuple[PodState, Cause | None, str]
 
 
-def _explained(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: dict[str, str]) -> _Words:
+def _explained(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: dict[str, str]) -> _Explanation:
     phase = text(pod, "status", "phase")
     if phase == "Succeeded":
         return "succeeded", None, ""
@@ -111,7 +111,9 @@ def _earlier_end(pod: Object) -> str:
     return ""
 
 
-def _not_running(pod: Object, status: Object, events: Sequence[Object], now: datetime, *, is_init: bool) -> _Words:
+def _not_running(
+    pod: Object, status: Object, events: Sequence[Object], now: datetime, *, is_init: bool
+) -> _Explanation:
     """Of the first container that does not run."""
     waiting = text(status, "state", "waiting", "reason")
     what = "the init step" if is_init else "training"
@@ -130,7 +132,7 @@ def _not_running(pod: Object, status: Object, events: Sequence[Object], now: dat
     return _starting(pod, events, now)
 
 
-def _starting(pod: Object, events: Sequence[Object], now: datetime) -> _Words:
+def _starting(pod: Object, events: Sequence[Object], now: datetime) -> _Explanation:
     """Between its node and its first container: volumes, network, image."""
     for event in newest_first(events):
         at = event_time(event)
@@ -149,7 +151,7 @@ def _starting(pod: Object, events: Sequence[Object], now: datetime) -> _Words:
     return "pending", "waiting", f"pulls {image}, or sets up volumes and network" if slow else "starts"
 
 
-def _unscheduled(pod: Object) -> _Words:
+def _unscheduled(pod: Object) -> _Explanation:
     scheduled = condition(pod, "PodScheduled")
     if text(scheduled, "reason") == "SchedulingGated":
         gates = ", ".join(text(gate, "name") for gate in parts(pod, "spec", "schedulingGates"))
@@ -165,7 +167,7 @@ def _unscheduled(pod: Object) -> _Words:
     return "pending", "waiting", "waits for a node"
 
 
-def _failed(pod: Object) -> _Words:
+def _failed(pod: Object) -> _Explanation:
     cause, why = _disruption(pod)
     if cause is not None:
         return "failed", cause, why

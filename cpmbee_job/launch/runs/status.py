@@ -80,6 +80,10 @@ class RunStatus(BaseModel):
     ended_at: str | None
     pods: tuple[PodStatus, ...] = Field(description="Workers, by index.")
 
+    @property
+    def reference(self) -> str:
+        return f"{self.name}/{self.run_id}"
+
 
 @dataclass(frozen=True)
 class StoreRecord:
@@ -173,7 +177,7 @@ def describe_run(
     )
 
 
-_Explained = tuple[Phase, bool, str | None, list[str]]
+_Explanation = tuple[Phase, bool, str | None, list[str]]
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ class _View:
         spec = self.record.spec
         return None if spec is None else spec.workers.min or spec.workers.count
 
-    def explain(self, cluster_known: bool, reference: str) -> _Explained:
+    def explain(self, cluster_known: bool, reference: str) -> _Explanation:
         """Phase, whether it has ended, why, and what is in the way."""
         result = self.record.result
         if result is not None:
@@ -220,7 +224,7 @@ class _View:
             return "queued" if queued else "pending", False, None, [why]
         return self._alive()
 
-    def _without_job(self, cluster_known: bool, reference: str) -> _Explained:
+    def _without_job(self, cluster_known: bool, reference: str) -> _Explanation:
         age = self._age("updated_at")
         state = text(self.beat, "state")
         if state == "running" and age is not None and age < FRESH:
@@ -239,7 +243,7 @@ class _View:
             why = "begun, but no PyTorchJob was made for it, or it was deleted before training began"
         return "lost", True, f"{why}; `cpmbee-job resume {reference}` goes on", []
 
-    def _failed_without_result(self, job: Object) -> _Explained:
+    def _failed_without_result(self, job: Object) -> _Explanation:
         said = text(condition(job, "Failed"), "message") or "the PyTorchJob has failed"
         words = [last_failure(job, self.job_events), *self._pod_problems()]
         first, *others = [word for word in words if word] or [""]
@@ -248,7 +252,7 @@ class _View:
             return "failed", False, None, [reason, *others]
         return "failed", True, reason, others
 
-    def _succeeded_without_result(self, job: Object) -> _Explained:
+    def _succeeded_without_result(self, job: Object) -> _Explanation:
         if not self.record.known:
             return "succeeded", False, None, ["its pods ended well; whether there is a result, only the store knows"]
         if self._is_recent(job, "Succeeded"):
@@ -259,7 +263,7 @@ class _View:
         at = time_at(job, "status", "completionTime") or time_at(condition(job, end), "lastTransitionTime")
         return at is None or (self.now - at).total_seconds() < RESULT_GRACE
 
-    def _alive(self) -> _Explained:
+    def _alive(self) -> _Explanation:
         assert self.job is not None
         no_pods = why_no_pods(self.job, self.job_events, len(self.pods), self.now)
         problems = [*no_pods, *self._pod_problems(), *self.evictions]

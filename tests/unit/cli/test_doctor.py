@@ -22,7 +22,7 @@ def test_what_is_missing_ends_with_4_and_says_how_to_mend_it(run, tmp_path):
     done = run("doctor", "--output", str(tmp_path / "runs"))
     assert done.returncode == 4
     assert "problem       cluster: no way to a Kubernetes cluster" in done.stdout
-    assert "mend: set KUBECONFIG" in done.stdout
+    assert "hint: set KUBECONFIG" in done.stdout
     assert "ok            conditional put: If-None-Match and If-Match are honoured" in done.stdout
     assert "error: 1 of 4 checks" in done.stderr
 
@@ -33,7 +33,7 @@ def test_json_is_a_list_of_findings(run, tmp_path):
         ("cluster", "problem"),
         ("output", "ok"),
     ]
-    assert all(finding.keys() == {"check", "state", "detail", "mend"} for finding in document)
+    assert all(finding.keys() == {"check", "state", "detail", "hint"} for finding in document)
 
 
 def test_overrides_need_a_job(run):

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from cpmbee_job import contract
-from cpmbee_job.cli.follow import seconds
+from cpmbee_job.cli.follow import _News, seconds
 from cpmbee_job.run import Run
 from cpmbee_job.spec import parse_spec
 
@@ -66,6 +66,13 @@ def test_wait_ends_with_101_after_its_timeout(run: Run) -> None:
     assert done.returncode == 101
     assert json.loads(done.stdout)["ended"] is False
     assert "has not ended after 1 s" in done.stderr
+
+
+def test_a_trouble_that_grows_older_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    news = _News()
+    for age in ("4 s", "50 s", "2 min"):
+        news.trouble(f"no result, last sign of life {age} ago")
+    assert capsys.readouterr().err.count("last sign of life") == 1
 
 
 def test_wait_for_no_run_ends_with_102(tmp_path: Path) -> None:

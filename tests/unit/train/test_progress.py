@@ -48,6 +48,17 @@ def test_what_is_done_again_replaces_its_lines(store: Store) -> None:
     assert sorted(lines(store)) == [("eval", 2, 2), ("step", 1, 1), ("step", 2, 1), ("step", 3, 2)]
 
 
+def test_damaged_lines_end_no_run(store: Store) -> None:
+    first = journal(store)
+    first.step(1, 1, 0.1, STEP)
+    first.close("interrupted")
+    store.put(contract.METRICS, store.get(contract.METRICS) + b'\xff\n{"event": "st')
+    second = journal(store, start_step=1)
+    second.step(2, 1, 0.1, STEP)
+    second.close("succeeded")
+    assert lines(store) == [("step", 1, 1), ("step", 2, 2)]
+
+
 def test_an_older_attempt_writes_nothing_over_a_newer_ones(store: Store) -> None:
     older, newer = journal(store), journal(store)
     newer.step(1, 1, 0.1, STEP)

@@ -53,7 +53,7 @@ def test_the_right_that_lacks_is_named(tmp_path):
     (finding,) = check_output(ReadOnlyStore(str(tmp_path)))
     assert finding.state == "problem"
     assert finding.detail.startswith("cannot write: ")
-    assert finding.mend == "these credentials may not do that here"
+    assert finding.hint == "these credentials may not do that here"
 
 
 def test_a_whole_model_is_described(tmp_path):

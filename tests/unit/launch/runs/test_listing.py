@@ -124,3 +124,10 @@ def test_a_cluster_without_the_operator_is_told() -> None:
     cluster.refusals["list", PYTORCHJOBS] = NotFoundError("404 page not found")
     with pytest.raises(ClusterError, match="the training operator is not installed"):
         list_runs(cluster)
+
+
+def test_a_run_of_another_namespace_may_be_well(tmp_path: Path) -> None:
+    begin(tmp_path, "aa", more="cluster: {namespace: team}\n")
+    assert list_runs(FakeCluster("team"), output=str(tmp_path)).runs[0].reason is None
+    (run,) = list_runs(FakeCluster("default"), output=str(tmp_path)).runs
+    assert run.reason == "not asked: it was submitted to the namespace team"
