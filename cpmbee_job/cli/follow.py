@@ -129,7 +129,7 @@ def logs(
     found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
     with ExitStack() as stack:
         show = stack.enter_context(_json_list()) if as_json else _printer(console.stdout, timestamps)
-        stack.enter_context(_interruptible(found))
+        stack.enter_context(_interruptible(found, cluster))
         if not follow:
             for line in read_logs(found, cluster, choice, console.say):
                 show(line)
@@ -160,7 +160,7 @@ def stay(
     news = _News()
     seen: deque[RunStatus] = deque(maxlen=1)
     try:
-        with _interruptible(found):
+        with _interruptible(found, cluster):
             if follow:
                 waiting = begin(lambda: _wait(found, cluster, timeout, news, seen.append))
                 try:
@@ -268,12 +268,13 @@ def _follow(
 
 
 @contextmanager
-def _interruptible(found: "FoundRun") -> Iterator[None]:
+def _interruptible(found: "FoundRun", cluster: "Cluster | None") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        name = found.reference
-        console.say(f"{name} goes on; `cpmbee-job wait {name}` waits for it, `cpmbee-job cancel {name}` stops it")
+        run = found.arguments(None if cluster is None else cluster.namespace)
+        words = f"`cpmbee-job wait {run}` waits for it, `cpmbee-job cancel {run}` stops it"
+        console.say(f"{found.reference} goes on; {words}")
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -8,6 +8,7 @@ from cpmbee_job import contract
 from cpmbee_job.errors import (
     CancelledError,
     CpmbeeError,
+    InvalidError,
     JobFailedError,
     NotFoundError,
     PreflightError,
@@ -76,10 +77,12 @@ def as_error(status: RunStatus) -> CpmbeeError | None:
     code = JobFailedError.exit_code if status.exit_code is None else status.exit_code
     if code == 0:
         return None
-    name = status.reference
-    message = f"{name} has {'been cancelled' if status.phase == 'cancelled' else 'failed'}"
+    message = f"{status.reference} has {'been cancelled' if status.phase == 'cancelled' else 'failed'}"
     message += f": {status.reason}" if status.reason else ""
-    hint = f"`cpmbee-job resume {name}` goes on from its newest checkpoint; `cpmbee-job logs {name}` shows what it said"
+    run = status.arguments
+    hint = f"`cpmbee-job resume {run}` goes on from its newest checkpoint; `cpmbee-job logs {run}` shows what it said"
+    if code == InvalidError.exit_code:
+        hint = "mend it and submit again: that is another run"
     error = (CancelledError if status.phase == "cancelled" else JobFailedError)(message, hint=hint)
     error.exit_code = code  # type: ignore[misc]  # the run's own: 3 for bad data, say
     return error
@@ -114,10 +117,10 @@ def _missing_delta(run: Run) -> str | None:
 
 def _unfinished(found: FoundRun, status: RunStatus | None, timeout: float) -> UnfinishedError:
     problems = () if status is None else status.problems or status.notes
+    run = found.reference if status is None else status.arguments
     message = f"{found.reference} has not ended after {timeout:.0f} s"
     message += "" if status is None else f", it is {status.phase}"
     return UnfinishedError(
         ": ".join([message, "; ".join(problems)]) if problems else message,
-        hint=f"it goes on; `cpmbee-job wait {found.reference}` waits again, `cpmbee-job cancel {found.reference}` "
-        "stops it",
+        hint=f"it goes on; `cpmbee-job wait {run}` waits again, `cpmbee-job cancel {run}` stops it",
     )

@@ -84,6 +84,11 @@ class RunStatus(BaseModel):
     def reference(self) -> str:
         return f"{self.name}/{self.run_id}"
 
+    @property
+    def arguments(self) -> str:
+        """What to type to name it: by the namespace of its PyTorchJob, or by its URL where that is gone."""
+        return f"{self.reference} -n {self.namespace}" if self.job and self.namespace else self.url
+
 
 @dataclass(frozen=True)
 class StoreRecord:

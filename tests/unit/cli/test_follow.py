@@ -53,7 +53,7 @@ def test_wait_ends_with_the_runs_own_code(run: Run) -> None:
     done = call("wait", run.url)
     assert done.returncode == 3
     assert "train.jsonl:7: no <ans>" in done.stderr
-    assert "resume" in done.stderr
+    assert "submit again" in done.stderr
 
 
 def test_wait_for_a_cancelled_run_ends_with_103(run: Run) -> None:

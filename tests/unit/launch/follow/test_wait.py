@@ -121,7 +121,7 @@ def test_a_failed_run_ends_with_the_code_of_what_made_it_fail(waiting: Waiting) 
     assert isinstance(error, JobFailedError)
     assert error.exit_code == 3
     assert "row 7 is bad" in str(error)
-    assert "resume ccpm/abc" in str(error)
+    assert "submit again" in str(error)
     assert JobFailedError.exit_code == 100, "of the class, still"
 
 
