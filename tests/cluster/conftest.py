@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from cpmbee_job import contract
 from cpmbee_job.demo import CITIES, DAYS, WEATHER, make_model
+from cpmbee_job.launch.kube.cluster import INDEX_LABEL
 from tests.cluster import s3
 from tests.cluster.images import TRAIN
-from tests.cluster.kubectl import apply, fresh_namespace
+from tests.cluster.kubectl import apply, fresh_namespace, get, kubectl
 from tests.integration.jobs import Outcome, cli
 
 TRAIN_IMAGE = os.environ.get("CPMBEE_TRAIN_IMAGE", TRAIN)
@@ -72,9 +74,10 @@ class Laptop:
         path.write_text(yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return path
 
-    def run(self, *arguments: object) -> Outcome:
+    def run(self, verb: str, *arguments: object) -> Outcome:
         storage = self.spec["storage"]
         return cli(
+            verb,
             *arguments,
             env={"CPMBEE_OUTPUT": self.spec["output"], "AWS_ENDPOINT_URL": storage["launcher_endpoint_url"]},
         )
@@ -82,10 +85,25 @@ class Laptop:
     def submit(self, *arguments: object) -> Outcome:
         return self.run("submit", self.job, *arguments)
 
+    def ask(self, verb: str, run: str, *arguments: object) -> Outcome:
+        """A verb about a run."""
+        return self.run(verb, run, "-n", self.namespace, *arguments)
+
     def status(self, run: str) -> dict[str, Any]:
-        done = self.run("status", run, "--json", "-n", self.namespace)
+        done = self.ask("status", run, "--json")
         assert done.code == 0, done.err
         return json.loads(done.out)
+
+    def pods(self, run: str, index: int | None = None) -> list[str]:
+        """Names of the run's pods, or of the one with this index."""
+        labels = {contract.RUN_LABEL: run.split("/")[1]} | ({} if index is None else {INDEX_LABEL: str(index)})
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        return [pod["metadata"]["name"] for pod in get("pods", "-n", self.namespace, "-l", selector)["items"]]
+
+    def kill(self, run: str, index: int) -> None:
+        """As if its node had gone."""
+        for name in self.pods(run, index):
+            kubectl("delete", "pod", "-n", self.namespace, name, "--grace-period=0", "--force")
 
 
 @pytest.fixture

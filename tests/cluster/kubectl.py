@@ -11,15 +11,18 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def kubectl(*arguments: str, stdin: str | None = None) -> str:
-    """What it prints. Fails with its words."""
-    done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
+def kubectl(*arguments: str, stdin: Any = None) -> str:
+    """What it prints, given `stdin` as JSON. Fails with its words, or where a pod would not meet its namespace's
+    standard (which is a warning only where a job makes the pod)."""
+    text = None if stdin is None else json.dumps(stdin)
+    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    assert "violate" not in done.stderr
     return done.stdout
 
 
 def apply(*objects: dict[str, Any]) -> None:
-    kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": objects})
 
 
 def get(*arguments: str) -> Any:

@@ -1,6 +1,7 @@
 """The main way on a real cluster, as a user goes it; `make e2e`."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -25,11 +26,11 @@ def test_a_job_is_submitted_followed_fetched_and_used(laptop: Laptop):
     assert again.out.strip() == run
     assert "succeeded" in again.err
 
-    logs = laptop.run("logs", run, "-n", laptop.namespace)
+    logs = laptop.ask("logs", run)
     assert "worker-0" in logs.out
     assert "eval loss" in logs.out
 
-    fetched = laptop.run("fetch", run, "-n", laptop.namespace, "--to", laptop.folder / "fetched")
+    fetched = laptop.ask("fetch", run, "--to", laptop.folder / "fetched")
     assert fetched.code == 0, fetched.err
     result = json.loads((laptop.folder / "fetched" / "result.json").read_text())
 
@@ -63,24 +64,19 @@ def test_a_cancelled_run_keeps_its_objects_and_goes_on_when_resumed(laptop: Lapt
     run = submitted.out.strip()
     eventually(lambda: (laptop.status(run)["step"] or 0) >= 5, "it has done 5 steps")
 
-    cancelled = laptop.run("cancel", run, "-n", laptop.namespace)
+    cancelled = laptop.ask("cancel", run)
     assert cancelled.code == 0, cancelled.err
-    assert get("pods", "-n", laptop.namespace, "-l", f"cpmbee-job/run={run.split('/')[1]}")["items"] == []
+    assert laptop.pods(run) == []
     status = laptop.status(run)
     assert status["phase"] == "cancelled"
     assert status["step"] >= 5
-    assert laptop.run("wait", run, "-n", laptop.namespace).code == 103
+    assert laptop.ask("wait", run).code == 103
     assert laptop.submit().code == 5
 
-    laptop.spec["train"]["epochs"] = 3
-    assert laptop.run("resume", run, "--set", "train.epochs=3", "-n", laptop.namespace).code == 5
-    resumed = laptop.run("resume", run, "-n", laptop.namespace, "--wait", "--timeout=10m")
+    assert laptop.ask("resume", run, "--set", "train.epochs=3").code == 5
+    resumed = laptop.ask("resume", run, "--wait", "--timeout=10m")
     assert resumed.code == 0, resumed.err
-    fetched = laptop.run("fetch", run, "-n", laptop.namespace, "--to", laptop.folder / "fetched")
-    assert fetched.code == 0, fetched.err
-    lines = [json.loads(line) for line in (laptop.folder / "fetched" / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if line["event"] == "step"]
-    assert steps == list(range(1, len(steps) + 1))
+    lines = metrics(laptop, run)
     assert {line["attempt"] for line in lines} >= {1, 2}
 
 
@@ -103,3 +99,13 @@ def has_failed(namespace: str) -> bool:
     (job,) = get("pytorchjobs", "-n", namespace)["items"]
     conditions = job.get("status", {}).get("conditions", [])
     return any(found["type"] == "Failed" and found["status"] == "True" for found in conditions)
+
+
+def metrics(laptop: Laptop, run: str) -> list[dict[str, Any]]:
+    """The run's metrics; there is one line for each step."""
+    fetched = laptop.ask("fetch", run, "--to", laptop.folder / "metrics", "--what", "metrics")
+    assert fetched.code == 0, fetched.err
+    lines = [json.loads(line) for line in (laptop.folder / "metrics" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["event"] == "step"]
+    assert steps == list(range(1, len(steps) + 1))
+    return lines

@@ -7,8 +7,8 @@ import pytest
 
 from tests.cluster import s3
 from tests.cluster.conftest import Laptop
-from tests.cluster.kubectl import apply, eventually, get, kubectl
-from tests.cluster.test_e2e import has_failed
+from tests.cluster.kubectl import apply, eventually, get
+from tests.cluster.test_e2e import has_failed, metrics
 
 pytestmark = [pytest.mark.e2e_full, pytest.mark.timeout(900)]
 
@@ -30,7 +30,7 @@ def test_an_image_that_can_not_be_pulled_is_named(laptop: Laptop):
     laptop.spec["image"] = "registry.invalid/cpmbee-job/train:0.0.0"
     run = laptop.submit().out.strip()
     assert "registry.invalid/cpmbee-job/train:0.0.0" in problem(laptop, run, "image")
-    waited = laptop.run("wait", run, "-n", laptop.namespace, "--timeout=5")
+    waited = laptop.ask("wait", run, "--timeout=5")
     assert waited.code == 101
     assert "registry.invalid/cpmbee-job/train:0.0.0" in waited.err
 
@@ -40,8 +40,8 @@ def test_a_request_that_no_node_can_meet_names_the_resource(laptop: Laptop):
     run = laptop.submit().out.strip()
     said = problem(laptop, run, "cpu")
     assert "nvidia.com/gpu" in said
-    assert laptop.run("wait", run, "-n", laptop.namespace, "--timeout=5").code == 101
-    assert laptop.run("cancel", run, "-n", laptop.namespace).code == 0
+    assert laptop.ask("wait", run, "--timeout=5").code == 101
+    assert laptop.ask("cancel", run).code == 0
 
 
 def test_a_worker_without_enough_memory_ends_the_run_in_words(laptop: Laptop):
@@ -66,7 +66,7 @@ def test_credentials_that_may_not_write_show_the_stores_words(laptop: Laptop):
     said = problem(laptop, run, "prepare")
     assert "AccessDenied" in said or "403" in said
     for secret_value in (*s3.LIMITED.values(), *s3.CREDENTIALS.values()):
-        assert secret_value not in laptop.run("logs", run, "-n", laptop.namespace).out or "reader" in secret_value
+        assert secret_value not in laptop.ask("logs", run).out or "reader" in secret_value
 
 
 def test_a_spec_that_the_webhook_refuses_is_refused_before_anything_is_written(laptop: Laptop):
@@ -88,10 +88,9 @@ def test_a_spec_that_the_webhook_refuses_is_refused_before_anything_is_written(l
 
 def test_an_init_step_that_is_killed_goes_on(laptop: Laptop):
     run = laptop.submit().out.strip()
-    pod = f"cpmbee-job/run={run.split('/')[1]},training.kubeflow.org/replica-index=1"
-    eventually(lambda: get("pods", "-n", laptop.namespace, "-l", pod)["items"], "worker-1 is there")
-    kubectl("delete", "pod", "-n", laptop.namespace, "-l", pod, "--grace-period=0", "--force")
-    waited = laptop.run("wait", run, "-n", laptop.namespace, "--timeout=10m")
+    eventually(lambda: laptop.pods(run, 1), "worker-1 is there")
+    laptop.kill(run, 1)
+    waited = laptop.ask("wait", run, "--timeout=10m")
     assert waited.code == 0, waited.err
 
 
@@ -101,10 +100,10 @@ def test_workers_that_are_killed_come_back_and_no_step_is_lost(laptop: Laptop):
     run = laptop.submit().out.strip()
     for index, step in ((1, 3), (0, 12)):
         eventually(partial(has_done, laptop, run, step), f"it has done {step} steps")
-        pod = f"cpmbee-job/run={run.split('/')[1]},training.kubeflow.org/replica-index={index}"
-        kubectl("delete", "pod", "-n", laptop.namespace, "-l", pod, "--grace-period=0", "--force")
-    waited = laptop.run("wait", run, "-n", laptop.namespace, "--timeout=12m")
+        laptop.kill(run, index)
+    waited = laptop.ask("wait", run, "--timeout=12m")
     assert waited.code == 0, waited.err
+    assert len({line["attempt"] for line in metrics(laptop, run)}) > 1
 
 
 def test_a_quota_that_is_too_small_is_said(laptop: Laptop):

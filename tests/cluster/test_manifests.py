@@ -1,7 +1,6 @@
 """Every reviewed manifest, as a real API server sees it: the CRD and the operator's webhook (strict), and its pod under
 the "restricted" standard. Nothing is made but a namespace with a Role in it."""
 
-import json
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -11,19 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cluster.kubectl import kubectl
+
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted([*(ROOT / "tests" / "golden").glob("*/pytorchjob.yaml"), *(ROOT / "k8s").rglob("pytorchjob.yaml")])
 FOLDERS = ["k8s/base", "k8s/cluster-view", "k8s/example", "k8s/overlays/dev", "k8s/overlays/gpu"]
 
 pytestmark = pytest.mark.e2e
-
-
-def kubectl(*arguments: str, stdin: Any = None) -> str:
-    text = None if stdin is None else json.dumps(stdin)
-    done = subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "violate" not in done.stderr  # what the standard would refuse is a warning where a job makes the pod
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

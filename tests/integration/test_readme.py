@@ -27,7 +27,7 @@ SPECIAL = "<pad> <unk> <mask> <sep> </n> </_> <s> </s> <root> <ans> <option>".sp
 
 def tutorial() -> str:
     text = README.read_text(encoding="utf-8")
-    return text[text.index("## The tutorial, with CCPM") : text.index("## What a run leaves")]
+    return text[text.index("## The tutorial, with CCPM") : text.index("## On a cluster")]
 
 
 def blocks(language: str) -> list[str]:

@@ -148,7 +148,7 @@ def _starting(pod: Object, events: Sequence[Object], now: datetime) -> _Explanat
     )
     slow = begun is not None and (now - begun).total_seconds() > SLOW_START
     image = next((text(one, "image") for one in parts(pod, "spec", "containers")), "")
-    return "pending", "waiting", f"pulls {image}, or sets up volumes and network" if slow else "starts"
+    return "pending", "waiting", f"pulls {image}, or sets up volumes and network" if slow else ""
 
 
 def _unscheduled(pod: Object) -> _Explanation:
