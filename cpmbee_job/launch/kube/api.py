@@ -180,6 +180,11 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
         config.load_incluster_config(configuration)
         return ApiClient(configuration)
 
+    if not in_pod and not any(Path(file).expanduser().is_file() for file in files.split(os.pathsep) if file):
+        raise PreflightError(
+            f"no way to a Kubernetes cluster: there is no kubeconfig ({files})",
+            hint="set KUBECONFIG to the file that whoever runs the cluster has given you",
+        )
     try:
         if in_pod:
             default = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
