@@ -43,7 +43,7 @@ def build() -> None:
         flags = "-s -w"
         if module == "kubernetes":
             flags += f" -X k8s.io/component-base/version.gitVersion={_required(module, 'k8s.io/kubernetes', 'Version')}"
-        _go(module, "build", "-trimpath", "-ldflags", flags, "-o", f"{BIN}/", target)
+        _go(module, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", f"{BIN}/", target)
         if module == "training-operator":
             source = _required(module, "github.com/kubeflow/training-operator", "Dir")
             OPERATOR_MANIFESTS.write_text(run(BIN / "kubectl", "kustomize", f"{source}/manifests/overlays/standalone"))
