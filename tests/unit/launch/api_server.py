@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from cpmbee_job.launch.kube.cluster import Object
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -110,3 +112,8 @@ def api_server(certificate: Path | None = None) -> Iterator[ApiServer]:
         script.over.set()
         server.shutdown()
         server.server_close()
+
+
+def pod(name: str, version: int = 1) -> Object:
+    """A pod, as far as lists and watches look at one."""
+    return {"metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": str(version)}}
