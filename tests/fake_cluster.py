@@ -32,7 +32,7 @@ class FakeCluster:
         self.refusals: dict[tuple[str, str], CpmbeeError] = {}
         self.denied: set[tuple[str, str]] = set()
         self.warnings: list[str] = []
-        self._creating = threading.Lock()
+        self._writing = threading.Lock()
 
     def server_version(self) -> str:
         return "v1.34.4"
@@ -86,16 +86,17 @@ class FakeCluster:
             asked = manifest["spec"]["resourceAttributes"]
             resource = "/".join(filter(None, [asked["resource"], asked.get("subresource")]))
             return {**manifest, "status": {"allowed": (asked["verb"], resource) not in self.denied}}
-        with self._creating:  # a name is given once, whoever asks at the same time
+        with self._writing:  # a name is given once, whoever asks at the same time
             if name in self.objects.get(kind, {}):
                 raise ConflictError(f'{kind.rpartition("/")[2]} "{name}" already exists')
             return copy.deepcopy(manifest) if dry_run else copy.deepcopy(self.put(kind, manifest))
 
     def delete(self, kind: str, name: str, uid: str) -> None:
-        if self.get(kind, name)["metadata"]["uid"] != uid:
-            raise ConflictError(f"{name}: the UID in the precondition does not match")
-        self._called("delete", f"{kind}/{name}")
-        del self.objects[kind][name]
+        with self._writing:
+            if self.get(kind, name)["metadata"]["uid"] != uid:
+                raise ConflictError(f"{name}: the UID in the precondition does not match")
+            self._called("delete", f"{kind}/{name}")
+            del self.objects[kind][name]
 
     def watch(self, kind: str, labels: Mapping[str, str]) -> Iterator[tuple[Change, Object] | None]:
         for item in list(self.list(kind, labels)):
