@@ -110,6 +110,8 @@ def _missing_delta(run: Run) -> str | None:
             manifest = f"{json.loads(run.store.get(pointer))['prefix']}manifest.json"
         except NotFoundError:
             return pointer
+        except (ValueError, KeyError, TypeError):
+            return f"{pointer} that names a delta"
         if run.store.info(manifest) is None:
             return manifest
     return None

@@ -164,6 +164,15 @@ def test_a_success_without_its_delta_is_none(waiting: Waiting) -> None:
     assert waiting.now >= GRACE
 
 
+@pytest.mark.parametrize("damaged", [b"{", b"{}", b"[]"])
+def test_a_success_whose_pointer_is_damaged_is_none(waiting: Waiting, damaged: bytes) -> None:
+    waiting.run.store.put(contract.BEST, damaged)
+    status = waiting.wait(lambda: waiting.run.finish("succeeded", "done"))
+    assert status.exit_code == 100
+    assert status.reason is not None
+    assert f"{contract.BEST} that names a delta" in status.reason
+
+
 def test_a_success_is_not_believed_while_the_store_does_not_answer(waiting: Waiting) -> None:
     waiting.store.away = True
     waiting.cluster.put(PYTORCHJOBS, job("Succeeded"))
