@@ -206,9 +206,11 @@ def _result(url: str, state: State, reason: str) -> dict[str, Any]:
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """By dotted key."""
+    """By dotted key; members of a list of records by their number."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
+        if isinstance(value, list) and value and all(isinstance(member, Mapping) for member in value):
+            value = {str(number): member for number, member in enumerate(value)}
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
     return flat
 

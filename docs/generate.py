@@ -20,6 +20,7 @@ from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
 from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.spec import JobSpec, load_spec
+from cpmbee_job.spec.reading import sections_of
 
 ROOT = Path(__file__).parents[1]
 MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/kube/permissions.py.\n"
@@ -36,18 +37,16 @@ def spec_page() -> str:
 def spec_rows(model: type[BaseModel], prefix: str) -> list[str]:
     rows = []
     for name, field in model.model_fields.items():
-        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
-        if sections:
+        sections = sections_of(field.annotation)
+        if sections and sections[0] in (field.annotation, *get_args(field.annotation)):
             rows += spec_rows(sections[0], f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"`{json.dumps(field.default, ensure_ascii=False)}`"
         words = " ".join(filter(None, [field.description, choices(field.annotation)]))
         rows.append(f"| `{prefix}{name}` | {default} | {words.replace('|', chr(92) + '|')} |")
+        for section in sections:
+            rows += spec_rows(section, f"{prefix}{name}[].")
     return rows
-
-
-def is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def choices(annotation: Any) -> str:

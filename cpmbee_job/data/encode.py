@@ -35,6 +35,8 @@ class Encoded:
     """(N,) the token's segment."""
     segment_rel: NDArray[np.uint8]
     """(S * S,) bucket of the relation of a segment (row) to another; read-only, shared by examples of one shape."""
+    is_key: NDArray[np.bool_]
+    """(S,) whether the segment is a key (or the root), not a text."""
     num_segments: int
     ext_table: dict[int, str]
     """Tokens that the vocabulary lacks, by the id that the tokenizer gave them."""
@@ -77,12 +79,14 @@ def encode_example(
     answer_order: random.Random | None = None,
     max_depth: int = 8,
     strict: bool = False,
+    after: Encoded | None = None,
 ) -> Encoded:
     """The arrays of an example that `check_example` has passed.
 
     `answer_order` shuffles the keys inside a nested answer, as the original does in training; None leaves them. Levels
     beyond `max_depth` (at most 15) are not told apart. `strict`: `DataError` that names the place where the original
-    fails, on a `<` that begins no token of the model.
+    fails, on a `<` that begins no token of the model. For an in-context sample, which stands `after` another example,
+    the tokens that the vocabulary lacks keep the numbers that they have there.
     """
     segments = _read_tree(example, answer_order)
     literals_before = tokenizer.literals
@@ -92,16 +96,24 @@ def encode_example(
     token_id_table: dict[str, dict[int, int]] = {}
     base_ids: list[int] = []  # of each extension: what the model sees in its place
     subs: list[int] = []
+
+    def number_new() -> None:
+        for token, token_id in islice(extensions.items(), len(subs), None):
+            base, base_id = _base_token(tokenizer, token, strict)
+            numbers = token_id_table.setdefault(base, {})
+            numbers[token_id] = len(numbers)
+            base_ids.append(base_id)
+            subs.append(numbers[token_id])
+
+    if after is not None:
+        extensions.update((token, token_id) for token_id, token in after.ext_table.items())
+        number_new()
     for segment, text in enumerate(segments.texts):
         ids.append(tokenizer.bos_id)
         try:
             tokenizer.encode_into(text, ids, extensions, strict=strict)
-            for token, token_id in islice(extensions.items(), len(subs), None):
-                base, base_id = _base_token(tokenizer, token, strict)
-                numbers = token_id_table.setdefault(base, {})
-                numbers[token_id] = len(numbers)
-                base_ids.append(base_id)
-                subs.append(numbers[token_id])
+            if len(extensions) > len(subs):
+                number_new()
         except DataError as error:
             raise DataError(f"{segments.path(segment)}: {error.message}", hint=error.hint) from error
         if not segments.is_answer[segment]:
@@ -124,6 +136,7 @@ def encode_example(
         context=np.repeat(np.logical_not(segments.is_answer).astype(np.int8), lengths),
         segment_ids=np.repeat(np.arange(num_segments, dtype=np.int32), lengths),
         segment_rel=_relations(tuple(segments.parents), max_depth),
+        is_key=np.array(segments.is_key),
         num_segments=num_segments,
         ext_table={token_id: token for token, token_id in extensions.items()},
         token_id_table=token_id_table,

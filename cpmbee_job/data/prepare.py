@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def prepared_digest(source: Source, vocab: bytes | None, settings: PrepareSettin
             "listing": source.digest,
             "piece_bytes": source.piece_bytes,
             "vocab": _sha256(vocab),
-            "settings": asdict(settings),
+            "settings": settings.record(),
             "format": _format_digest(settings.format),
         }
     )
@@ -106,7 +106,7 @@ def prepare(
     index = Index(
         digest=job.digest,
         kind="examples" if settings.max_length is None else "rows",
-        settings=asdict(settings),
+        settings=settings.record(),
         vocab=_sha256(vocab),
         source=source.url,
         listing=source.digest,

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import numpy as np
 from ahocorasick_rs import AhoCorasick, MatchKind
 
 from cpmbee_job.errors import DataError, NotFoundError
@@ -51,6 +52,9 @@ class Tokenizer:
         self.unk_id = vocabulary["<unk>"]
         self.bos_id = vocabulary["<s>"]
         self.eos_id = vocabulary["</s>"]
+        special = {token_id for token, token_id in vocabulary.items() if is_special(token)} - {self.unk_id}
+        self.special_ids = np.array(sorted(special), dtype=np.int32)
+        """Ids of the tokens that are written `<...>`, but for the unknown one."""
         self.literals = 0
 
     @classmethod

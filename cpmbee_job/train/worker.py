@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from cpmbee_job import contract, lifeline, pod
-from cpmbee_job.data.order import Order
+from cpmbee_job.data.order import Order, SetShare, shares
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, InvalidError, RefusedError
 from cpmbee_job.eval.files import fetch_delta, fetch_model
@@ -142,7 +142,8 @@ class _Attempt:
         vocabulary = Vocabulary(**record["vocabulary"])
         dataset = _dataset(run, record["train"])
         evaluation = None if record["eval"] is None else _dataset(run, record["eval"])
-        order = Order(dataset.num_rows, spec.global_batch_size, spec.train.seed, spec.train.drop_last)
+        mixture = _mixture(record["train"]["sets"])
+        order = Order(dataset.num_rows, spec.global_batch_size, spec.train.seed, spec.train.drop_last, mixture)
         total_steps = min(order.steps_per_epoch * spec.train.epochs, spec.train.max_steps or sys.maxsize)
 
         # Model
@@ -273,8 +274,18 @@ def _log_to_file() -> IO[str]:
 
 
 def _dataset(run: Run, split: dict[str, Any]) -> RowDataset:
-    folder = contract.prepared_url(run.spec.output, split["prepared"])
-    return RowDataset.open(open_store(folder, run.storage), default_cache_dir() / "prepared")
+    """The rows of all data sets of a split."""
+    folders = [contract.prepared_url(run.spec.output, one["prepared"]) for one in split["sets"]]
+    stores = [open_store(folder, run.storage) for folder in folders]
+    return RowDataset.open(*stores, cache=default_cache_dir() / "prepared")
+
+
+def _mixture(sets: list[dict[str, Any]]) -> tuple[SetShare, ...]:
+    """What weights make of an epoch; nothing where there are none."""
+    if sets[0]["weight"] is None:
+        return ()
+    rows, examples, weights = ([one[key] for one in sets] for key in ("rows", "examples", "weight"))
+    return shares(rows, examples, weights)
 
 
 def _lost_peer(error: Exception) -> bool:

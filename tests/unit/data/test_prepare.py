@@ -181,7 +181,7 @@ def test_rows_that_are_left_out_are_counted_by_reason(tmp_path, vocab):
 
 def test_a_row_that_is_too_long_is_named(tmp_path, vocab):
     path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "今天" * 80, "<ans>": "x"}])
-    with pytest.raises(DataError, match=rf"{path}:2: \d+ tokens, where a row holds 64(.|\n)*too_long: skip"):
+    with pytest.raises(DataError, match=rf"{path}:2: \d+ tokens, where a row holds 64(.|\n)*too_long to skip"):
         prepare(_source(path), vocab, PrepareSettings(64, on_error="skip"), _store(tmp_path))
 
 
