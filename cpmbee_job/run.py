@@ -54,10 +54,7 @@ def training_fields(spec: JobSpec) -> dict[str, Any]:
     for key, value in spec.train.model_dump(mode="json").items():
         if key not in _HARMLESS and key != "global_batch_size":
             fields[f"train.{key}"] = value
-    for section in ("lora", "data"):
-        for key, value in getattr(spec, section).model_dump(mode="json").items():
-            fields[f"{section}.{key}"] = value
-    return fields
+    return fields | flatten(spec.model_dump(mode="json", include={"lora", "data"}))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The preprocess init-step of a job: both splits prepared, and the run bound to them."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,9 +112,15 @@ def describe(split: str, record: dict[str, Any]) -> str:
 
 def _describe(record: dict[str, Any]) -> str:
     words = f"{record['examples']:,} examples in {record['rows']:,} rows, {record['tokens']:,} tokens"
-    for kind in _COUNTERS:
-        if record[kind]:
-            words += f"; {kind}: " + ", ".join(f"{count:,} {reason}" for reason, count in record[kind].items())
+    return words + counted(record["skipped"], record["warnings"])
+
+
+def counted(skipped: Mapping[str, int], warnings: Mapping[str, int]) -> str:
+    """What was left out and what was mended, to be put behind what is there."""
+    words = ""
+    for kind, counts in (("skipped", skipped), ("warnings", warnings)):
+        if counts:
+            words += f"; {kind}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
     return words
 
 

@@ -166,8 +166,8 @@ def preprocess(
     of another input that lie in those folders are replaced. Returns the indexes by folder.
     """
     whole = open_source(input_url, storage)
-    if whole.kind != "lines":
-        raise DataError(f"{input_url}: not JSON lines, but a data set already", hint="train on it as it is")
+    if whole.kind != "raw":
+        raise DataError(f"{input_url}: no raw rows, but a data set already", hint="train on it as it is")
     stems = Counter(_stem(info.key) for info in whole.listing)
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:

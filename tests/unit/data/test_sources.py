@@ -46,7 +46,7 @@ def _pieces(source, store=None):
     return [
         [
             (record.location, record.content)
-            for record in read_piece(store or source.store, "lines", piece, "bee", Counter())
+            for record in read_piece(store or source.store, "raw", piece, "bee", Counter())
         ]
         for piece in source.pieces
     ]
