@@ -24,7 +24,7 @@ _SHORT = 64
 """Characters of a text that is remembered once it has been cut: keys, options, questions come again and again."""
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """A text as tokens: the ids of those in the vocabulary, the others as text."""
 
     pieces: tuple[int | str, ...]
@@ -108,24 +108,18 @@ class Tokenizer:
         table = dict(ext_table or {})
         extensions = {token: token_id for token_id, token in table.items()}
         num_known = len(extensions)
-        ids: list[int] = []
-        self.encode_into(text, ids, extensions, strict=strict)
+        ids = [
+            piece if isinstance(piece, int) else extensions.setdefault(piece, len(extensions) + self.vocab_size)
+            for piece in self.cut(text, strict=strict).pieces
+        ]
         table.update((token_id, token) for token, token_id in islice(extensions.items(), num_known, None))
         return ids, table
 
-    def encode_into(self, text: str, ids: list[int], extensions: dict[str, int], *, strict: bool = False) -> None:
-        """`encode` for many texts in turn: appends to `ids`, and adds to `extensions` (the ids of tokens that the
-        vocabulary lacks) the new ones at the end.
-        """
+    def cut(self, text: str, *, strict: bool = False) -> Cut:
+        """What `encode` makes of a text before it numbers the tokens that the vocabulary lacks."""
         cut = self._cut_short(text, strict) if len(text) <= _SHORT else self._cut(text, strict)
         self.literals += cut.literals
-        if cut.is_known:
-            ids.extend(cut.pieces)  # type: ignore[arg-type]  # all of them are ids
-            return
-        ids.extend(
-            piece if isinstance(piece, int) else extensions.setdefault(piece, len(extensions) + self.vocab_size)
-            for piece in cut.pieces
-        )
+        return cut
 
     def decode(self, ids: Iterable[int], ext_table: Mapping[int, str] | None = None) -> str:
         """The text of token ids, with `<` of plain text written `<<`; negative ids are left out.
@@ -144,7 +138,7 @@ class Tokenizer:
                 pieces.append(token if is_special(token) else token.replace("<", "<<"))
         return "".join(pieces)
 
-    def _cut(self, text: str, strict: bool) -> _Cut:
+    def _cut(self, text: str, strict: bool) -> Cut:
         pieces: list[int | str] = []
         parts, literals = self._split(text, strict) if "<" in text else ([text], 0)
         for index, part in enumerate(parts):
@@ -163,7 +157,7 @@ class Tokenizer:
                 position = end
             if position < len(part):
                 pieces.append(part[position:])
-        return _Cut(tuple(pieces), str not in set(map(type, pieces)), literals)
+        return Cut(tuple(pieces), str not in set(map(type, pieces)), literals)
 
     def _split(self, text: str, strict: bool) -> tuple[list[str], int]:
         """Plain text and special tokens in turn, plain text first and last; and the number of literal `<`."""
