@@ -218,8 +218,12 @@ def _in_processes(
     job: Job, _store: Store, _out: Store, pieces: list[Piece], workers: int, _on_bytes: Progress
 ) -> Iterator[tuple[int, PartInfo]]:
     """Make parts in `workers` processes. Of several pieces with bad rows the first one's error is raised."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(pieces)), context, initializer=_start_worker, initargs=(job,))
+    # A server that has imported all of this once; a fork of this process itself would copy its threads' locks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    pool = ProcessPoolExecutor(
+        min(workers, len(pieces)), context, initializer=_start_worker, initargs=(job, dict(os.environ))
+    )
     waiting = iter(pieces)
     running: dict[Future[PartInfo], int] = {}
     errors: dict[int, BaseException] = {}
@@ -244,8 +248,10 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(job: Job) -> None:
+def _start_worker(job: Job, environment: dict[str, str]) -> None:
     global _maker
+    os.environ.clear()  # the server's is of the time when it was started
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     _maker = PartMaker(job, open_store(job.input_url, job.storage), open_store(job.output_url, job.storage))
     threading.Thread(target=_end_with_parent, daemon=True).start()
