@@ -6,6 +6,8 @@ two segments the model sees the bucket of their relation: how many levels up fro
 down to the other.
 """
 
+import hashlib
+import json
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -135,6 +137,16 @@ def encode_example(
         token_id_table=extensions.token_id_table,
         literals=literals,
     )
+
+
+def answer_order(example: Example) -> random.Random | None:
+    """What shuffles the keys of a nested answer: drawn from the example itself, so that it does not depend on where
+    the example stands or who prepares it. None where there is nothing to shuffle.
+    """
+    if isinstance(example[ANSWER], str):
+        return None
+    canonical = json.dumps(example, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return random.Random(hashlib.sha256(canonical.encode()).digest())
 
 
 class _Extensions:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cpmbee_job.data.encode import Encoded, encode_example
+from cpmbee_job.data.encode import Encoded, answer_order, encode_example
 from cpmbee_job.data.examples import Example
 from cpmbee_job.data.tokenizer import Tokenizer
 
@@ -50,7 +50,8 @@ class InContext:
             while other in used:
                 other = (other + 1) % len(examples)
             used.add(other)
-            sample = encode_example(self._tokenizer, examples[other], after=samples[-1])
+            example = examples[other]
+            sample = encode_example(self._tokenizer, example, answer_order=answer_order(example), after=samples[-1])
             if length + sample.input_ids.size > self._max_length:
                 self.num_left_out += 1
                 continue

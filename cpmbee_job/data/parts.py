@@ -1,8 +1,6 @@
 """One piece of the input becomes one part."""
 
-import hashlib
 import json
-import random
 import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -14,8 +12,8 @@ import numpy as np
 
 from cpmbee_job import contract
 from cpmbee_job.data.collate import Table
-from cpmbee_job.data.encode import Encoded, encode_example
-from cpmbee_job.data.examples import ANSWER, Example
+from cpmbee_job.data.encode import Encoded, answer_order, encode_example
+from cpmbee_job.data.examples import Example
 from cpmbee_job.data.in_context import InContext, Samples
 from cpmbee_job.data.index import PartInfo
 from cpmbee_job.data.pack import pack
@@ -252,13 +250,3 @@ class PartMaker:
             return Rejection("too long", DataError(message, hint=hint))
         hint = "shorten it, raise train.max_length, or set data.too_long to skip or truncate-context"
         return Rejection("too long", DataError(message, hint=hint))
-
-
-def answer_order(example: Example) -> random.Random | None:
-    """What shuffles the keys of a nested answer: drawn from the example itself, so that it does not depend on where
-    the example stands or who prepares it. None where there is nothing to shuffle.
-    """
-    if isinstance(example[ANSWER], str):
-        return None
-    canonical = json.dumps(example, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return random.Random(hashlib.sha256(canonical.encode()).digest())
