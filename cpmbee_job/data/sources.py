@@ -87,14 +87,22 @@ class Source:
         return listing_digest(self.listing)
 
 
-class _OpenSlice:
-    """A slice that is being read. The lines before it are counted when the first place in it is asked for."""
+LineCounts = dict[tuple[str, int], int]
+"""How many lines end before a place (key, byte), as far as is known."""
 
-    def __init__(self, store: Store, part: Slice) -> None:
-        self._store, self._slice = store, part
+
+class _OpenSlice:
+    """A slice that is being read. The lines before it, unless they are known, are counted when the first place in it is
+    asked for.
+    """
+
+    def __init__(self, store: Store, part: Slice, known_lines: int | None) -> None:
+        self._store, self._slice, self._known_lines = store, part, known_lines
 
     @cached_property
     def lines_before(self) -> int:
+        if self._known_lines is not None:
+            return self._known_lines
         return count_lines(self._store, self._slice.object.key, self._slice.start)
 
     @property
@@ -168,11 +176,13 @@ def read_piece(
     *,
     strict: bool = False,
     on_bytes: Progress = no_progress,
+    line_counts: LineCounts | None = None,
 ) -> Iterator[Record]:
     """The records of a piece in order, converted from their format and checked.
 
     `store` and `kind` are its source's; a format is one of raw rows, the other kinds hold examples already. `warnings`
-    counts what was mended. Raises `DataError` for an object that can't be read on.
+    counts what was mended. Who reads all pieces in order gives them the same `line_counts`: then naming a line reads
+    nothing twice. Raises `DataError` for an object that can't be read on.
     """
     if kind == "original":
         for location, content in read_original(store):
@@ -188,7 +198,11 @@ def read_piece(
         return
     convert = converter(format_name)
     for part in piece.slices:
-        rows = _parquet_rows(store, part) if _is_parquet(part.object.key) else _json_rows(store, part, on_bytes)
+        rows = (
+            _parquet_rows(store, part)
+            if _is_parquet(part.object.key)
+            else _json_rows(store, part, on_bytes, {} if line_counts is None else line_counts)
+        )
         for place, row in rows:
             yield Record(place, _example(row, convert, warnings, strict))
         if _is_parquet(part.object.key):
@@ -208,8 +222,18 @@ def read_source(
     """All records of a data URL in order; see `read_piece`."""
     source = open_source(url, storage)
     counter = Counter() if warnings is None else warnings
+    lines: LineCounts = {}
     for piece in source.pieces:
-        yield from read_piece(source.store, source.kind, piece, format_name, counter, strict=strict, on_bytes=on_bytes)
+        yield from read_piece(
+            source.store,
+            source.kind,
+            piece,
+            format_name,
+            counter,
+            strict=strict,
+            on_bytes=on_bytes,
+            line_counts=lines,
+        )
 
 
 def _recognise(url: str, store: Store, objects: list[ObjectInfo]) -> tuple[Kind, list[ObjectInfo]]:
@@ -260,10 +284,13 @@ def _group(slices: Iterable[Slice], size: int) -> list[tuple[Slice, ...]]:
     return [tuple(group) for group in groups]
 
 
-def _lines(store: Store, part: Slice, on_bytes: Progress) -> Iterator[tuple[Place, bytes | DataError]]:
+def _lines(
+    store: Store, part: Slice, on_bytes: Progress, line_counts: LineCounts
+) -> Iterator[tuple[Place, bytes | DataError]]:
     """The lines that start in a slice, without empty ones, numbered from the slice's start."""
     info = part.object
-    place = _OpenSlice(store, part)
+    known_lines = line_counts.pop((info.key, part.start), None) if part.start else 0
+    place = _OpenSlice(store, part, known_lines)
     compressed = is_compressed(info.key)
     # Reading begins one byte early: only a line end there makes a line start where the slice does.
     begin = max(0, part.start - 1)
@@ -286,6 +313,9 @@ def _lines(store: Store, part: Slice, on_bytes: Progress) -> Iterator[tuple[Plac
                 if content and not content.isspace():
                     yield Place(place, number), content
             number += 1
+        if known_lines is not None:
+            # A line that crosses the slice's end has been read, but ends behind it.
+            line_counts[info.key, part.end] = known_lines + number - (1 if position == part.end else 2)
 
 
 def _skip_line(stream: Any) -> int:
@@ -298,8 +328,10 @@ def _skip_line(stream: Any) -> int:
     return skipped
 
 
-def _json_rows(store: Store, part: Slice, on_bytes: Progress) -> Iterator[tuple[Place, "dict[str, Any] | DataError"]]:
-    for place, line in _lines(store, part, on_bytes):
+def _json_rows(
+    store: Store, part: Slice, on_bytes: Progress, line_counts: LineCounts
+) -> Iterator[tuple[Place, "dict[str, Any] | DataError"]]:
+    for place, line in _lines(store, part, on_bytes, line_counts):
         try:
             yield place, line if isinstance(line, DataError) else parse_object(line)
         except DataError as error:
