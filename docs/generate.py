@@ -1,8 +1,8 @@
 """Write what can be generated of docs/ and k8s/: `python docs/generate.py`, with `--check` only compare.
 
 spec.md and job.schema.json come from the spec's model, cli.md from the command line's own help,
-status.schema.json and list.schema.json from what these verbs print with --json; of k8s/ the roles from
-what the verbs ask, and beside each job.yaml what `render` makes of it.
+status.schema.json, list.schema.json and check.schema.json from what these verbs print with --json; of k8s/ the
+roles from what the verbs ask, and beside each job.yaml what `render` makes of it.
 """
 
 import json
@@ -15,6 +15,7 @@ import typer.main
 from pydantic import BaseModel
 
 from cpmbee_job import cli
+from cpmbee_job.data.check import CheckReport
 from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, Permission, rules
 from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
 from cpmbee_job.launch.runs.listing import Listing
@@ -94,6 +95,7 @@ def main() -> None:
         "docs/spec.md": spec_page(),
         "docs/job.schema.json": json.dumps(JobSpec.model_json_schema(), indent=2, ensure_ascii=False) + "\n",
         "docs/cli.md": cli_page(),
+        "docs/check.schema.json": schema(CheckReport),
         "docs/status.schema.json": schema(RunStatus),
         "docs/list.schema.json": schema(Listing),
         "k8s/base/role.yaml": role("Role", "cpmbee-job-user", *PERMISSIONS, *OPTIONAL_PERMISSIONS),

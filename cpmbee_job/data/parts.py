@@ -71,12 +71,24 @@ class _PartWriter(Protocol):
     def close(self) -> None: ...
 
 
-class _RowPart:
-    """Packs examples into rows, window by window."""
+class RowSink(Protocol):
+    """Where packed rows go; a `RowWriter`, or what only counts them."""
 
-    def __init__(self, path: Path, max_length: int, window: int, in_context: InContext | None, number: int) -> None:
+    num_rows: int
+
+    def write(self, table: Table) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RowPart:
+    """Packs the examples of a piece (`number`) into rows, window by window."""
+
+    def __init__(
+        self, writer: RowSink, max_length: int, window: int, in_context: InContext | None, number: int
+    ) -> None:
         self.num_rows = self.num_tokens = 0
-        self._writer = RowWriter(path)
+        self._writer = writer
         self._max_length, self._window = max_length, window
         self._in_context, self._number = in_context, number
         self._raw: list[Example] = []
@@ -183,7 +195,7 @@ class PartMaker:
         writer: _PartWriter = (
             _ExamplePart(path, self._job.window)
             if settings.max_length is None
-            else _RowPart(path, settings.max_length, self._job.window, in_context, piece.number)
+            else RowPart(RowWriter(path), settings.max_length, self._job.window, in_context, piece.number)
         )
         records = read_piece(
             self._store, self._job.kind, piece, settings.format, warnings, strict=settings.strict, on_bytes=on_bytes
