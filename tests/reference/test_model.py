@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.dense import dense_losses
 from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.lora import apply_delta, merged_weights, read_delta
 from cpmbee_job.model.weights import find_model, load_model, open_weights
 from tests.conftest import needs_reference
-from tests.oracle import dense_losses, flatten_rows
+from tests.oracle import flatten_rows
 
 pytestmark = needs_reference
 CPU = torch.device("cpu")

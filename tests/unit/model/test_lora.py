@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.dense import dense_losses
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.cpmbee import CpmBee, init_weights
 from cpmbee_job.model.inputs import ModelInputs
@@ -22,7 +23,7 @@ from cpmbee_job.model.lora import (
     save_delta_folder,
 )  # fmt: skip
 from tests.deltas import delta_state
-from tests.oracle import dense_losses, flatten_rows, random_rows
+from tests.oracle import flatten_rows, random_rows
 
 MODULES = ("project_q", "project_v")
 PREFIX = "encoder.layers.0.self_att.self_attention.project_q.lora."
