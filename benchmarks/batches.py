@@ -10,6 +10,7 @@ from benchmarks.original import GreedyTokenizer, packed
 from cpmbee_job.data.examples import parse_object
 from cpmbee_job.data.order import Order
 from cpmbee_job.data.reformat import ccpm_example
+from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.train.batches import Batches, Vocabulary
 
 _MARK = 2_000_000  # tokens a second
@@ -17,19 +18,8 @@ _BATCH_SIZE = 5  # the tutorial's
 
 
 def figures(quick: bool) -> Iterator[Figure]:
-    dataset = inputs.prepared_ccpm()
-    tokenizer = inputs.tokenizer()
-    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
-    order = Order(dataset.num_rows, _BATCH_SIZE, seed=0)
-    epochs = 2 if quick else 10
-    batches = Batches(
-        dataset, order, vocabulary, rank=0, world_size=1, batch_size=_BATCH_SIZE, first=1,
-        last=epochs * order.steps_per_epoch,
-    )  # fmt: skip
     with one_core():
-        start = time.perf_counter()
-        num_tokens = sum(len(part.ids) for batch in batches for part in batch.micro_batches)
-        seconds = time.perf_counter() - start
+        num_tokens, seconds = collate_epochs(inputs.prepared_ccpm(), 2 if quick else 10)
         num_original, original_seconds = _original(500 if quick else 2_000)
     yield Figure(
         what="prepared rows to collated batches, one core",
@@ -54,6 +44,19 @@ def figures(quick: bool) -> Iterator[Figure]:
         mark=0.02,
         bound="at most",
     )
+
+
+def collate_epochs(dataset: RowDataset, epochs: int) -> tuple[int, float]:
+    """Tokens and seconds of the batches of so many epochs."""
+    tokenizer = inputs.tokenizer()
+    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
+    order = Order(dataset.num_rows, _BATCH_SIZE, seed=0)
+    last = epochs * order.steps_per_epoch
+    ahead = {"rank": 0, "world_size": 1, "batch_size": _BATCH_SIZE, "first": 1, "last": last}
+    start = time.perf_counter()
+    batches = Batches(dataset, order, vocabulary, **ahead)
+    num_tokens = sum(len(part.ids) for batch in batches for part in batch.micro_batches)
+    return num_tokens, time.perf_counter() - start
 
 
 def _original(num_examples: int) -> tuple[int, float]:

@@ -17,8 +17,9 @@ import pickle
 import random
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,10 @@ def _split_special(text: str) -> Iterator[tuple[str, bool]]:
 @dataclass
 class Node:
     text: str
-    line: list[int]
-    """The nodes from the root to this one."""
+    number: int
+    depth: int
     is_answer: bool = False
+    children: "list[Node]" = field(default_factory=list)
 
 
 @dataclass
@@ -122,62 +124,72 @@ class Encoding:
 
 def encode(tokenizer: GreedyTokenizer, example: dict[str, Any]) -> Encoding:
     """Token by token, node by node, pair by pair."""
-    nodes = [Node("<root>", [0])]
+    nodes = [Node("<root>", 0, 0)]
 
-    def grow(items: dict[str, Any], line: list[int], is_answer: bool) -> None:
+    def grow(parent: Node, items: dict[str, Any], is_answer: bool) -> None:
         for key, value in items.items():
-            nodes.append(Node(key, [*line, len(nodes)]))
-            own_line, answers = nodes[-1].line, is_answer or (len(line) == 1 and key == "<ans>")
+            nodes.append(node := Node(key, len(nodes), parent.depth + 1))
+            parent.children.append(node)
+            answers = is_answer or (parent.depth == 0 and key == "<ans>")
             if isinstance(value, dict):
-                grow(value, own_line, answers)
+                grow(node, value, answers)
             else:
-                nodes.append(Node(value, [*own_line, len(nodes)], answers))
+                nodes.append(Node(value, len(nodes), node.depth + 1, answers))
+                node.children.append(nodes[-1])
 
-    grow(example, [0], False)
+    grow(nodes[0], example, False)
     ids: list[int] = []
     subs: list[int] = []
     context: list[int] = []
     segments: list[int] = []
     numbers: dict[str, dict[str, int]] = {}  # of the tokens that share an id
 
-    def add(token_id: int, sub: int, segment: int, node: Node) -> None:
+    def add(token_id: int, sub: int, node: Node) -> None:
         ids.append(token_id)
         subs.append(sub)
         context.append(0 if node.is_answer else 1)
-        segments.append(segment)
+        segments.append(node.number)
 
-    for segment, node in enumerate(nodes):
-        add(tokenizer.id_of["<s>"], 0, segment, node)
+    for node in nodes:
+        add(tokenizer.id_of["<s>"], 0, node)
         for piece, is_special in tokenizer.tokenize(node.text):
             if not is_special or piece in tokenizer.id_of:
-                add(tokenizer.id_of[piece], 0, segment, node)
+                add(tokenizer.id_of[piece], 0, node)
                 continue
             base = f"<{piece[1:-1].split('_')[0]}>" if piece.startswith("<") else "<unk>"
             same = numbers.setdefault(base, {})
-            add(tokenizer.id_of[base], same.setdefault(piece, len(same)), segment, node)
+            add(tokenizer.id_of[base], same.setdefault(piece, len(same)), node)
         if not node.is_answer:
-            add(tokenizer.id_of["</s>"], 0, segment, node)
-    relations = [_relation(one.line, other.line) for one in nodes for other in nodes]
+            add(tokenizer.id_of["</s>"], 0, node)
     return Encoding(
         inputs=np.array(ids, dtype=np.int32),
         inputs_sub=np.array(subs, dtype=np.int32),
         context=np.array(context, dtype=np.int32),
         segment_ids=np.array(segments, dtype=np.int32),
-        segment_rel=np.array(relations, dtype=np.int32),
+        segment_rel=_relations(nodes),
         num_segments=len(nodes),
     )
 
 
-def _relation(one: list[int], other: list[int]) -> int:
-    """Bucket of the way between two nodes of the tree: levels up to their common ancestor, and down again."""
-    shared = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        shared += 1
-    up, down = min(len(one) - shared, _MAX_DEPTH - 1), min(len(other) - shared, _MAX_DEPTH - 1)
-    bucket = up * _MAX_DEPTH + down
-    return bucket + 1 if bucket else 0
+def _relations(nodes: list[Node]) -> NDArray[np.int32]:
+    """Buckets of the ways between all pairs of nodes: levels up to their common ancestor, and down again."""
+    relations = np.zeros(len(nodes) ** 2, dtype=np.int32)
+
+    def visit(ancestor: Node) -> list[Node]:
+        below = [ancestor]
+        for child in ancestor.children:
+            of_child = visit(child)
+            for one in of_child:
+                for other in below:
+                    up = min(one.depth - ancestor.depth, _MAX_DEPTH - 1)
+                    down = min(other.depth - ancestor.depth, _MAX_DEPTH - 1)
+                    relations[one.number * len(nodes) + other.number] = up * _MAX_DEPTH + down + 1
+                    relations[other.number * len(nodes) + one.number] = down * _MAX_DEPTH + up + 1
+            below += of_child
+        return below
+
+    visit(nodes[0])
+    return relations
 
 
 class Row:
@@ -288,16 +300,17 @@ def read(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def main(raw: str, vocabulary: str, folder: str) -> None:
-    """The whole way; prints rows and tokens."""
+    """The whole way; prints rows and tokens, and what of the time is spent again in each epoch."""
     examples, records = Path(folder) / "examples.jsonl", Path(folder) / "records"
     reformat(Path(raw), examples)
     preprocess(examples, records)
     tokenizer = GreedyTokenizer(Path(vocabulary).read_bytes())
     num_rows = num_tokens = 0
+    start = time.perf_counter()
     for batch in packed(tokenizer, read(records)):
         num_rows += len(batch["length"])
         num_tokens += int(batch["length"].sum())
-    print(json.dumps({"rows": num_rows, "tokens": num_tokens}))
+    print(json.dumps({"rows": num_rows, "tokens": num_tokens, "epoch_seconds": time.perf_counter() - start}))
 
 
 if __name__ == "__main__":
