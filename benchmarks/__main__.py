@@ -60,10 +60,13 @@ def main() -> None:
 
 
 def _measured(subjects: tuple[str, ...] | list[str], quick: bool) -> Iterator[Figure]:
+    environment = dict(os.environ)
     for subject in subjects:
         start = time.perf_counter()
         yield from import_module(f"benchmarks.{subject}").figures(quick)
         print(f"{subject}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        os.environ.clear()  # some name a store of their own in it
+        os.environ.update(environment)
 
 
 def _table(figures: list[Figure], caption: str, quick: bool) -> Table:

@@ -37,6 +37,16 @@ _TOKEN_ARRAYS = (
 Batch = dict[str, NDArray[np.int32]]
 
 
+class Piece:
+    """A token of a text."""
+
+    def __init__(self, text: str, start: int, is_unknown: bool, is_special: bool) -> None:
+        self.text = text
+        self.start = start
+        self.is_unknown = is_unknown
+        self.is_special = is_special
+
+
 class GreedyTokenizer:
     """The longest entry of the vocabulary wins, found by trying shorter and shorter substrings."""
 
@@ -45,35 +55,49 @@ class GreedyTokenizer:
         self.id_of = {{"</n>": "\n", "</_>": " "}.get(entry, entry): number for number, entry in enumerate(entries)}
         self.longest = max(map(len, self.id_of))
 
-    def tokenize(self, text: str) -> list[tuple[str, bool]]:
-        """Pieces, and whether each is a special token or unknown; neighbouring unknown characters are one piece."""
-        pieces: list[tuple[str, bool]] = []
+    def tokenize(self, text: str) -> list[Piece]:
+        """The pieces of a text; neighbouring unknown characters are one piece."""
+        pieces: list[Piece] = []
+        position = 0
         for part, is_special in _split_special(text):
             if is_special:
-                pieces.append((part, True))
-                continue
-            start, unknown = 0, ""
-            while start < len(part):
-                piece = self._longest_entry(part, start)
-                if piece is None:
-                    unknown += part[start]
-                    start += 1
-                    continue
-                if unknown:
-                    pieces.append((unknown, True))
-                    unknown = ""
-                pieces.append((piece, False))
-                start += len(piece)
-            if unknown:
-                pieces.append((unknown, True))
+                pieces.append(Piece(part, position, False, True))
+            else:
+                self._tokenize_plain(part, position, pieces)
+            position += len(part)
         return pieces
 
-    def _longest_entry(self, text: str, start: int) -> str | None:
-        for end in range(min(len(text), start + self.longest), start, -1):
-            piece = text[start:end]
+    def _tokenize_plain(self, part: str, position: int, pieces: list[Piece]) -> None:
+        start, unknown = 0, ""
+        while start < len(part):
+            piece = self._longest_entry(part[start : start + self.longest])
+            if piece in self.id_of:
+                if unknown:
+                    pieces.append(Piece(unknown, position + start - len(unknown), True, False))
+                    unknown = ""
+                pieces.append(Piece(piece, position + start, False, False))
+            else:
+                unknown += piece
+            start += len(piece)
+        if unknown:
+            pieces.append(Piece(unknown, position + start - len(unknown), True, False))
+
+    def _longest_entry(self, text: str) -> str:
+        for end in range(len(text), 0, -1):
+            piece = text[:end]
             if piece in self.id_of:
                 return piece
-        return None
+        return text[0]
+
+    def encode(self, text: str) -> list[int | str]:
+        """Ids, and the texts of tokens that the vocabulary lacks."""
+        ids: list[int | str] = []
+        for piece in self.tokenize(text):
+            if piece.is_unknown or (piece.is_special and piece.text not in self.id_of):
+                ids.append(piece.text)
+            else:
+                ids.append(self.id_of[piece.text])
+        return ids
 
 
 def _split_special(text: str) -> Iterator[tuple[str, bool]]:
@@ -152,13 +176,13 @@ def encode(tokenizer: GreedyTokenizer, example: dict[str, Any]) -> Encoding:
 
     for node in nodes:
         add(tokenizer.id_of["<s>"], 0, node)
-        for piece, is_special in tokenizer.tokenize(node.text):
-            if not is_special or piece in tokenizer.id_of:
-                add(tokenizer.id_of[piece], 0, node)
+        for token in tokenizer.encode(node.text):
+            if isinstance(token, int):
+                add(token, 0, node)
                 continue
-            base = f"<{piece[1:-1].split('_')[0]}>" if piece.startswith("<") else "<unk>"
+            base = f"<{token[1:-1].split('_')[0]}>" if token.startswith("<") and token.endswith(">") else "<unk>"
             same = numbers.setdefault(base, {})
-            add(tokenizer.id_of[base], same.setdefault(piece, len(same)), node)
+            add(tokenizer.id_of[base], same.setdefault(token, len(same)), node)
         if not node.is_answer:
             add(tokenizer.id_of["</s>"], 0, node)
     return Encoding(

@@ -26,7 +26,7 @@ def figures(quick: bool) -> Iterator[Figure]:
 
     def original() -> None:
         for text in texts:
-            greedy.tokenize(text)
+            greedy.encode(text)
 
     def hugging_face() -> None:
         for text in texts:
