@@ -18,7 +18,7 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from cpmbee_job.errors import ConflictError, CpmbeeError, DiskError, NotFoundError, SpecError, StoreError
-from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
+from cpmbee_job.store.base import ObjectInfo, Progress, changed, check_key, no_progress
 
 TEMPORARY = ".cpmbee-tmp"
 LOCK = ".cpmbee-lock"
@@ -57,6 +57,16 @@ class FileStore:
         if len(data) != length:
             raise StoreError(f"{path}: {length} bytes from {start} asked for, {len(data)} there")
         return data
+
+    def read_into(self, key: str, start: int, buffer: memoryview, etag: str) -> None:
+        path = self._path(key)
+        with explained(path):
+            if self._etag(path) != etag:
+                raise changed(str(path))
+            with path.open("rb") as file:
+                file.seek(start)
+                if file.readinto(buffer) != len(buffer):
+                    raise changed(str(path))
 
     def info(self, key: str) -> ObjectInfo | None:
         path = self._path(key)

@@ -147,8 +147,9 @@ class _Attempt:
         total_steps = min(order.steps_per_epoch * spec.train.epochs, spec.train.max_steps or sys.maxsize)
 
         # Model
-        files = locate_model()
-        engine = TorchEngine(build_model(run, files, world.device), spec.train, world.device)
+        files = world.together(locate_model)
+        model = build_model(run, files, world)
+        engine = TorchEngine(model, spec.train, world.device)
 
         # Resume
         found = self._newest_checkpoint()
@@ -171,7 +172,9 @@ class _Attempt:
             f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes"
             + (f", going on after step {self.position.step}" if self.position.step else "")
         )
-        publisher = Publisher(run, world, self.number, engine, self.progress, files, exports, self._keep_log)
+        publisher = Publisher(
+            run, world, self.number, engine, self.progress, files, model.base_digest, exports, self._keep_log
+        )
 
         # Train
         watchdog = Watchdog(spec.train.stall_timeout, self._stalled)
@@ -252,10 +255,11 @@ class _Attempt:
         Failure("no progress: ended by the watchdog", self.position.step, permanent=False, exit_code=1).write()
 
 
-def build_model(run: Run, files: ModelFiles, device: torch.device) -> CpmBee:
-    """The base with what is trained: LoRA on a frozen base, or all weights. The same on all ranks."""
+def build_model(run: Run, files: ModelFiles, world: World) -> CpmBee:
+    """The base with what is trained: LoRA on a frozen base, or all weights. The same on all ranks, which read a share
+    of the base each."""
     spec = run.spec
-    model = load_model(files, torch.float32, device)
+    model = load_model(files, torch.float32, world.device, world)
     if not spec.train.use_delta:
         return model.requires_grad_(True)
     insert_lora(model, r=spec.lora.r, alpha=spec.lora.alpha, modules=spec.lora.modules, seed=spec.train.seed)

@@ -1,0 +1,90 @@
+"""Large objects that are read by ranges, which this machine keeps: a process that starts again finds them on its disk.
+
+A range is a file of its own, with a checksum behind it. It is kept where there is room; nothing depends on it.
+"""
+
+import logging
+import os
+import shutil
+import uuid
+import zlib
+from pathlib import Path
+
+from cpmbee_job import contract
+from cpmbee_job.store.base import ObjectInfo, Store
+
+log = logging.getLogger(__name__)
+
+SMALLEST_KEPT = 64 << 10
+"""Bytes. What is shorter comes as fast from the store."""
+LEFT_FREE = 0.1
+"""Of the disk: at less, Kubernetes begins to evict pods."""
+_CHECKSUM_BYTES = 4
+
+
+class KeptObject:
+    """The object `found` of a store, as it was when it was found. Safe to use in several threads and processes."""
+
+    def __init__(self, store: Store, found: ObjectInfo, cache_dir: Path) -> None:
+        self.name = f"{store.url}/{found.key}"
+        self.size = found.size
+        self.tag = found.etag
+        self._store, self._key = store, found.key
+        self._folder = cache_dir / "ranges" / contract.digest([self.name, found.size, found.etag])
+        self._may_keep: bool | None = None  # not known yet
+
+    def is_near(self, start: int, length: int) -> bool:
+        """Whether this machine has kept that range."""
+        try:
+            return self._place(start, length).stat().st_size == length + _CHECKSUM_BYTES
+        except OSError:
+            return False
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes from `start`. Raises `StoreError` where the object is another by now."""
+        if self._read_kept(start, buffer):
+            return
+        self._store.read_into(self._key, start, buffer, self.tag)
+        if len(buffer) >= SMALLEST_KEPT:
+            self._keep(start, buffer)
+
+    def _place(self, start: int, length: int) -> Path:
+        return self._folder / f"{start}-{length}"
+
+    def _read_kept(self, start: int, buffer: memoryview) -> bool:
+        try:
+            with self._place(start, len(buffer)).open("rb") as file:
+                return file.readinto(buffer) == len(buffer) and file.read() == _checksum(buffer)
+        except OSError:
+            return False
+
+    def _keep(self, start: int, buffer: memoryview) -> None:
+        draft = self._folder / f".{uuid.uuid4().hex}"
+        try:
+            if self._may_keep is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._may_keep = self._has_room()
+            if not self._may_keep:
+                return
+            try:
+                with draft.open("wb") as file:
+                    file.write(buffer)
+                    file.write(_checksum(buffer))
+                draft.replace(self._place(start, len(buffer)))
+            finally:
+                draft.unlink(missing_ok=True)
+        except OSError as error:
+            self._may_keep = False
+            log.warning("%s is not kept on this machine: %s", self.name, error)
+
+    def _has_room(self) -> bool:
+        disk = shutil.disk_usage(self._folder)
+        kept = sum(entry.stat().st_size for entry in os.scandir(self._folder))
+        if disk.free - (self.size - kept) >= LEFT_FREE * disk.total:
+            return True
+        log.warning("%s is not kept on this machine: %.1f GB are free there", self.name, disk.free / 1e9)
+        return False
+
+
+def _checksum(data: memoryview) -> bytes:
+    return zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little")
