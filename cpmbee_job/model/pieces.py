@@ -7,7 +7,7 @@ it was cut for reading and whoever has read it.
 import hashlib
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
@@ -16,7 +16,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from cpmbee_job.model.sources import WeightFile
+from cpmbee_job.model.sources import WeightFile, tensor_bytes
 from cpmbee_job.model.table import StoredTensor
 
 CHUNK = 1 << 20
@@ -24,6 +24,7 @@ CHUNK = 1 << 20
 LARGEST_PIECE = 16 * CHUNK
 READERS = 8
 """Threads: what a store needs to be at its best; a disk needs fewer."""
+_ALIGNMENT = 16
 _LARGEST_GAP = 4096
 """Bytes between two tensors that are read along rather than make another read."""
 
@@ -61,20 +62,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class ReadPiece:
-    """A piece's bytes, until the next one is asked for."""
+    """A piece that has been read."""
 
     piece: Piece
-    buffer: Tensor
+    contents: tuple[tuple[Part, Tensor], ...]
+    """Each part and its elements (flat, the file's dtype). Where they have no other place, they last until the next
+    piece is asked for."""
     sums: tuple[PartSums, ...]
-
-    def contents(self) -> Iterator[tuple[Part, Tensor]]:
-        """Each part with its elements (flat, the file's dtype)."""
-        for part in self.piece.parts:
-            offset = part.tensor.start + part.begin - self.piece.start
-            content = self.buffer[offset : offset + part.nbytes]
-            if offset % part.tensor.dtype.itemsize:
-                content = content.clone()  # where it lies it can't be looked at as anything but bytes
-            yield part, content.view(part.tensor.dtype)
+    scratch: Tensor
 
 
 def cut(tensors: Iterable[StoredTensor]) -> list[Piece]:
@@ -125,19 +120,29 @@ def share_out(pieces: Sequence[Piece], near: Sequence[Sequence[bool]]) -> list[i
     return owners
 
 
-def read_pieces(pieces: Sequence[Piece]) -> Iterator[ReadPiece]:
-    """Read in the order given, some ahead. Holds `READERS` + 1 pieces at a time."""
+def nowhere(_part: Part) -> None:
+    """No place: a part's bytes are only looked at."""
+
+
+def read_pieces(pieces: Sequence[Piece], place: Callable[[Part], Tensor | None] = nowhere) -> Iterator[ReadPiece]:
+    """Read in the order given, `READERS` at once. `place` may give the flat tensor (on the CPU, the file's dtype) that
+    a part is to be read to; other parts are read to memory that is used again."""
     waiting = iter(pieces)
-    size = max((piece.nbytes for piece in pieces), default=0)
+    # Each part begins at a multiple of what any dtype needs.
+    size = max((sum(_aligned(part.nbytes) for part in piece.parts) for piece in pieces), default=0)
     with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as pool:
         running: deque[Future[ReadPiece]] = deque()
+
+        def begin(piece: Piece, scratch: Tensor) -> None:
+            running.append(pool.submit(_read, piece, [place(part) for part in piece.parts], scratch))
+
         for piece in islice(waiting, READERS + 1):
-            running.append(pool.submit(_read, piece, torch.empty(size, dtype=torch.uint8)))
+            begin(piece, torch.empty(size, dtype=torch.uint8))
         while running:
             done = running.popleft().result()
             yield done
-            if (piece_after := next(waiting, None)) is not None:
-                running.append(pool.submit(_read, piece_after, done.buffer))
+            for piece in islice(waiting, 1):
+                begin(piece, done.scratch)
 
 
 def whole_sums(parts: Iterable[PartSums]) -> dict[str, tuple[int, ...]]:
@@ -158,13 +163,26 @@ def digest(tensors: Mapping[str, StoredTensor], sums: Mapping[str, Sequence[int]
     return whole.hexdigest()
 
 
-def _read(piece: Piece, buffer: Tensor) -> ReadPiece:
-    view = buffer.numpy().data[: piece.nbytes]
-    piece.file.read_into(piece.start, view)
-    sums = []
-    for part in piece.parts:
-        first = part.tensor.start + part.begin - piece.start
-        content = view[first : first + part.nbytes]
-        values = tuple(zlib.crc32(content[at : at + CHUNK]) for at in range(0, part.nbytes, CHUNK))
+def _read(piece: Piece, places: Sequence[Tensor | None], scratch: Tensor) -> ReadPiece:
+    contents, sums, buffers = [], [], []
+    position, used = piece.start, 0
+    for part, place in zip(piece.parts, places, strict=True):
+        start = part.tensor.start + part.begin
+        if start > position:
+            buffers.append(memoryview(bytearray(start - position)))
+        if place is None:
+            place = scratch[used : used + part.nbytes].view(part.tensor.dtype)
+            used += _aligned(part.nbytes)
+        contents.append((part, place))
+        buffers.append(tensor_bytes(place))
+        position = start + part.nbytes
+    piece.file.read_into(piece.start, buffers)
+    for part, content in contents:
+        data = tensor_bytes(content)
+        values = tuple(zlib.crc32(data[at : at + CHUNK]) for at in range(0, part.nbytes, CHUNK))
         sums.append(PartSums(part.tensor.name, part.begin // CHUNK, values))
-    return ReadPiece(piece, buffer, tuple(sums))
+    return ReadPiece(piece, tuple(contents), tuple(sums), scratch)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT

@@ -32,9 +32,9 @@ class WeightFile(Protocol):
     def tag(self) -> str:
         """Another one when the content changes; empty where only reading would tell."""
 
-    def read_into(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes from `start`. Raises an error of ours where they do not come, or where the
-        file is no longer the one that was found."""
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fill one buffer after the other with the bytes from `start`. Raises an error of ours where they do not come,
+        or where the file is no longer the one that was found."""
 
     def is_near(self, start: int, length: int) -> bool:
         """Whether this machine has these bytes, so that a rank on it should be the one to read them."""
@@ -56,21 +56,19 @@ class LocalFile:
         self.size = state.st_size
         self._identity = _identity(state)
 
-    def read_into(self, start: int, buffer: memoryview) -> None:
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                filled = 0
-                while filled < len(buffer):
-                    count = os.preadv(descriptor, [buffer[filled:]], start + filled)
-                    if count == 0:
-                        raise ModelError(f"{self.path}: ends before byte {start + len(buffer)}", hint="copy it again")
-                    filled += count
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(start)
+                for buffer in buffers:
+                    filled = 0
+                    while count := file.readinto(buffer[filled:]):
+                        filled += count
+                    if filled < len(buffer):
+                        raise ModelError(f"{self.path}: ends at byte {file.tell()}", hint="copy it again")
                 # A change shows in its time, but only after the bytes that it has changed.
-                if _identity(os.fstat(descriptor)) != self._identity:
+                if _identity(os.fstat(file.fileno())) != self._identity:
                     raise ModelError(f"{self.path}: changed while it was read", hint="try again when it is complete")
-            finally:
-                os.close(descriptor)
         except OSError as error:
             raise ModelError(f"{self.path}: {error.strerror}") from error
 
@@ -90,13 +88,15 @@ class MemoryFile:
         """Of each tensor, and where the last one ends."""
         self.size = self.starts[-1]
 
-    def read_into(self, start: int, buffer: memoryview) -> None:
-        filled, number = 0, bisect_right(self.starts, start) - 1
-        while filled < len(buffer):
-            content = tensor_bytes(self._tensors[number])[start + filled - self.starts[number] :]
-            part = content[: len(buffer) - filled]
-            buffer[filled : filled + len(part)] = part
-            filled, number = filled + len(part), number + 1
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
+        number = bisect_right(self.starts, start) - 1
+        for buffer in buffers:
+            filled = 0
+            while filled < len(buffer):
+                content = tensor_bytes(self._tensors[number])[start - self.starts[number] :][: len(buffer) - filled]
+                buffer[filled : filled + len(content)] = content
+                filled, start = filled + len(content), start + len(content)
+                number += start == self.starts[number + 1]
 
     def is_near(self, start: int, length: int) -> bool:  # noqa: ARG002 (all of it is)
         return True
@@ -132,7 +132,7 @@ class RangeReader(io.RawIOBase):
             count = min(count, len(known))
             view[:count] = known[:count]
         elif count:
-            self._file.read_into(self._position, view[:count])
+            self._file.read_into(self._position, [view[:count]])
         self._position += count
         return count
 
@@ -140,7 +140,7 @@ class RangeReader(io.RawIOBase):
 def read_bytes(file: WeightFile, start: int, length: int) -> bytes:
     """A short range, as bytes."""
     data = bytearray(length)
-    file.read_into(start, memoryview(data))
+    file.read_into(start, [memoryview(data)])
     return bytes(data)
 
 

@@ -75,7 +75,7 @@ class StoredWeights:
         bad: set[str] = set()
         with one_thread():
             for done in read_pieces(self.pieces()):
-                for part, content in done.contents():
+                for part, content in done.contents:
                     name, dtype = part.tensor.name, part.tensor.dtype
                     if part.begin == 0:
                         growing[name] = torch.empty(part.tensor.shape, dtype=dtype)

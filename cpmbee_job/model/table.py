@@ -117,7 +117,7 @@ def _pickled_table(file: WeightFile) -> list[StoredTensor]:
     ]
 
 
-def _zip_table(file: WeightFile, reader: io.BufferedReader) -> list[StoredTensor] | None:
+def _zip_table(file: WeightFile, reader: IO[bytes]) -> list[StoredTensor] | None:
     """None where the records' bytes are not the tensors' as they are."""
     state = _unpickled(file.name, lambda: torch.load(reader, map_location="meta", weights_only=True))
     table = []

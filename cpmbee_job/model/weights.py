@@ -161,15 +161,21 @@ class _Places:
     def of(self, part: Part) -> Tensor:
         return part.of(self._elements[part.tensor.name])
 
+    def _read_to(self, part: Part) -> Tensor | None:
+        """The part's place, where its bytes can be read to it as they are."""
+        place = self.of(part)
+        return place if place.dtype == part.tensor.dtype and place.device.type == "cpu" else None
+
     def fill(self, pieces: Sequence[Piece], progress: Progress) -> tuple[list[PartSums], set[str]]:
         """Read pieces to their places. Returns their checksums, and the names of weights that are not finite."""
         sums: list[PartSums] = []
         bad: set[str] = set()
         with one_thread():
-            for done in read_pieces(pieces):
-                for part, content in done.contents():
+            for done in read_pieces(pieces, self._read_to):
+                for part, content in done.contents:
                     place = self.of(part)
-                    place.copy_(content)
+                    if content.data_ptr() != place.data_ptr():
+                        place.copy_(content)
                     if not is_finite(place):
                         bad.add(part.tensor.name)
                 sums += done.sums

@@ -5,7 +5,7 @@ all; a conditional put is the only way to agree on something.
 """
 
 import builtins
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -56,9 +56,9 @@ class Store(Protocol):
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; exactly that many, or `StoreError`."""
 
-    def read_into(self, key: str, start: int, buffer: memoryview, etag: str) -> None:
-        """Fill `buffer` with the bytes from `start` of the object with that tag; `StoreError` where it is another by
-        now."""
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
+        """Fill one buffer after the other with the bytes from `start` of the object with that tag; `StoreError` where
+        it is another by now."""
 
     def info(self, key: str) -> ObjectInfo | None:
         """The object's entry, or None where there is none."""

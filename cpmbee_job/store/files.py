@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -58,14 +58,14 @@ class FileStore:
             raise StoreError(f"{path}: {length} bytes from {start} asked for, {len(data)} there")
         return data
 
-    def read_into(self, key: str, start: int, buffer: memoryview, etag: str) -> None:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
         path = self._path(key)
         with explained(path):
             if self._etag(path) != etag:
                 raise changed(str(path))
             with path.open("rb") as file:
                 file.seek(start)
-                if file.readinto(buffer) != len(buffer):
+                if any(file.readinto(buffer) != len(buffer) for buffer in buffers):
                     raise changed(str(path))
 
     def info(self, key: str) -> ObjectInfo | None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import uuid
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from cpmbee_job import contract
@@ -40,25 +41,28 @@ class KeptObject:
         except OSError:
             return False
 
-    def read_into(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes from `start`. Raises `StoreError` where the object is another by now."""
-        if self._read_kept(start, buffer):
+    def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fill one buffer after the other with the bytes from `start`. Raises `StoreError` where the object is another
+        by now."""
+        length = sum(map(len, buffers))
+        if self._read_kept(start, length, buffers):
             return
-        self._store.read_into(self._key, start, buffer, self.tag)
-        if len(buffer) >= SMALLEST_KEPT:
-            self._keep(start, buffer)
+        self._store.read_into(self._key, start, buffers, self.tag)
+        if length >= SMALLEST_KEPT:
+            self._keep(start, length, buffers)
 
     def _place(self, start: int, length: int) -> Path:
         return self._folder / f"{start}-{length}"
 
-    def _read_kept(self, start: int, buffer: memoryview) -> bool:
+    def _read_kept(self, start: int, length: int, buffers: Sequence[memoryview]) -> bool:
         try:
-            with self._place(start, len(buffer)).open("rb") as file:
-                return file.readinto(buffer) == len(buffer) and file.read() == _checksum(buffer)
+            with self._place(start, length).open("rb") as file:
+                whole = all(file.readinto(buffer) == len(buffer) for buffer in buffers)
+                return whole and file.read() == _checksum(buffers)
         except OSError:
             return False
 
-    def _keep(self, start: int, buffer: memoryview) -> None:
+    def _keep(self, start: int, length: int, buffers: Sequence[memoryview]) -> None:
         draft = self._folder / f".{uuid.uuid4().hex}"
         try:
             if self._may_keep is None:
@@ -68,9 +72,8 @@ class KeptObject:
                 return
             try:
                 with draft.open("wb") as file:
-                    file.write(buffer)
-                    file.write(_checksum(buffer))
-                draft.replace(self._place(start, len(buffer)))
+                    file.writelines([*buffers, _checksum(buffers)])
+                draft.replace(self._place(start, length))
             finally:
                 draft.unlink(missing_ok=True)
         except OSError as error:
@@ -86,5 +89,8 @@ class KeptObject:
         return False
 
 
-def _checksum(data: memoryview) -> bytes:
-    return zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little")
+def _checksum(buffers: Sequence[memoryview]) -> bytes:
+    value = 0
+    for buffer in buffers:
+        value = zlib.crc32(buffer, value)
+    return value.to_bytes(_CHECKSUM_BYTES, "little")

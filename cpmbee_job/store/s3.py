@@ -10,7 +10,7 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -93,10 +93,11 @@ class S3Store:
             raise StoreError(f"{self._name(key)}: {length} bytes from {start} asked for, {len(data)} came")
         return data
 
-    def read_into(self, key: str, start: int, buffer: memoryview, etag: str) -> None:
-        if not len(buffer):
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
+        length = sum(map(len, buffers))
+        if length == 0:
             return
-        wanted = f"bytes={start}-{start + len(buffer) - 1}"
+        wanted = f"bytes={start}-{start + length - 1}"
         with self._explained(key):
             for attempt in range(1, self._limits.attempts + 1):
                 try:
@@ -106,7 +107,7 @@ class S3Store:
                     # Not every server heeds the condition.
                     if answer["ETag"].strip('"') != etag:
                         raise changed(self._name(key))
-                    _fill(buffer, answer["Body"])
+                    _fill(buffers, answer["Body"])
                 except boto.ClientError as error:
                     if _code(error) in OTHER_CONTENT:
                         raise changed(self._name(key)) from error
@@ -367,14 +368,15 @@ class _Reporter(BaseSubscriber):
         self._progress(-self._moved)
 
 
-def _fill(buffer: memoryview, body: Any) -> None:
+def _fill(buffers: Sequence[memoryview], body: Any) -> None:
     """Each step is copied once more on its way to the buffer, so it is small enough for the CPU's cache."""
-    filled = 0
-    while filled < len(buffer):
-        count = body.readinto(buffer[filled : filled + READ_STEP])
-        if count == 0:
-            raise BrokenBodyError(f"{filled} bytes came, {len(buffer)} were asked for")
-        filled += count
+    for buffer in buffers:
+        filled = 0
+        while filled < len(buffer):
+            count = body.readinto(buffer[filled : filled + READ_STEP])
+            if count == 0:
+                raise BrokenBodyError("its answer ends early")
+            filled += count
 
 
 def _place(endpoint_url: str | None) -> str:
