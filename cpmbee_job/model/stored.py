@@ -63,7 +63,7 @@ class StoredWeights:
         return digest(self.tensors, whole_sums(parts))
 
     def stream(self, progress: Progress = no_progress) -> Iterator[tuple[str, Tensor]]:
-        """All tensors in the order and dtypes of the files. One at a time is in memory, unless the caller keeps it.
+        """All tensors in the order and dtypes of the files, of which no more are in memory than the caller keeps.
 
         Raises `ModelError` at the end where some were not finite.
         """
@@ -73,8 +73,9 @@ class StoredWeights:
         growing: dict[str, Tensor] = {}
         sums: list[PartSums] = []
         bad: set[str] = set()
-        with one_thread():
-            for done in read_pieces(self.pieces()):
+        for done in read_pieces(self.pieces()):
+            grown = []
+            with one_thread():
                 for part, content in done.contents:
                     name, dtype = part.tensor.name, part.tensor.dtype
                     if part.begin == 0:
@@ -83,9 +84,10 @@ class StoredWeights:
                     if dtype.is_floating_point and not is_finite(content):
                         bad.add(name)
                     if part.begin + part.nbytes == part.tensor.nbytes:
-                        yield name, growing.pop(name)
-                sums += done.sums
-                progress(done.piece.nbytes)
+                        grown.append((name, growing.pop(name)))
+            sums += done.sums
+            progress(done.piece.nbytes)
+            yield from grown
         self.streamed_digest = self.digest(sums)
         if bad:
             raise self.not_finite(bad, "the file is damaged")

@@ -1,6 +1,7 @@
 """Large objects that are read by ranges, which this machine keeps: a process that starts again finds them on its disk.
 
-A range is a file of its own, with a checksum behind it. It is kept where there is room; nothing depends on it.
+A range is a file of its own, with a checksum behind it. Nothing depends on it, so an object is kept only where it takes
+no more than half of what is free.
 """
 
 import logging
@@ -9,6 +10,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cpmbee_job import contract
@@ -18,8 +20,6 @@ log = logging.getLogger(__name__)
 
 SMALLEST_KEPT = 64 << 10
 """Bytes. What is shorter comes as fast from the store."""
-LEFT_FREE = 0.1
-"""Of the disk: at less, Kubernetes begins to evict pods."""
 _CHECKSUM_BYTES = 4
 
 
@@ -78,15 +78,17 @@ class KeptObject:
                 draft.unlink(missing_ok=True)
         except OSError as error:
             self._may_keep = False
-            log.warning("%s is not kept on this machine: %s", self.name, error)
+            log.warning("%s is not kept in %s: %s", self.name, self._folder, error.strerror or error)
 
     def _has_room(self) -> bool:
-        disk = shutil.disk_usage(self._folder)
-        kept = sum(entry.stat().st_size for entry in os.scandir(self._folder))
-        if disk.free - (self.size - kept) >= LEFT_FREE * disk.total:
-            return True
-        log.warning("%s is not kept on this machine: %.1f GB are free there", self.name, disk.free / 1e9)
-        return False
+        kept = 0
+        for entry in os.scandir(self._folder):
+            with suppress(FileNotFoundError):  # another reader's, which has just got its name
+                kept += entry.stat().st_size
+        needed, free = self.size - kept, shutil.disk_usage(self._folder).free
+        if needed > free / 2:
+            log.warning("%s is not kept in %s: only %.1f GB are free there", self.name, self._folder, free / 1e9)
+        return needed <= free / 2
 
 
 def _checksum(buffers: Sequence[memoryview]) -> bytes:

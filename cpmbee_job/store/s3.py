@@ -45,7 +45,7 @@ BROKEN_BODY = (
     boto.FlexibleChecksumError,
     RetriesExceededError,
 )
-READ_STEP = 256 << 10
+READ_STEP = 1 << 20
 LOST_CONDITION = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"}
 OTHER_CONTENT = {"PreconditionFailed", "412", "InvalidRange", "416"}
 NO_SUCH_KEY = {"NoSuchKey", "404", "NotFound"}
@@ -369,7 +369,7 @@ class _Reporter(BaseSubscriber):
 
 
 def _fill(buffers: Sequence[memoryview], body: Any) -> None:
-    """Each step is copied once more on its way to the buffer, so it is small enough for the CPU's cache."""
+    """Each step is copied once more on its way to the buffer, so it is to fit into the CPU's cache."""
     for buffer in buffers:
         filled = 0
         while filled < len(buffer):
