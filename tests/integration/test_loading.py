@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,27 @@ def test_weights_that_are_not_finite_end_all_ranks(folder, tmp_path):
     assert "NaN or infinite" in errors[0]
     with pytest.raises(ModelError, match="NaN or infinite"):
         load_model(find_model(bad), torch.float32, CPU)
+
+
+@pytest.mark.parametrize(
+    ("what", "as_bin", "dtype", "limit"),
+    [
+        ("load", False, torch.float32, 1.15),
+        ("load", True, torch.float32, 1.15),
+        ("load", True, torch.float16, 1.15),
+        ("convert", True, torch.float32, 0.5),
+    ],
+)
+def test_memory_stays_near_the_model_s_size(tmp_path, what, as_bin, dtype, limit):
+    config = replace(CONFIG, vocab_size=20_000, dim_model=768, dim_ff=2048, num_layers=12)
+    folder = make_model(tmp_path / "model", as_bin=as_bin, dtype=dtype, config=config)
+    arguments = [folder] if what == "load" else [folder, tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loading", what, *map(str, arguments)],
+        env={**os.environ, "CPMBEE_BENCHMARK_ENDPOINT": "http://127.0.0.1:1"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    with torch.device("meta"):
+        size = sum(4 * parameter.numel() for parameter in CpmBee(config).parameters())
+    assert json.loads(done.stdout)["memory"] < limit * size
