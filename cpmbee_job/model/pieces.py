@@ -21,7 +21,7 @@ from cpmbee_job.model.table import StoredTensor
 
 CHUNK = 1 << 20
 """Bytes that have a checksum of their own; part of what `digest` means."""
-LARGEST_PIECE = 16 * CHUNK
+LARGEST_PIECE = 32 * CHUNK
 READERS = 8
 """Threads: what a store needs to be at its best; a disk needs fewer."""
 _ALIGNMENT = 16
@@ -73,7 +73,7 @@ class ReadPiece:
 
 
 def cut(tensors: Iterable[StoredTensor]) -> list[Piece]:
-    """All bytes of the tensors, file after file, in pieces of at most 16 MiB and 1/64 of the whole (but 1 MiB): what is
+    """All bytes of the tensors, file after file, in pieces of at most 32 MiB and 1/64 of the whole (but 1 MiB): what is
     in memory while reading stays small beside the model."""
     tensors = list(tensors)
     order: dict[int, int] = {}

@@ -65,8 +65,8 @@ class KeptObject:
     def _keep(self, start: int, length: int, buffers: Sequence[memoryview]) -> None:
         draft = self._folder / f".{uuid.uuid4().hex}"
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             if self._may_keep is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
                 self._may_keep = self._has_room()
             if not self._may_keep:
                 return

@@ -50,7 +50,7 @@ def test_tensors_that_share_bytes():
 
 
 def test_pieces_are_small_beside_the_whole():
-    table = [StoredTensor(f"t{n}", torch.float16, (1 << 28,), MemoryFile("a", []), 0) for n in range(4)]
+    table = [StoredTensor(f"t{n}", torch.float16, (1 << 29,), MemoryFile("a", []), 0) for n in range(4)]
     assert {piece.nbytes for piece in cut(table)} == {LARGEST_PIECE}
     small = cut(stored(*(torch.zeros(100) for _ in range(50))))
     assert len(small) == 1
