@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -244,7 +244,8 @@ def main() -> None:
         case ["load" | "convert" | "rank" as what, *arguments]:
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
             before = _process_memory("VmRSS")
-            report = {"load": _load, "convert": _convert, "rank": _rank}[what](*arguments)
+            works: dict[str, Callable[..., dict[str, Any]]] = {"load": _load, "convert": _convert, "rank": _rank}
+            report = works[what](*arguments)
             print(json.dumps(report | {"memory": _process_memory("VmHWM") - before}))
         case options:
             for figure in figures(quick="quick" in options):
