@@ -84,16 +84,17 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> tuple[Result, int]:
-    """What a function of a module returns in a new interpreter, and that one's peak memory in bytes."""
+def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function of a module returns in a new interpreter."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        result = pool.submit(function, *arguments).result()
-        return result, pool.submit(_peak).result()
+        return pool.submit(function, *arguments).result()
 
 
-def _peak() -> int:
+def own_memory() -> tuple[int, int]:
+    """Bytes that this process has resident now, and the most that it ever had."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    now, most = (int(status.partition(name)[2].split()[0]) * 1024 for name in ("VmRSS:", "VmHWM:"))
+    return now, most
 
 
 def run(*arguments: str) -> str:
