@@ -17,6 +17,8 @@ from cpmbee_job.spec import StorageSpec
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+MIB = 1 << 20
+MAX_PARTS = 10_000
 _API_MODELS = create_loader()  # shared, since reading S3's takes 0.1 s and stores are opened often
 
 
@@ -30,17 +32,26 @@ class Limits:
     part_size: int = 16 << 20  # bytes; anything larger moves in parts, in parallel
     threads: int = 8
 
+    def size_of_parts(self, size: int) -> int:
+        """Of an object of `size` bytes: S3 allows 10,000."""
+        least = -(-size // MAX_PARTS)
+        return max(self.part_size, -(-least // MIB) * MIB)
+
 
 DEFAULT_LIMITS = Limits()
 
 
-def make_client(storage: StorageSpec, limits: Limits) -> "S3Client":
+def make_client(storage: StorageSpec, limits: Limits, *, sign_bodies: bool | None = None) -> "S3Client":
+    """`sign_bodies`: whether the signature covers a SHA-256 of each body, too (None: boto3 decides)."""
     if storage.ca_bundle is not None and not Path(storage.ca_bundle).is_file():
         raise SpecError(f"storage.ca_bundle: {storage.ca_bundle} is no file")
     elsewhere = storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     path_style = elsewhere is not None if storage.path_style == "auto" else storage.path_style
     config = Config(
-        s3={"addressing_style": "path" if path_style else "virtual"},
+        s3={
+            "addressing_style": "path" if path_style else "virtual",
+            **({} if sign_bodies is None else {"payload_signing_enabled": sign_bodies}),
+        },
         retries={"mode": "standard", "total_max_attempts": limits.attempts},
         connect_timeout=limits.connect_timeout,
         read_timeout=limits.read_timeout,
