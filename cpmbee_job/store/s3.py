@@ -135,14 +135,14 @@ class S3Store:
         target = self._key(key)
         with explained(path), path.open("rb", buffering=0) as file, self._explained(key):
             clients = self._client, lambda: self._unsigned_client
-            place = self._place, self._bucket, target
-            upload = Upload(clients, place, self._encryption, self._limits, progress)
+            upload = Upload(clients, self._bucket, target, self._encryption, self._limits, progress)
             size = os.fstat(file.fileno()).st_size
             if size > self._limits.part_size:
                 upload.send(Source(path, file.fileno(), self._limits))
             else:
                 self.put(key, file.read())
                 progress(size)
+                upload.clean_up(thoroughly=False)
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
         with self._explained(key):

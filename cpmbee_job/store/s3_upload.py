@@ -86,15 +86,16 @@ class Upload:
     def __init__(
         self,
         clients: tuple["S3Client", Callable[[], "S3Client"]],
-        place: tuple[str, str, str],
+        bucket: str,
+        target: str,
         settings: Mapping[str, Any],
         limits: Limits,
         progress: Progress,
     ) -> None:
-        """`clients`: one that signs bodies, and what makes one that does not; `place`: server, bucket and target."""
+        """`clients`: one that signs bodies, and what makes one that does not."""
         self._client, self._unsigned = clients
-        self._bucket, self._target = place[1:]
-        self._records = Records(*place)
+        self._bucket, self._target = bucket, target
+        self._records = Records(bucket, target)
         self._settings, self._limits, self._progress = settings, limits, progress
 
     def send(self, source: Source) -> None:
@@ -102,6 +103,8 @@ class Upload:
         record = self._records.of(source, self._settings)
         for attempt in range(1, self._limits.attempts + 1):
             upload = self._begin(source, record)
+            if upload is None:
+                break
             try:
                 self._send_parts(source, upload)
                 self._complete(source, upload)
@@ -123,9 +126,13 @@ class Upload:
             raise StoreError(f"{source.path}: {source.size} bytes were sent, the store has {stored}")
         self.clean_up()
 
-    def clean_up(self) -> None:
-        """Aborts what was begun for this object and is not gone on with, now that it is there."""
-        for record in self._records.all():
+    def clean_up(self, *, thoroughly: bool = True) -> None:
+        """Aborts what was begun for this object and is not gone on with, now that it is there. `thoroughly`: even if
+        it was not begun from this machine."""
+        records = self._records.all()
+        if not records and not thoroughly:
+            return
+        for record in records:
             record.unlink(missing_ok=True)
         try:
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
@@ -139,8 +146,8 @@ class Upload:
         except (boto.ClientError, boto.BotoCoreError) as error:  # these rights are apart
             log.debug("uploads to %s that were cut may be left: %s", self._target, error)
 
-    def _begin(self, source: Source, record: Path) -> "_Begun":
-        """The upload that an earlier call has left, with its parts, or a new one."""
+    def _begin(self, source: Source, record: Path) -> "_Begun | None":
+        """The upload that an earlier call has left, with its parts, or a new one; None where it has been completed."""
         try:
             kept = json.loads(record.read_bytes())
             upload = _Begun(str(kept["upload_id"]), bool(kept["checked"]))
@@ -153,8 +160,12 @@ class Upload:
                     upload.tags[index] = part["ETag"]
             self._progress(upload.num_bytes(source))
             return upload
-        except (OSError, ValueError, KeyError, TypeError, boto.ClientError):
-            pass  # there is none, or no more
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # there is none
+        except boto.ClientError:
+            if self._stored() == (source.size, source.sha256):
+                self._progress(source.size)
+                return None
         answer = self._client.create_multipart_upload(
             Bucket=self._bucket,
             Key=self._target,
@@ -231,9 +242,9 @@ class Upload:
 class Records:
     """The ids of the uploads that were begun from this machine for one object."""
 
-    def __init__(self, server: str, bucket: str, target: str) -> None:
+    def __init__(self, bucket: str, target: str) -> None:
         self._folder = default_cache_dir() / "uploads"
-        self._prefix = contract.digest([server, bucket, target])
+        self._prefix = contract.digest([bucket, target])
 
     def of(self, source: Source, settings: Mapping[str, Any]) -> Path:
         content = contract.digest([source.sha256, source.size, source.part_size, dict(settings)])
