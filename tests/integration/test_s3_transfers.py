@@ -22,6 +22,8 @@ from cpmbee_job.store.s3_client import Limits
 from tests.integration.conftest import BUCKET, CREDENTIALS, QUICK
 from tests.integration.faults import FaultProxy, fault_proxy
 
+PATIENT = replace(QUICK, read_timeout=60)
+"""Of those that crowd on one server."""
 PART = QUICK.part_size
 TAIL = 12345
 HEADERS = 20_000
@@ -236,11 +238,12 @@ def test_file_that_changes_is_not_uploaded(
 def test_several_upload_the_same_at_once(big: Path, proxy: FaultProxy, s3: EmbeddedS3, bucket: str) -> None:
     storage = StorageSpec(endpoint_url=proxy.url)
     with ThreadPoolExecutor(3) as pool:
-        for call in [pool.submit(S3Store(bucket, storage, QUICK).upload, big, "big") for _ in range(3)]:
+        for call in [pool.submit(S3Store(bucket, storage, PATIENT).upload, big, "big") for _ in range(3)]:
             call.result()
-    store = S3Store(bucket, storage, QUICK)
+    store = S3Store(bucket, storage, PATIENT)
     assert stored(store) == big.read_bytes()
     assert [entry.key for entry in store.list()] == ["big"]
+    assert unfinished(s3, bucket) == []
 
 
 def test_several_upload_different_things_at_once(
@@ -251,9 +254,9 @@ def test_several_upload_different_things_at_once(
         files.append(tmp_path / str(number))
         files[-1].write_bytes(os.urandom(2 * PART + number))
     with ThreadPoolExecutor(3) as pool:
-        for call in [pool.submit(S3Store(bucket, s3_storage, QUICK).upload, file, "big") for file in files]:
+        for call in [pool.submit(S3Store(bucket, s3_storage, PATIENT).upload, file, "big") for file in files]:
             call.result()
-    store = S3Store(bucket, s3_storage, QUICK)
+    store = S3Store(bucket, s3_storage, PATIENT)
     found = hashlib.sha256(stored(store)).hexdigest()
     assert found == store.info("big").sha256
     assert found in [sha256(file) for file in files]
@@ -366,7 +369,7 @@ def test_damaged_object_is_told(
 
 
 def test_several_download_to_the_same_place(bucket: str, s3_storage: StorageSpec, big: Path, tmp_path: Path) -> None:
-    store = S3Store(bucket, s3_storage, QUICK)
+    store = S3Store(bucket, s3_storage, PATIENT)
     store.upload(big, "big")
     copy = tmp_path / "out" / "copy"
     with ThreadPoolExecutor(3) as pool:
