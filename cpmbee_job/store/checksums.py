@@ -4,11 +4,14 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cpmbee_job.store.files import COPY_BYTES
+
+PART_SIZE = "part-size"
+"""In an object's metadata, where it was written in parts: S3 tells how many there are, not where they begin."""
 
 
 class Algorithm(Protocol):
@@ -44,6 +47,20 @@ def strongest(head: Mapping[str, Any]) -> tuple[Algorithm, bytes] | None:
         if value is not None and whole and "-" not in value:  # with a dash: a checksum of the parts' checksums
             return algorithm, base64.b64decode(value)
     return None
+
+
+def part_size(head: Mapping[str, Any]) -> int | None:
+    """Bytes in each part of an object that we wrote, where the server has a CRC-32 of the CRC-32 of all parts."""
+    size, checksum = head["Metadata"].get(PART_SIZE, ""), head.get("ChecksumCRC32", "")
+    if not re.fullmatch("[1-9][0-9]{,12}", size) or head.get("ChecksumType", "COMPOSITE") != "COMPOSITE":
+        return None
+    num_parts = -(-head["ContentLength"] // int(size))
+    return int(size) if checksum.endswith(f"-{num_parts}") else None
+
+
+def composite(crcs: Sequence[bytes]) -> str:
+    """The CRC-32 of the CRC-32 of all parts, as S3 writes it."""
+    return f"{base64.b64encode(zlib.crc32(b''.join(crcs)).to_bytes(4, 'big')).decode()}-{len(crcs)}"
 
 
 def file_digest(path: Path, algorithm: Algorithm) -> bytes:

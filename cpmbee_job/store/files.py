@@ -87,7 +87,14 @@ class FileStore:
             sync(path.parent)
         return _hash(data)
 
-    def upload(self, path: Path, key: str, progress: Progress = no_progress) -> None:
+    def upload(
+        self,
+        path: Path,
+        key: str,
+        progress: Progress = no_progress,
+        *,
+        sha256: str | None = None,  # noqa: ARG002 (a file's is found out by reading it)
+    ) -> None:
         target = self._path(key)
         with explained(path), path.open("rb") as source, explained(target), self._new_file(target) as temporary:
             _copy(source, temporary, progress)

@@ -33,7 +33,8 @@ from cpmbee_job.store.s3_errors import (
     no_bucket,
     pause,
 )
-from cpmbee_job.store.s3_upload import Source, Upload
+from cpmbee_job.store.s3_source import Source
+from cpmbee_job.store.s3_upload import Upload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -131,18 +132,18 @@ class S3Store:
                 return answer["ETag"].strip('"')
         raise AssertionError("the last attempt returns or raises")
 
-    def upload(self, path: Path, key: str, progress: Progress = no_progress) -> None:
+    def upload(self, path: Path, key: str, progress: Progress = no_progress, *, sha256: str | None = None) -> None:
         target = self._key(key)
         with explained(path), path.open("rb", buffering=0) as file, self._explained(key):
             clients = self._client, lambda: self._unsigned_client
             upload = Upload(clients, self._bucket, target, self._encryption, self._limits, progress)
             size = os.fstat(file.fileno()).st_size
             if size > self._limits.part_size:
-                upload.send(Source(path, file.fileno(), self._limits))
+                upload.send(Source(path, file.fileno(), self._limits.size_of_parts(size)), sha256)
             else:
                 self.put(key, file.read())
                 progress(size)
-                upload.clean_up(thoroughly=False)
+                upload.tidy_up()
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
         with self._explained(key):

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class Limits:
     read_timeout: float = 60.0  # seconds without a byte
     part_size: int = 16 << 20  # bytes; anything larger moves in parts, in parallel
     threads: int = 8
+    abandoned_after: timedelta = timedelta(days=7)  # since an upload was begun, if it is not complete by then
 
     def size_of_parts(self, size: int) -> int:
         """Of an object of `size` bytes: S3 allows 10,000."""

@@ -1,5 +1,4 @@
-"""An object becomes a file: ranges in parallel, hashed in order while they arrive, and after a cut only those that are
-missing."""
+"""An object becomes a file: ranges in parallel, checked while they arrive; after a cut only those that are missing."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import FlexibleChecksumError
 
 from cpmbee_job.store.base import Progress
-from cpmbee_job.store.checksums import strongest
+from cpmbee_job.store.checksums import Crc32, composite, part_size, strongest
 from cpmbee_job.store.partial import Partial, partial_file
 from cpmbee_job.store.s3_client import Limits
 from cpmbee_job.store.s3_errors import BROKEN_BODY, BrokenBodyError, pause
@@ -29,15 +28,16 @@ class Download:
         self._client, self._bucket, self._target = client, bucket, target
         self._limits, self._progress = limits, progress
         self._stopped = Event()
+        self._by_parts = False
 
     def to(self, path: Path) -> None:
         """Raises boto's errors, and `BrokenBodyError` where what comes is time and again not what was stored."""
         for attempt in range(1, self._limits.attempts + 1):
             head = self._client.head_object(Bucket=self._bucket, Key=self._target, ChecksumMode="ENABLED")
-            size = head["ContentLength"]
-            identity = f"s3://{self._bucket}/{self._target} {head['ETag']}"
+            size, etag = head["ContentLength"], head["ETag"]
+            range_size = part_size(head) or self._limits.size_of_parts(size)
             try:
-                with partial_file(path, identity, size, self._limits.size_of_parts(size)) as partial:
+                with partial_file(path, f"s3://{self._bucket}/{self._target} {etag}", size, range_size) as partial:
                     self._fetch(partial, head)
             except BrokenBodyError:
                 if attempt == self._limits.attempts:
@@ -48,45 +48,56 @@ class Download:
 
     def _fetch(self, partial: Partial, head: Mapping[str, Any]) -> None:
         """Completes the file and checks it; forgets it where it is not the object."""
-        check = strongest(head)
-        whole = partial.whole
+        in_order, crcs, whole = strongest(head), [], partial.whole
+        self._by_parts = in_order is None and part_size(head) is not None
         self._stopped.clear()
         with ThreadPoolExecutor(self._limits.threads) as pool:
-            tasks = {
-                number: pool.submit(self._fetch_range, partial, number, head["ETag"])
+            tasks = [
+                pool.submit(self._read_range if number in whole else self._fetch_range, partial, number, head["ETag"])
                 for number in range(len(partial.ranges))
-                if number not in whole
-            }
+            ]
             try:
-                for number, wanted in enumerate(partial.ranges):
-                    if number in tasks:
-                        tasks[number].result()
-                    else:
-                        self._progress(len(wanted))
-                    if check is not None:
+                for number, task in enumerate(tasks):
+                    crcs.append(task.result())
+                    if in_order is not None:
                         for piece in partial.read(number):
-                            check[0].update(piece)
+                            in_order[0].update(piece)
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-        if check is not None and check[0].digest() != check[1]:
+        if in_order is not None:
+            good = in_order[0].digest() == in_order[1]
+        else:
+            good = not self._by_parts or composite(crcs) == head["ChecksumCRC32"]
+        if not good:
             partial.forget()
             self._progress(-partial.size)
             raise BrokenBodyError("its checksum is not the one it was stored with")
 
-    def _fetch_range(self, partial: Partial, number: int, etag: str) -> None:
-        wanted, offset = partial.ranges[number], 0
+    def _read_range(self, partial: Partial, number: int, _etag: str) -> bytes:
+        crc = Crc32()
+        if self._by_parts:
+            for piece in partial.read(number):
+                crc.update(piece)
+        self._progress(len(partial.ranges[number]))
+        return crc.digest()
+
+    def _fetch_range(self, partial: Partial, number: int, etag: str) -> bytes:
+        """Returns its CRC-32, where the object is checked by parts."""
+        wanted, offset, crc = partial.ranges[number], 0, Crc32()
         for attempt in range(1, self._limits.attempts + 1):
             try:
                 for chunk in self._chunks(wanted[offset:], partial.size, etag):
                     partial.write(number, offset, chunk)
+                    if self._by_parts:
+                        crc.update(chunk)
                     offset += len(chunk)
                     self._progress(len(chunk))
             except BROKEN_BODY as error:
                 if isinstance(error, FlexibleChecksumError):  # boto3 has checked what came, and it is not the object
                     self._progress(-offset)
-                    offset = 0
+                    offset, crc = 0, Crc32()
                 if attempt == self._limits.attempts:
                     self._progress(-offset)
                     raise
@@ -94,6 +105,7 @@ class Download:
             else:
                 break
         partial.keep(number)
+        return crc.digest()
 
     def _chunks(self, wanted: range, size: int, etag: str) -> Iterator[bytes]:
         only: dict[str, Any] = {} if len(wanted) == size else {"Range": f"bytes={wanted.start}-{wanted.stop - 1}"}

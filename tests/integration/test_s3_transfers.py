@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import boto3
@@ -109,7 +110,6 @@ def test_killed_upload_is_gone_on_with(
     assert PART <= proxy.uploaded < PART + HEADERS
     assert sum(moved) == big.stat().st_size
     assert stored(shaky) == big.read_bytes()
-    assert shaky.info("big").sha256 == sha256(big)
     assert unfinished(s3, bucket) == []
 
 
@@ -125,21 +125,44 @@ def test_failed_upload_is_gone_on_with(steady: S3Store, proxy: FaultProxy, big: 
     assert stored(steady) == big.read_bytes()
 
 
-def test_another_content_begins_anew(
-    steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str
+@pytest.mark.parametrize("place", [0, PART + 1, 3 * PART])
+def test_of_another_content_the_parts_that_differ_are_sent(
+    steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str, place: int
 ) -> None:
     proxy.fail("error", 100, method="PUT", key="partNumber=4")
     with pytest.raises(StoreError):
         steady.upload(big, "big")
-    with big.open("r+b") as file:  # in the only part that was not sent
-        file.seek(-1, os.SEEK_END)
-        file.write(b"another end"[:1])
+    alter(big, place)
     proxy.clear()
     steady.upload(big, "big")
+    assert proxy.uploaded < TAIL + HEADERS + (0 if place == 3 * PART else PART)
+    assert stored(steady) == big.read_bytes()
+    assert unfinished(s3, bucket) == []
+
+
+def test_content_whose_digest_is_known_is_never_mixed_with_another(
+    steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str
+) -> None:
+    proxy.fail("error", 100, method="PUT", key="partNumber=4")
+    with pytest.raises(StoreError):
+        steady.upload(big, "big", sha256=sha256(big))
+    alter(big, 3 * PART)
+    proxy.clear()
+    steady.upload(big, "big", sha256=sha256(big))
     assert proxy.uploaded > 3 * PART
     assert stored(steady) == big.read_bytes()
     assert steady.info("big").sha256 == sha256(big)
     assert unfinished(s3, bucket) == []
+
+
+def test_known_digest_goes_on_after_a_cut(steady: S3Store, proxy: FaultProxy, big: Path) -> None:
+    proxy.fail("error", 100, method="PUT", key="partNumber=4")
+    with pytest.raises(StoreError):
+        steady.upload(big, "big", sha256=sha256(big))
+    proxy.clear()
+    steady.upload(big, "big", sha256=sha256(big))
+    assert proxy.uploaded < TAIL + HEADERS
+    assert steady.info("big").sha256 == sha256(big)
 
 
 def test_small_file_ends_an_older_upload(
@@ -156,18 +179,26 @@ def test_small_file_ends_an_older_upload(
     assert list((cache / "uploads").iterdir()) == []
 
 
-def test_upload_that_others_left_ends_with_the_next(
-    steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("age", "left"), [(timedelta(0), 0), (timedelta(hours=1), 1)])
+def test_old_uploads_of_others_end_with_the_next(
+    proxy: FaultProxy,
+    big: Path,
+    s3: EmbeddedS3,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    age: timedelta,
+    left: int,
 ) -> None:
-    proxy.fail("error", 100, method="PUT", key="partNumber=4")
-    with pytest.raises(StoreError):
-        steady.upload(big, "big")
-    proxy.clear()
+    limits = replace(QUICK, threads=1, abandoned_after=age)
+    store = S3Store(bucket, StorageSpec(endpoint_url=proxy.url), limits)
+    for key in ("big", "big-2"):
+        proxy.fail("error", 3, method="PUT", key="partNumber=4")
+        with pytest.raises(StoreError):
+            store.upload(big, key)
     monkeypatch.setenv("CPMBEE_CACHE", f"{os.environ['CPMBEE_CACHE']}-of-another-machine")
-    steady.put("big-2", b"an object whose name begins likewise")
-    steady.upload(big, "big")
-    assert stored(steady) == big.read_bytes()
-    assert unfinished(s3, bucket) == []
+    store.upload(big, "big")
+    assert stored(store) == big.read_bytes()
+    assert len(unfinished(s3, bucket)) == left + 1
 
 
 def test_upload_that_was_aborted_meanwhile_begins_anew(
@@ -212,7 +243,9 @@ def test_bytes_altered_on_the_way_up_are_sent_again(shaky: S3Store, proxy: Fault
     assert stored(shaky) == big.read_bytes()
 
 
-def test_bodies_are_signed_for_a_server_that_checks_no_crc(shaky: S3Store, proxy: FaultProxy, big: Path) -> None:
+def test_bodies_are_signed_for_a_server_that_checks_no_crc(
+    shaky: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str
+) -> None:
     shaky.upload(big, "checked")
     assert proxy.unsigned_bodies == 4
     proxy.clear()
@@ -220,6 +253,19 @@ def test_bodies_are_signed_for_a_server_that_checks_no_crc(shaky: S3Store, proxy
     shaky.upload(big, "big")
     assert proxy.unsigned_bodies == 0
     assert stored(shaky) == big.read_bytes()
+    assert shaky.info("big").sha256 == sha256(big)
+    assert unfinished(s3, bucket) == []
+
+
+def test_that_server_s_uploads_are_gone_on_with_too(steady: S3Store, proxy: FaultProxy, big: Path) -> None:
+    proxy.hidden.add("x-amz-checksum-algorithm")
+    proxy.fail("error", 100, method="PUT", key="partNumber=3")
+    with pytest.raises(StoreError):
+        steady.upload(big, "big")
+    proxy.clear()
+    steady.upload(big, "big")
+    assert proxy.uploaded < PART + TAIL + HEADERS
+    assert steady.info("big").sha256 == sha256(big)
 
 
 def test_file_that_changes_is_not_uploaded(
@@ -247,7 +293,7 @@ def test_several_upload_the_same_at_once(big: Path, proxy: FaultProxy, s3: Embed
 
 
 def test_several_upload_different_things_at_once(
-    big: Path, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+    big: Path, tmp_path: Path, bucket: str, s3_storage: StorageSpec, s3: EmbeddedS3
 ) -> None:
     files = [big]
     for number in range(2):
@@ -257,9 +303,8 @@ def test_several_upload_different_things_at_once(
         for call in [pool.submit(S3Store(bucket, s3_storage, PATIENT).upload, file, "big") for file in files]:
             call.result()
     store = S3Store(bucket, s3_storage, PATIENT)
-    found = hashlib.sha256(stored(store)).hexdigest()
-    assert found == store.info("big").sha256
-    assert found in [sha256(file) for file in files]
+    assert stored(store) in [file.read_bytes() for file in files]
+    assert unfinished(s3, bucket) == []
 
 
 # --- download --------------------------------------------------------------------------------------------------------
@@ -348,13 +393,15 @@ def test_kept_bytes_that_were_altered_on_the_disk(
         steady.download("big", copy)
     proxy.clear()
     (kept,) = copy.parent.iterdir()
-    with kept.open("r+b") as file:
-        file.seek(PART + 7)
-        byte = file.read(1)[0]
-        file.seek(PART + 7)
-        file.write(bytes([byte ^ 1]))
+    alter(kept, PART + 7)
     steady.download("big", copy)
     assert sha256(copy) == sha256(big)
+
+
+def test_object_with_a_digest_is_checked_by_it(steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
+    steady.upload(big, "big", sha256=hashlib.sha256(b"what the submitter has seen").hexdigest())
+    with pytest.raises(DamagedError, match="checksum is not the one"):
+        steady.download("big", tmp_path / "copy")
 
 
 def test_damaged_object_is_told(
@@ -414,6 +461,15 @@ def test_no_object_has_more_parts_than_s3_allows(size: int) -> None:
     part_size = Limits().size_of_parts(size)
     assert 5 << 20 <= part_size <= 5 << 30
     assert -(-size // part_size) <= 10_000
+
+
+def alter(path: Path, place: int) -> None:
+    """Changes a byte."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
 
 
 def stored(store: S3Store) -> bytes:
