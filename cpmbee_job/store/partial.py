@@ -48,7 +48,7 @@ class Partial:
 
     def keep(self, number: int) -> None:
         """Range `number` is complete."""
-        os.fdatasync(self._descriptor)  # a power failure must not leave the record alone
+        os.fsync(self._descriptor)  # a power failure must not leave the record alone
         self._write(self.size + number, b"\1")
 
     def read(self, number: int) -> Iterator[bytes]:

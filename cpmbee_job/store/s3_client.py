@@ -30,7 +30,7 @@ class Limits:
     attempts: int = 6
     connect_timeout: float = 10.0  # seconds
     read_timeout: float = 60.0  # seconds without a byte
-    part_size: int = 16 << 20  # bytes; anything larger moves in parts, in parallel
+    part_size: int = 8 << 20  # bytes; anything larger moves in parts, in parallel
     threads: int = 8
     abandoned_after: timedelta = timedelta(days=7)  # since an upload was begun, if it is not complete by then
 

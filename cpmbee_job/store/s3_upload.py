@@ -110,6 +110,7 @@ class Upload:
             return begun, {part["PartNumber"] - 1: part for page in pages for part in page.get("Parts", ())}
         except boto.ClientError as error:
             log.debug("%s: can't be gone on with: %s", self._place["Key"], error)
+            self._abort(begun.id)  # if it is there, but its parts are not ours to see
             return None
 
     def _begin(self, record: Record | None, source: Source, sha256: str | None) -> Begun:

@@ -4,10 +4,11 @@ The Host header goes on unchanged, since S3's signatures cover it.
 """
 
 import http.client
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
@@ -88,7 +89,7 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
     class Handler(_Handler):
         faults = proxy
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -99,6 +100,12 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # the client has been killed
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -163,9 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            with suppress(ConnectionError):  # the client has been killed
-                self.wfile.write(body)
-                self.faults.count(downloaded=len(body))
+            self.wfile.write(body)
+            self.faults.count(downloaded=len(body))
 
 
 def _altered(body: bytes) -> bytes:
