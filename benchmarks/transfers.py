@@ -56,6 +56,7 @@ def _speed(folder: Path, server: EmbeddedS3, size: int, repeats: int) -> Iterato
     yield rows(
         "upload", lambda: store.upload(source, "ours"), lambda: client.upload_file(str(source), BUCKET, "x/theirs")
     )
+    os.sync()  # what the uploads have left to write is none of the downloads' business
     yield rows(
         "download",
         lambda: store.download("ours", copy),

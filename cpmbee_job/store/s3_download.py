@@ -18,7 +18,7 @@ from cpmbee_job.store.s3_errors import BROKEN_BODY, BrokenBodyError, pause
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 256 << 10  # still in a core's cache when it is written
 
 
 class Download:
