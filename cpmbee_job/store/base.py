@@ -68,11 +68,14 @@ class Store(Protocol):
         object with that tag.
         """
 
-    def upload(self, path: Path, key: str, progress: Progress = no_progress) -> None:
-        """Write the file at `path`, in parallel parts where it is large; never half visible."""
+    def upload(self, path: Path, key: str, progress: Progress = no_progress, *, sha256: str | None = None) -> None:
+        """Write the file at `path`, in parallel parts where it is large; never half visible. After a cut the next call
+        moves what is missing. `sha256`: of the file, where it is known; of a large object nothing else tells `info`.
+        """
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
-        """Write the object to `path` (whole, then renamed), in parallel ranges where it is large."""
+        """Write the object to `path` (whole, then renamed), in parallel ranges where it is large. After a cut the next
+        call moves what is missing."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key starts with `prefix`, sorted by key."""

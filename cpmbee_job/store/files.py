@@ -83,7 +83,7 @@ class FileStore:
         path = self._path(key)
         with explained(path), self._new_file(path) as temporary:
             temporary.write_bytes(data)
-            _sync(temporary)
+            sync(temporary)
             if if_none_match:
                 try:
                     os.link(temporary, path)  # atomic, and fails where the name is taken
@@ -94,16 +94,23 @@ class FileStore:
                     if if_match is not None and not (path.is_file() and self._etag(path) == if_match):
                         raise ConflictError(f"{path}: is no longer the object that was read")
                     temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         return _hash(data)
 
-    def upload(self, path: Path, key: str, progress: Progress = no_progress) -> None:
+    def upload(
+        self,
+        path: Path,
+        key: str,
+        progress: Progress = no_progress,
+        *,
+        sha256: str | None = None,  # noqa: ARG002 (a file's is found out by reading it)
+    ) -> None:
         target = self._path(key)
         with explained(path), path.open("rb") as source, explained(target), self._new_file(target) as temporary:
             _copy(source, temporary, progress)
             with _locked(target.parent):
                 temporary.replace(target)
-            _sync(target.parent)
+            sync(target.parent)
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
         origin = self._path(key)
@@ -169,8 +176,8 @@ class FileStore:
     @contextmanager
     def _new_file(self, path: Path) -> Iterator[Path]:
         """An empty hidden file beside `path`, gone at the end unless it was renamed."""
-        _require_replaceable(path)
-        temporary = _temporary(path)
+        require_replaceable(path)
+        temporary = temporary_name(path)
         try:
             for _ in range(FOLDER_TRIES):
                 try:
@@ -196,15 +203,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises `StoreError` in words for what the disk refuses.
     """
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     with explained(path):
-        _require_replaceable(path)
+        require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -242,13 +249,14 @@ def _folder(url: str) -> Path:
     return Path("/" + unquote(path)).resolve()
 
 
-def _require_replaceable(path: Path) -> None:
+def require_replaceable(path: Path) -> None:
     """Raise `DiskError` for a device or a pipe: root's rename would put a file in its place, for all programs."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise DiskError(f"{path}: not a plain file", hint="name a file, which appears whole or not at all")
 
 
-def _temporary(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
+    """A hidden place beside `path` that nobody else uses."""
     return path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
@@ -257,7 +265,7 @@ def _copy(source: BinaryIO, target: Path, progress: Progress) -> None:
         while chunk := source.read(COPY_BYTES):
             file.write(chunk)
             progress(len(chunk))
-    _sync(target)
+    sync(target)
 
 
 @contextmanager
@@ -267,7 +275,7 @@ def _locked(folder: Path) -> Iterator[None]:
     while True:
         with path.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # of the open file, so threads exclude each other as well
-            if not _is_open_file(path, file):
+            if not is_open_file(path, file.fileno()):
                 continue  # the holder we waited for has removed it: a lock on it excludes nobody any more
             try:
                 yield
@@ -276,14 +284,16 @@ def _locked(folder: Path) -> Iterator[None]:
             return
 
 
-def _is_open_file(path: Path, file: BinaryIO) -> bool:
+def is_open_file(path: Path, descriptor: int) -> bool:
+    """Whether it is still this open file that has the name."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flushes a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

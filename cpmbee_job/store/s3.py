@@ -7,52 +7,41 @@ repeated conditional put has done. Every object is written with its SHA-256, and
 import base64
 import builtins
 import hashlib
-import random
-import time
+import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
-from s3transfer.exceptions import RetriesExceededError
-from s3transfer.manager import TransferConfig, TransferManager
-from s3transfer.subscribers import BaseSubscriber
 
-from cpmbee_job.errors import (
-    AccessError,
-    ConflictError,
-    CpmbeeError,
-    DamagedError,
-    NotFoundError,
-    SpecError,
-    StoreError,
-)
+from cpmbee_job.errors import AccessError, ConflictError, DamagedError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Progress, changed, check_key, no_progress
-from cpmbee_job.store.checksums import file_digest, matches
-from cpmbee_job.store.files import explained, whole_file
+from cpmbee_job.store.files import explained
 from cpmbee_job.store.s3_client import DEFAULT_LIMITS, Limits, make_client
-
-BROKEN_BODY = (
-    boto.IncompleteReadError,
-    boto.ResponseStreamingError,
-    boto.ReadTimeoutError,
-    boto.ConnectionClosedError,
-    boto.FlexibleChecksumError,
-    RetriesExceededError,
+from cpmbee_job.store.s3_download import Download
+from cpmbee_job.store.s3_errors import (
+    BROKEN_BODY,
+    NO_SUCH_KEY,
+    BrokenBodyError,
+    error_code,
+    explained_s3,
+    no_bucket,
+    pause,
 )
+from cpmbee_job.store.s3_source import Source
+from cpmbee_job.store.s3_upload import Upload
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 READ_STEP = 1 << 20
 LOST_CONDITION = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"}
 OTHER_CONTENT = {"PreconditionFailed", "412", "InvalidRange", "416"}
-NO_SUCH_KEY = {"NoSuchKey", "404", "NotFound"}
-
-
-class BrokenBodyError(Exception):
-    """What came is not what was stored; never leaves this module."""
 
 
 class S3Store:
@@ -72,8 +61,13 @@ class S3Store:
             self._encryption["ServerSideEncryption"] = storage.sse
         if storage.sse_kms_key_id is not None:
             self._encryption["SSEKMSKeyId"] = storage.sse_kms_key_id
+        self._storage = storage
         self._client = make_client(storage, limits)
         self._bucket_seen = False
+
+    @cached_property
+    def _unsigned_client(self) -> "S3Client":
+        return make_client(self._storage, self._limits, sign_bodies=False)
 
     @property
     def url(self) -> str:
@@ -109,13 +103,13 @@ class S3Store:
                         raise changed(self._name(key))
                     _fill(buffers, answer["Body"])
                 except boto.ClientError as error:
-                    if _code(error) in OTHER_CONTENT:
+                    if error_code(error) in OTHER_CONTENT:
                         raise changed(self._name(key)) from error
                     raise
                 except (*BROKEN_BODY, BrokenBodyError) as error:
                     if attempt == self._limits.attempts:
                         raise StoreError(f"{self._name(key)}: never arrived as it was stored: {error}") from error
-                    _pause(attempt)
+                    pause(attempt)
                 else:
                     return
 
@@ -124,7 +118,7 @@ class S3Store:
             try:
                 head = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
             except boto.ClientError as error:
-                if _code(error) not in NO_SUCH_KEY:
+                if error_code(error) not in NO_SUCH_KEY:
                     raise
                 self._require_bucket()  # a HEAD does not say which of the two is missing
                 return None
@@ -155,9 +149,9 @@ class S3Store:
                     etag = self._written_by(key, writer) if conditions else None
                     if etag is not None:
                         return etag
-                    code = _code(error)
+                    code = error_code(error)
                     if code == "ConditionalRequestConflict" and attempt < self._limits.attempts:
-                        _pause(attempt)
+                        pause(attempt)
                         continue
                     if conditions and code in LOST_CONDITION:
                         what = "exists already" if if_none_match else "is no longer the object that was read"
@@ -166,35 +160,29 @@ class S3Store:
                 return answer["ETag"].strip('"')
         raise AssertionError("the last attempt returns or raises")
 
-    def upload(self, path: Path, key: str, progress: Progress = no_progress) -> None:
-        with explained(path):
-            size, digest = path.stat().st_size, file_digest(path, hashlib.sha256()).hex()
-        extra = {"Metadata": {"sha256": digest}, **self._encryption}
+    def upload(self, path: Path, key: str, progress: Progress = no_progress, *, sha256: str | None = None) -> None:
         target = self._key(key)
-        with explained(path), self._explained(key):
-            try:
-                with self._transfers() as transfers:
-                    transfers.upload(str(path), self._bucket, target, extra, [_Reporter(progress)]).result()
-            except boto.ClientError:
-                # Completing a multipart upload twice fails; what counts is what is there.
-                if self._stored(target) != (size, digest):
-                    raise
-            if (stored := self._stored(target)) != (size, digest):
-                raise StoreError(f"{self._name(key)}: {size} bytes were sent, the store has {stored}")
+        with explained(path), path.open("rb", buffering=0) as file, self._explained(key):
+            clients = self._client, lambda: self._unsigned_client
+            upload = Upload(clients, self._bucket, target, self._encryption, self._limits, progress)
+            size = os.fstat(file.fileno()).st_size
+            if size > self._limits.part_size:
+                upload.send(Source(path, file.fileno(), self._limits.size_of_parts(size)), sha256)
+            else:
+                self.put(key, file.read())
+                progress(size)
+                upload.tidy_up()
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
-        with whole_file(path) as temporary, self._explained(key):
-            for attempt in range(1, self._limits.attempts + 1):
-                reporter = _Reporter(progress)
-                try:
-                    self._fetch(key, temporary, reporter)
-                except (*BROKEN_BODY, BrokenBodyError) as error:
-                    reporter.take_back()
-                    if attempt == self._limits.attempts:
-                        raise StoreError(f"{self._name(key)}: never arrived as it was stored: {error}") from error
-                    _pause(attempt)
-                else:
-                    return
+        with self._explained(key):
+            try:
+                Download(self._client, self._bucket, self._key(key), self._limits, progress).to(path)
+            except boto.ClientError as error:
+                if error_code(error) in NO_SUCH_KEY:
+                    self._require_bucket()  # a HEAD does not say which of the two is missing
+                raise
+            except (*BROKEN_BODY, BrokenBodyError) as error:
+                raise self._broken(key, error) from error
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._explained(prefix):
@@ -243,48 +231,16 @@ class S3Store:
                         raise BrokenBodyError("its SHA-256 is not the one it was stored with")
                 except (*BROKEN_BODY, BrokenBodyError) as error:
                     if attempt == self._limits.attempts:
-                        altered = isinstance(error, BrokenBodyError | boto.FlexibleChecksumError)
-                        kind = DamagedError if altered else StoreError
-                        raise kind(f"{self._name(key)}: never arrived as it was stored: {error}") from error
-                    _pause(attempt)
+                        raise self._broken(key, error) from error
+                    pause(attempt)
                 else:
                     return data, answer["ETag"].strip('"')
         raise AssertionError("the last attempt returns or raises")
 
-    def _fetch(self, key: str, path: Path, reporter: "_Reporter") -> None:
-        """One try to copy the object to `path`; `BrokenBodyError` where the copy is not the object."""
-        target = self._key(key)
-        try:
-            head = self._client.head_object(Bucket=self._bucket, Key=target, ChecksumMode="ENABLED")
-        except boto.ClientError as error:
-            if _code(error) in NO_SUCH_KEY:
-                self._require_bucket()
-            raise
-        with self._transfers() as transfers:
-            transfers.download(self._bucket, target, str(path), None, [reporter]).result()
-        if (size := path.stat().st_size) != head["ContentLength"]:
-            raise BrokenBodyError(f"{size} bytes came, it has {head['ContentLength']}")
-        if not matches(path, head):
-            raise BrokenBodyError("its checksum is not the one it was stored with")
-
-    def _transfers(self) -> TransferManager:
-        config = TransferConfig(
-            multipart_threshold=self._limits.part_size,
-            multipart_chunksize=self._limits.part_size,
-            max_request_concurrency=self._limits.threads,
-            num_download_attempts=self._limits.attempts,
-        )
-        return TransferManager(self._client, config)
-
-    def _stored(self, target: str) -> tuple[int, str | None] | None:
-        """Size and SHA-256 of what is stored there, None for nothing."""
-        try:
-            head = self._client.head_object(Bucket=self._bucket, Key=target)
-        except boto.ClientError as error:
-            if _code(error) in NO_SUCH_KEY:
-                return None
-            raise
-        return head["ContentLength"], head["Metadata"].get("sha256")
+    def _broken(self, key: str, error: Exception) -> StoreError:
+        altered = isinstance(error, BrokenBodyError | boto.FlexibleChecksumError)
+        kind = DamagedError if altered else StoreError
+        return kind(f"{self._name(key)}: never arrived as it was stored: {error}")
 
     def _written_by(self, key: str, writer: str) -> str | None:
         """The object's tag if that very put wrote it."""
@@ -301,71 +257,16 @@ class S3Store:
         try:
             self._client.head_bucket(Bucket=self._bucket)
         except boto.ClientError as error:
-            if _code(error) in {"404", "NoSuchBucket"}:
+            if error_code(error) in {"404", "NoSuchBucket"}:
                 raise self._no_bucket() from error
         self._bucket_seen = True
 
     def _no_bucket(self) -> AccessError:
-        return AccessError(
-            f"{self._url}: there is no bucket '{self._bucket}' at {self._place}",
-            hint="create it, or mend the URL or storage.endpoint_url",
-        )
+        return no_bucket(self._url, self._bucket, self._place)
 
-    @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        """Turns what boto3 says about an object into an error of ours; credentials are never part of it."""
-        name = self._name(key)
-        try:
-            yield
-        except CpmbeeError:
-            raise
-        except boto.ClientError as error:
-            code = _code(error)
-            if code == "NoSuchBucket":
-                raise self._no_bucket() from error
-            if code in NO_SUCH_KEY:
-                raise NotFoundError(f"{name}: no such object") from error
-            words = error.response.get("Error", {}).get("Message") or "no reason given"
-            hint = _hint(error)
-            kind = StoreError if hint is None else AccessError
-            raise kind(f"{name}: {self._place} answered {code}: {words}", hint=hint) from error
-        except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
-            kind = StoreError if isinstance(error, boto.CredentialRetrievalError) else AccessError
-            raise kind(
-                f"{name}: no credentials for {self._place}: {error}",
-                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or use a role",
-            ) from error
-        except boto.SSLError as error:
-            raise AccessError(
-                f"{name}: the certificate of {self._place} is not trusted: {_reason(error)}",
-                hint="name the file with your CA's certificate in storage.ca_bundle",
-            ) from error
-        except (boto.HTTPClientError, boto.ConnectionError) as error:
-            raise StoreError(
-                f"{name}: {self._place} can't be reached: {_reason(error)}",
-                hint="check storage.endpoint_url, the network and HTTPS_PROXY/NO_PROXY",
-            ) from error
-        except boto.ParamValidationError as error:
-            raise SpecError(f"{name}: no name that S3 allows: {_reason(error)}") from error
-        except boto.BotoCoreError as error:
-            raise StoreError(f"{name}: {_reason(error)}") from error
-
-
-class _Reporter(BaseSubscriber):
-    """Passes on s3transfer's progress, and takes it back where a whole try was in vain."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._moved = 0
-        self._lock = Lock()
-
-    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:  # noqa: ARG002 (s3transfer's call)
-        with self._lock:
-            self._moved += bytes_transferred
-            self._progress(bytes_transferred)
-
-    def take_back(self) -> None:
-        self._progress(-self._moved)
+    def _explained(self, key: str) -> AbstractContextManager[None]:
+        """Turns what boto3 says about an object into an error of ours."""
+        return explained_s3(self._name(key), self._place, self._no_bucket())
 
 
 def _fill(buffers: Sequence[memoryview], body: Any) -> None:
@@ -385,26 +286,3 @@ def _place(endpoint_url: str | None) -> str:
         return "AWS"
     parts = urlsplit(endpoint_url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-def _code(error: Exception) -> str:
-    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, boto.ClientError) else ""
-
-
-def _hint(error: boto.ClientError) -> str | None:
-    code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if code in {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}:
-        return "the credentials are wrong or too old: see AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE"
-    if code in {"RequestTimeTooSkewed", "RequestExpired"}:
-        return "the clock of this machine is wrong"
-    if code in {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}:
-        return "set storage.region to the bucket's region"
-    return "these credentials may not do that here" if status in (401, 403) else None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _pause(attempt: int) -> None:
-    time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))

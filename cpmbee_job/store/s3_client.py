@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from cpmbee_job.spec import StorageSpec
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+MIB = 1 << 20
+MAX_PARTS = 10_000
 _API_MODELS = create_loader()  # shared, since reading S3's takes 0.1 s and stores are opened often
 
 
@@ -27,20 +30,30 @@ class Limits:
     attempts: int = 6
     connect_timeout: float = 10.0  # seconds
     read_timeout: float = 60.0  # seconds without a byte
-    part_size: int = 16 << 20  # bytes; anything larger moves in parts, in parallel
+    part_size: int = 8 << 20  # bytes; anything larger moves in parts, in parallel
     threads: int = 8
+    abandoned_after: timedelta = timedelta(days=7)  # since an upload was begun, if it is not complete by then
+
+    def size_of_parts(self, size: int) -> int:
+        """Of an object of `size` bytes: S3 allows 10,000."""
+        least = -(-size // MAX_PARTS)
+        return max(self.part_size, -(-least // MIB) * MIB)
 
 
 DEFAULT_LIMITS = Limits()
 
 
-def make_client(storage: StorageSpec, limits: Limits) -> "S3Client":
+def make_client(storage: StorageSpec, limits: Limits, *, sign_bodies: bool | None = None) -> "S3Client":
+    """`sign_bodies`: whether the signature covers a SHA-256 of each body, too (None: boto3 decides)."""
     if storage.ca_bundle is not None and not Path(storage.ca_bundle).is_file():
         raise SpecError(f"storage.ca_bundle: {storage.ca_bundle} is no file")
     elsewhere = storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     path_style = elsewhere is not None if storage.path_style == "auto" else storage.path_style
     config = Config(
-        s3={"addressing_style": "path" if path_style else "virtual"},
+        s3={
+            "addressing_style": "path" if path_style else "virtual",
+            **({} if sign_bodies is None else {"payload_signing_enabled": sign_bodies}),
+        },
         retries={"mode": "standard", "total_max_attempts": limits.attempts},
         connect_timeout=limits.connect_timeout,
         read_timeout=limits.read_timeout,

@@ -4,18 +4,19 @@ The Host header goes on unchanged, since S3's signatures cover it.
 """
 
 import http.client
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-Kind = Literal["error", "slow_down", "hang", "drop", "drop_answer", "truncate", "alter"]
+Kind = Literal["error", "slow_down", "hang", "drop", "drop_answer", "truncate", "alter", "alter_sent"]
 """500; 503 SlowDown; no answer in time; connection closed before the request went on; ... after it was carried out;
-half of the answer's body; one changed byte in it."""
+half of the answer's body; one changed byte in it; one in the request's."""
 
 HANG_SECONDS = 1.5
 
@@ -29,39 +30,51 @@ class Fault:
 
 
 class FaultProxy:
-    """`fail(...)` plans faults; each hits the next requests that fit, `hits` counts them."""
+    """`fail(...)` plans faults; each hits the next requests that fit, `hits` counts them. `uploaded` and `downloaded`
+    are bytes of bodies."""
 
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target).netloc
         self.hits = 0
         self.requests = 0
+        self.uploaded = self.downloaded = 0
+        self.hidden: set[str] = set()
+        """Headers of answers that the client does not get, in lower case."""
+        self.unsigned_bodies = 0
         self.url = ""
         self._gets: list[str] = []
         self._planned: list[Fault] = []
         self._lock = threading.Lock()
 
     def fail(self, kind: Kind, times: int = 1, *, method: str = "GET", key: str = "") -> None:
-        """The next `times` requests with that method whose path and query contain `key`."""
+        """The next `times` requests with that method whose path, query and `Range` contain `key`."""
         with self._lock:
             self._planned.append(Fault(kind, times, method, key))
 
     def clear(self) -> None:
         with self._lock:
             self._planned.clear()
-            self.hits = self.requests = 0
+            self.hidden.clear()
+            self.hits = self.requests = self.uploaded = self.downloaded = self.unsigned_bodies = 0
 
     def gets_of(self, key: str) -> int:
         """How often objects whose path contains `key` have been read."""
         with self._lock:
             return sum(key in path for path in self._gets)
 
-    def next_fault(self, method: str, path: str) -> Kind | None:
+    def count(self, uploaded: int = 0, downloaded: int = 0, unsigned: bool = False) -> None:
+        with self._lock:
+            self.uploaded += uploaded
+            self.downloaded += downloaded
+            self.unsigned_bodies += unsigned
+
+    def next_fault(self, method: str, path: str, only: str) -> Kind | None:
         with self._lock:
             self.requests += 1
             if method == "GET":
                 self._gets.append(path.partition("?")[0])
             for fault in self._planned:
-                if fault.times > 0 and fault.method == method and fault.key in path:
+                if fault.times > 0 and fault.method == method and fault.key in f"{path} {only}":
                     fault.times -= 1
                     self.hits += 1
                     return fault.kind
@@ -76,7 +89,7 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
     class Handler(_Handler):
         faults = proxy
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -89,13 +102,24 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
         server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # the client has been killed
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     faults: FaultProxy
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        kind = self.faults.next_fault(self.command, self.path)
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        self.faults.count(len(body), unsigned=self.headers.get("x-amz-content-sha256") == "UNSIGNED-PAYLOAD")
+        if len(body) < length:  # the client is gone
+            self.close_connection = True
+            return
+        kind = self.faults.next_fault(self.command, self.path, self.headers.get("Range", ""))
         if kind in ("error", "slow_down"):
             self._refuse(kind)
         elif kind in ("hang", "drop"):
@@ -115,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, {"Content-Type": "application/xml", "Content-Length": str(len(body))}, body)
 
     def _forward(self, body: bytes, kind: Kind | None) -> None:
+        if kind == "alter_sent":
+            body = _altered(body)
         connection = http.client.HTTPConnection(self.faults.target, timeout=30)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
@@ -127,12 +153,12 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "drop_answer":
             self.close_connection = True
             return
-        headers = {k: v for k, v in answer.getheaders() if k.lower() not in ("connection", "transfer-encoding")}
+        left_out = {"connection", "transfer-encoding", *self.faults.hidden}
+        headers = {k: v for k, v in answer.getheaders() if k.lower() not in left_out}
         if self.command != "HEAD" and answer.status != 204:
             headers["Content-Length"] = str(len(content))
         if kind == "alter" and content:
-            middle = len(content) // 2
-            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            content = _altered(content)
         if kind == "truncate":
             content = content[: len(content) // 2]
             self.close_connection = True
@@ -145,3 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+            self.faults.count(downloaded=len(body))
+
+
+def _altered(body: bytes) -> bytes:
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]

@@ -124,7 +124,7 @@ def send(uploads: list[Upload], store: Store, bar: Bar = no_bar) -> int:
 
 
 def _send(store: Store, key: str, file: LocalFile, sha256: str, progress: Progress) -> None:
-    store.upload(file.path, key, progress)
+    store.upload(file.path, key, progress, sha256=sha256)
     entry = store.info(key)
     if file.has_changed() or entry is None or entry.sha256 != sha256:
         store.delete(key)  # its name would be a lie

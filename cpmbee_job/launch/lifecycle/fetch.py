@@ -1,22 +1,22 @@
 """What a run has left in the store, as a folder of this machine that appears whole or not at all."""
 
+import fcntl
 import filecmp
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cpmbee_job import contract
-from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, UsageError
+from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, StoreError, UsageError
 from cpmbee_job.launch.inputs.upload import Bar, no_bar
 from cpmbee_job.store.base import ObjectInfo, Progress, Store
 from cpmbee_job.store.checksums import file_digest
-from cpmbee_job.store.files import explained
+from cpmbee_job.store.files import explained, is_open_file, temporary_name
 
 OBJECTS = {"metrics": contract.METRICS, "result": contract.RESULT, "spec": contract.SPEC, "status": contract.STATUS}
 FOLDERS = {"logs": "logs/", "tensorboard": "tensorboard/"}
@@ -35,20 +35,22 @@ def fetch(
     `target`, the best delta or the last one; returns the names of the files.
 
     The delta's files are checked against its manifest. A target that holds exactly this is left alone, any other is
-    refused (`RefusedError`). Raises `NotFoundError` where the delta, or what was named, is not there (yet),
-    `DamagedError` where a hash does not hold.
+    refused (`RefusedError`). After a cut the next call goes on with what has arrived. Raises `NotFoundError` where the
+    delta, or what was named, is not there (yet), `DamagedError` where a hash does not hold.
     """
     wanted = DEFAULT if kinds is None else tuple(kinds)
     if unknown := [kind for kind in wanted if kind not in KINDS]:
         raise UsageError(f"--what {unknown[0]}: no such thing", hint=f"there are {', '.join(KINDS)}")
     entries = _entries(store, wanted, strict=kinds is not None)
+    names = [entry.key for entry in entries]
     with explained(target), _draft(target) as folder:
         if "delta" in wanted:
-            _fetch_delta(store, folder, last, bar)
+            names += _fetch_delta(store, folder, last, bar)
         with bar("fetch", sum(entry.size for entry in entries)) as progress:
             for entry in entries:
                 store.download(entry.key, folder / entry.key, progress)
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        names.sort()
+        _keep_only(folder, names)
         if target.is_dir() and any(target.iterdir()):
             _require_same(target, folder, names)
         else:
@@ -71,7 +73,8 @@ def _entries(store: Store, wanted: Sequence[str], *, strict: bool) -> list[Objec
     return entries
 
 
-def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> None:
+def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
+    """Returns the names of its files, below `folder`."""
     pointer = contract.LAST if last else contract.BEST
     for attempt in range(1, _TRIES + 1):
         prefix = _prefix(store, pointer)
@@ -84,11 +87,11 @@ def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> None:
         except NotFoundError:
             if attempt == _TRIES or _prefix(store, pointer) == prefix:
                 raise
-            shutil.rmtree(folder / DELTA_FOLDER, ignore_errors=True)  # there is a better one by now
-        else:
-            break
+            continue  # there is a better one by now
+        break
     # So `--delta` takes the whole folder too, as it takes a run's.
     (folder / contract.BEST).write_bytes(contract.to_json({"prefix": f"{DELTA_FOLDER}/"}))
+    return [contract.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*manifest, _MANIFEST))]
 
 
 def _prefix(store: Store, pointer: str) -> str:
@@ -118,9 +121,26 @@ def _manifest(store: Store, prefix: str) -> dict[str, tuple[int, str]]:
 
 
 def _fetch_checked(store: Store, key: str, path: Path, size: int, sha256: str, progress: Progress) -> None:
+    if _holds(path, size, sha256):  # it came before the cut
+        progress(size)
+        return
     store.download(key, path, progress)
-    if path.stat().st_size != size or file_digest(path, hashlib.sha256()).hex() != sha256:
+    if not _holds(path, size, sha256):
         raise DamagedError(f"{store.url}/{key}: its bytes are not those that the manifest names")
+
+
+def _holds(path: Path, size: int, sha256: str) -> bool:
+    return path.is_file() and path.stat().st_size == size and file_digest(path, hashlib.sha256()).hex() == sha256
+
+
+def _keep_only(folder: Path, names: list[str]) -> None:
+    """Removes what else an earlier call has left in the folder."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            with suppress(OSError):  # not empty
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in names:
+            path.unlink()
 
 
 def _require_same(target: Path, folder: Path, names: list[str]) -> None:
@@ -134,11 +154,40 @@ def _require_same(target: Path, folder: Path, names: list[str]) -> None:
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """A folder beside the target, gone at the end where it was not renamed."""
+    """A hidden folder beside the target, gone at the end where it was not renamed. After a cut it stays for the next
+    call; where another process is at it, this one gets a folder of its own."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file():
         raise RefusedError(f"{target}: a file", hint="name another folder by --to")
-    with tempfile.TemporaryDirectory(prefix=".cpmbee-fetch-", dir=target.parent) as name:
-        folder = Path(name) / "new"
+    folder = target.with_name(f".cpmbee-fetch-{contract.digest(target.name)}")
+    descriptor = _hold(folder)
+    lasting = descriptor is not None
+    if descriptor is None:
+        folder = temporary_name(target)
         folder.mkdir()
+        descriptor = os.open(folder, os.O_RDONLY)
+    keep = False
+    try:
         yield folder
+    except (StoreError, KeyboardInterrupt) as error:
+        arrived = any(path.is_file() for path in folder.rglob("*"))
+        keep = lasting and arrived and not isinstance(error, DamagedError)
+        raise
+    finally:
+        if not keep and is_open_file(folder, descriptor):
+            shutil.rmtree(folder)
+        os.close(descriptor)
+
+
+def _hold(folder: Path) -> int | None:
+    """Makes the folder where there is none, and locks it; None where another process has."""
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_open_file(folder, descriptor):  # else its holder has just renamed or removed it
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cpmbee_job import contract
-from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, UsageError
+from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, StoreError, UsageError
 from cpmbee_job.launch.lifecycle.fetch import fetch
 from cpmbee_job.store.files import FileStore
 
@@ -118,6 +118,75 @@ class Training(FileStore):
 def test_a_delta_that_is_pruned_meanwhile_gives_way_to_the_better_one(store, tmp_path):
     fetch(Training(store.url), tmp_path / "t", ["delta"])
     assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"pickle of 8"
+
+
+class Cut(FileStore):
+    """A run's store that fails after so many downloads."""
+
+    def __init__(self, url, downloads):
+        super().__init__(url)
+        self.left, self.fetched = downloads, []
+
+    def download(self, key, path, progress=lambda _: None):
+        if not self.left:
+            raise StoreError("the connection is gone")
+        self.left -= 1
+        self.fetched.append(key)
+        super().download(key, path, progress)
+
+
+def cut(store, target, downloads):
+    with pytest.raises(StoreError, match="gone"):
+        fetch(Cut(store.url, downloads), target)
+
+
+def test_after_a_cut_the_delta_s_files_that_are_there_do_not_come_again(store, tmp_path):
+    target = tmp_path / "new" / "a"
+    cut(store, target, 2)
+    assert not target.exists()
+    rest = Cut(store.url, 100)
+    names = fetch(rest, target)
+    assert [key for key in rest.fetched if key.startswith("delta/")] == ["delta/7.1/manifest.json"]
+    assert there(target) == names
+    assert [path.name for path in target.parent.iterdir()] == ["a"]
+
+
+def test_what_a_cut_has_left_is_not_mixed_with_another_delta(store, tmp_path):
+    cut(store, tmp_path / "t", 4)
+    put_delta(store, 8)
+    store.put("delta/8.1/mine.pt", b"the only one")
+    only = {"mine.pt": {"size": 12, "sha256": hashlib.sha256(b"the only one").hexdigest()}}
+    store.put("delta/8.1/manifest.json", contract.to_json({"step": 8, "files": only}))
+    store.put(contract.BEST, contract.to_json({"prefix": "delta/8.1/"}))
+    assert fetch(store, tmp_path / "t", ["delta"]) == ["delta/BEST", "delta/manifest.json", "delta/mine.pt"]
+    assert there(tmp_path / "t") == ["delta/BEST", "delta/manifest.json", "delta/mine.pt"]
+    assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"the only one"
+
+
+def test_bytes_that_changed_since_the_cut_come_again(store, tmp_path):
+    cut(store, tmp_path / "t", 2)
+    (kept,) = tmp_path.glob(".*/delta/mine.pt")
+    kept.write_bytes(b"pickle of X")
+    fetch(store, tmp_path / "t")
+    assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"pickle of 7"
+
+
+def test_a_cut_before_anything_came_leaves_nothing(store, tmp_path):
+    cut(store, tmp_path / "new" / "a", 0)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_two_at_once_end_with_the_same(store, tmp_path):
+    target = tmp_path / "new" / "a"
+
+    class Crowded(FileStore):
+        def download(self, key, path, progress=lambda _: None):
+            if not target.exists():
+                fetch(store, target)
+            super().download(key, path, progress)
+
+    assert fetch(Crowded(store.url), target) == there(target)
+    assert [path.name for path in target.parent.iterdir()] == ["a"]
 
 
 def test_the_same_again_is_fine(store, tmp_path):

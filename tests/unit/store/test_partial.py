@@ -1,0 +1,176 @@
+"""What is kept of a file that arrives in ranges, and when it is not believed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job.errors import DiskError, StoreError
+from cpmbee_job.store.files import TEMPORARY, FileStore
+from cpmbee_job.store.partial import Partial, partial_file
+
+CONTENT = bytes(range(250))
+RANGES = [range(0, 100), range(100, 200), range(200, 250)]
+
+
+class CutError(Exception):
+    """The connection, say."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "model.bin"
+
+
+def opened(path: Path, identity: str = "origin 1", size: int = 250, range_size: int = 100):
+    return partial_file(path, identity, size, range_size)
+
+
+def fill(partial, *numbers: int) -> None:
+    for number in numbers:
+        wanted = RANGES[number]
+        partial.write(number, 0, CONTENT[wanted.start : wanted.start + 10])
+        partial.write(number, 10, CONTENT[wanted.start + 10 : wanted.stop])
+        partial.keep(number)
+
+
+def cut(path: Path, *numbers: int, then: Callable[[Partial], object] = lambda _: None) -> None:
+    """A call that gets no further than these ranges."""
+
+    def call() -> None:
+        with opened(path) as partial:
+            fill(partial, *numbers)
+            then(partial)
+            raise CutError
+
+    with pytest.raises(CutError):
+        call()
+
+
+def beside(path: Path) -> list[str]:
+    return [entry.name for entry in path.parent.iterdir() if entry != path]
+
+
+def test_all_ranges_make_the_file(path: Path) -> None:
+    with opened(path) as partial:
+        assert partial.ranges == RANGES
+        assert partial.whole == set()
+        fill(partial, 2, 0, 1)
+        assert b"".join(partial.read(0)) == CONTENT[:100]
+        assert not path.exists()
+    assert path.read_bytes() == CONTENT
+    assert beside(path) == []
+
+
+def test_empty_file(path: Path) -> None:
+    with opened(path, size=0) as partial:
+        assert partial.ranges == []
+    assert path.read_bytes() == b""
+
+
+def test_next_call_goes_on(path: Path) -> None:
+    cut(path, 0, 2)
+    with opened(path) as partial:
+        assert partial.whole == {0, 2}
+        fill(partial, 1)
+    assert path.read_bytes() == CONTENT
+    assert beside(path) == []
+
+
+def test_range_that_was_not_kept_is_missing(path: Path) -> None:
+    cut(path, 0, then=lambda partial: partial.write(1, 0, CONTENT[100:200]))
+    with opened(path) as partial:
+        assert partial.whole == {0}
+        fill(partial, 1, 2)
+
+
+@pytest.mark.parametrize("other", [{"identity": "origin 2"}, {"size": 251}, {"range_size": 99}])
+def test_for_anything_else_it_begins_anew(path: Path, other: dict) -> None:
+    cut(path, 0, 1)
+    with opened(path, **other) as partial:
+        assert partial.whole == set()
+        assert b"".join(partial.read(0)) == bytes(len(partial.ranges[0]))
+
+
+@pytest.mark.parametrize("length", [0, 100, 250, 253, 284])
+def test_shortened_record_is_not_believed(path: Path, length: int) -> None:
+    cut(path, 0, 1)
+    (name,) = beside(path)
+    os.truncate(path.with_name(name), length)
+    with opened(path) as partial:
+        assert partial.whole == set()
+
+
+def test_nothing_is_left_of_nothing(path: Path) -> None:
+    cut(path)
+    assert beside(path) == []
+
+
+def test_nothing_is_left_of_what_is_no_good(path: Path) -> None:
+    cut(path, 0, 1, 2, then=Partial.forget)
+    assert beside(path) == []
+
+
+def test_failed_disk_keeps_nothing(path: Path) -> None:
+    with pytest.raises(DiskError, match=r"model\.bin"):
+        cut(path, 0, then=lambda _: Path("/dev/full").write_bytes(b"1"))
+    assert beside(path) == []
+
+
+def test_older_file_stays_until_the_new_one_is_whole(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    cut(path, 0)
+    assert path.read_bytes() == b"old"
+
+
+def test_two_at_once_have_a_file_each(path: Path) -> None:
+    with opened(path) as first:
+        fill(first, 0)
+        with opened(path) as second:
+            assert second.whole == set()
+            fill(second, 0, 1, 2)
+        assert path.read_bytes() == CONTENT
+        fill(first, 1, 2)
+    assert path.read_bytes() == CONTENT
+    assert beside(path) == []
+
+
+def test_second_of_two_leaves_nothing(path: Path) -> None:
+    with opened(path) as first:
+        fill(first, 0)
+        cut(path, 0, 1)
+        assert len(beside(path)) == 1
+        fill(first, 1, 2)
+
+
+def test_files_with_long_names_are_not_mixed_up(path: Path) -> None:
+    one, other = path.with_name("长" * 70 + "1"), path.with_name("长" * 70 + "2")
+    cut(one, 0, 1)
+    with opened(other) as partial:
+        assert partial.whole == set()
+
+
+def test_link_in_its_place_is_not_followed(path: Path, tmp_path: Path) -> None:
+    cut(path, 0)
+    (name,) = beside(path)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path.with_name(name).unlink()
+    path.with_name(name).symlink_to(victim)
+    with opened(path) as partial:
+        fill(partial, 0, 1, 2)
+    assert victim.read_bytes() == b"precious"
+
+
+def test_it_is_no_object_of_a_folder(path: Path) -> None:
+    cut(path, 0)
+    assert beside(path)[0].endswith(TEMPORARY)
+    assert list(FileStore(str(path.parent)).list()) == []
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="not a plain file"), opened(tmp_path / "pipe"):
+        pass
