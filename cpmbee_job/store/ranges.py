@@ -63,13 +63,15 @@ class KeptObject:
             return False
 
     def _keep(self, start: int, length: int, buffers: Sequence[memoryview]) -> None:
+        if self._may_keep is False:
+            return
         draft = self._folder / f".{uuid.uuid4().hex}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if self._may_keep is None:
-                self._may_keep = self._has_room()
-            if not self._may_keep:
+            if self._may_keep is None and not self._has_room():
+                self._may_keep = False
                 return
+            self._may_keep = True
             try:
                 with draft.open("wb") as file:
                     file.writelines([*buffers, _checksum(buffers)])
