@@ -35,15 +35,15 @@ def figures(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="cpmbee-benchmark-") as name:
         folder = Path(name)
         with _server(folder) as server:
-            yield from _speed(folder, server, 128 * MIB if quick else 1024 * MIB, 3)
+            yield from _speed(folder, server, 128 * MIB if quick else 1024 * MIB)
             yield from _cut(folder, server, 128 * MIB)
 
 
-def _speed(folder: Path, server: EmbeddedS3, size: int, repeats: int) -> Iterator[Figure]:
+def _speed(folder: Path, server: EmbeddedS3, size: int) -> Iterator[Figure]:
     source, copy, theirs = _random_file(folder / "source", size), folder / "copy", folder / "theirs"
     store, client = _store(server.endpoint_url), _client(server.endpoint_url)
 
-    def rows(what: str, ours: Callable[[], object], baseline: Callable[[], object]) -> Figure:
+    def row(what: str, ours: Callable[[], object], baseline: Callable[[], object], repeats: int) -> Figure:
         seconds, their_seconds = paired(ours, baseline, repeats)
         return Figure(
             f"{what} of {size / 1e9:.2g} GB",
@@ -53,14 +53,15 @@ def _speed(folder: Path, server: EmbeddedS3, size: int, repeats: int) -> Iterato
             mark=1.0,
         )
 
-    yield rows(
-        "upload", lambda: store.upload(source, "ours"), lambda: client.upload_file(str(source), BUCKET, "x/theirs")
+    yield row(
+        "upload", lambda: store.upload(source, "ours"), lambda: client.upload_file(str(source), BUCKET, "x/theirs"), 3
     )
     os.sync()  # what the uploads have left to write is none of the downloads' business
-    yield rows(
+    yield row(
         "download",
         lambda: store.download("ours", copy),
         lambda: client.download_file(BUCKET, "x/theirs", str(theirs)),
+        5,
     )
     if copy.read_bytes() != source.read_bytes():
         raise AssertionError("what came back is not what was sent")

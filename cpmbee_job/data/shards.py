@@ -23,7 +23,7 @@ from cpmbee_job.data.index import INDEX, Index
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.cache import default_cache_dir
-from cpmbee_job.store.files import explained
+from cpmbee_job.store.files import explained, sync
 
 _ROW_SCHEMA = pa.schema(
     [
@@ -129,6 +129,7 @@ def _local_part(store: Store, key: str, size: int, sha256: str, cache: Path | No
                 with suppress(NotFoundError):
                     store.download(key, fetched)
                 _verify(fetched, size, sha256, f"{store.url}/{key}")
+                sync(fetched)  # it will not be hashed again, after a power failure neither
                 fetched.replace(path)
     return path
 

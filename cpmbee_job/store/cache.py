@@ -10,7 +10,7 @@ from pathlib import Path
 from cpmbee_job.errors import NotFoundError, StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Progress, Store, no_progress
-from cpmbee_job.store.files import FileStore, explained
+from cpmbee_job.store.files import FileStore, explained, sync
 from cpmbee_job.store.urls import open_store
 
 
@@ -88,9 +88,11 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 def _copy(store: Store, entry: ObjectInfo, folder: Path, progress: Progress) -> None:
-    path = folder / entry.key
-    store.download(entry.key, path, progress)
+    arrived = folder / f".{entry.key}.arrived"
+    store.download(entry.key, arrived, progress)
     now = store.info(entry.key)
     if now != entry:
-        path.unlink()
+        arrived.unlink()
         raise StoreError(f"{store.url}/{entry.key}: changed while it was copied", hint="try again")
+    sync(arrived)  # from now on its size is all that is looked at, after a power failure too
+    arrived.replace(folder / entry.key)

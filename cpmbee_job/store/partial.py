@@ -1,8 +1,11 @@
 """A file that arrives in ranges, of which those that are there already survive a cut.
 
 Until it is whole it is one hidden file beside its place: the content, and behind it the record, which is a byte for
-each range (1: on the disk) and the digest of what the file is to become. A later call for the same goes on with it, one
+each range (1: there) and the digest of what the file is to become. A later call for the same goes on with it, one
 for anything else begins anew.
+
+Nothing waits for the disk: after a power failure the record may say more than is there, and so may a file that was
+complete. The first is for a checksum to find out, the second for those who keep the file (`files.sync`).
 """
 
 import fcntl
@@ -18,7 +21,6 @@ from cpmbee_job.store.files import (
     explained,
     is_open_file,
     require_replaceable,
-    sync,
     temporary_name,
 )
 
@@ -48,7 +50,6 @@ class Partial:
 
     def keep(self, number: int) -> None:
         """Range `number` is complete."""
-        os.fsync(self._descriptor)  # a power failure must not leave the record alone
         self._write(self.size + number, b"\1")
 
     def read(self, number: int) -> Iterator[bytes]:
@@ -62,9 +63,8 @@ class Partial:
         self._write(self.size, bytes(len(self.ranges)))
 
     def finish(self) -> None:
-        """Leaves the content alone, on the disk."""
+        """Leaves the content alone."""
         os.truncate(self._descriptor, self.size)
-        os.fsync(self._descriptor)
 
     def _write(self, offset: int, data: bytes) -> None:
         view = memoryview(data)
@@ -75,7 +75,7 @@ class Partial:
 
 @contextmanager
 def partial_file(path: Path, identity: str, size: int, range_size: int) -> Iterator[Partial]:
-    """What is there of the file at `path`, to be completed; it becomes `path`, flushed to disk, if the block ends well.
+    """What is there of the file at `path`, to be completed; it becomes `path` if the block ends well.
 
     If not, it is left for the next call with the same `identity` (the origin and its version), unless there is no range
     in it yet or this machine's disk is what failed. Where another process is at the same file this one gets a file of
@@ -100,7 +100,12 @@ def partial_file(path: Path, identity: str, size: int, range_size: int) -> Itera
                 raise
         finally:
             os.close(descriptor)
-        sync(path.parent)
+
+
+def boot_id() -> str:
+    """Another one after a power failure."""
+    place = Path("/proc/sys/kernel/random/boot_id")
+    return place.read_text(encoding="ascii") if place.exists() else ""
 
 
 def _open(path: Path) -> tuple[Path, int, bool]:

@@ -11,7 +11,7 @@ from botocore.exceptions import FlexibleChecksumError
 
 from cpmbee_job.store.base import Progress
 from cpmbee_job.store.checksums import Crc32, composite, part_size, strongest
-from cpmbee_job.store.partial import Partial, partial_file
+from cpmbee_job.store.partial import Partial, boot_id, partial_file
 from cpmbee_job.store.s3_client import Limits
 from cpmbee_job.store.s3_errors import BROKEN_BODY, BrokenBodyError, pause
 
@@ -36,8 +36,11 @@ class Download:
             head = self._client.head_object(Bucket=self._bucket, Key=self._target, ChecksumMode="ENABLED")
             size, etag = head["ContentLength"], head["ETag"]
             range_size = part_size(head) or self._limits.size_of_parts(size)
+            identity = f"s3://{self._bucket}/{self._target} {etag}"
+            if strongest(head) is None and part_size(head) is None:  # what is left of it will not be checked
+                identity += f" {boot_id()}"
             try:
-                with partial_file(path, f"s3://{self._bucket}/{self._target} {etag}", size, range_size) as partial:
+                with partial_file(path, identity, size, range_size) as partial:
                     self._fetch(partial, head)
             except BrokenBodyError:
                 if attempt == self._limits.attempts:

@@ -41,7 +41,7 @@ def test_interrupted_copy_is_completed(shaky: S3Store, proxy: FaultProxy, tmp_pa
     shaky.put("model/a", b"a")
     shaky.put("model/b", b"b" * 100)
     storage = StorageSpec(endpoint_url=proxy.url)
-    proxy.fail("error", 100, key="/b")
+    proxy.fail("error", 100, key="/model/b")
     with pytest.raises(StoreError):
         fetch_folder(f"{shaky.url}/model", storage, tmp_path)
     proxy.clear()
