@@ -14,6 +14,7 @@ from pathlib import Path
 from cpmbee_job import contract
 from cpmbee_job.data.__main__ import prepare_run
 from cpmbee_job.errors import CpmbeeError, NotFoundError, SpecError, UsageError
+from cpmbee_job.model.sources import LocalFile
 from cpmbee_job.model.weights import ModelFiles
 from cpmbee_job.run import Run, exit_code, new_run_id
 from cpmbee_job.spec import DataSpec, JobSpec, StorageSpec, TrainSpec
@@ -186,7 +187,7 @@ def _model(options: argparse.Namespace) -> ModelFiles:
     for flag, path in (("--model-config", options.model_config), ("--load", options.load), ("--vocab", vocab)):
         if not path.is_file():
             raise UsageError(f"{flag}: no such file: {path}")
-    return ModelFiles(config=options.model_config, vocab=vocab, weights=(options.load,))
+    return ModelFiles(config=options.model_config, vocab=vocab, weights=(LocalFile(options.load),))
 
 
 def _absolute(data: str) -> str:

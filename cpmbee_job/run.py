@@ -54,10 +54,7 @@ def training_fields(spec: JobSpec) -> dict[str, Any]:
     for key, value in spec.train.model_dump(mode="json").items():
         if key not in _HARMLESS and key != "global_batch_size":
             fields[f"train.{key}"] = value
-    for section in ("lora", "data"):
-        for key, value in getattr(spec, section).model_dump(mode="json").items():
-            fields[f"{section}.{key}"] = value
-    return fields
+    return fields | flatten(spec.model_dump(mode="json", include={"lora", "data"}))
 
 
 @dataclass(frozen=True)
@@ -206,9 +203,11 @@ def _result(url: str, state: State, reason: str) -> dict[str, Any]:
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """By dotted key."""
+    """By dotted key; members of a list of records by their number."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
+        if isinstance(value, list) and value and all(isinstance(member, Mapping) for member in value):
+            value = {str(number): member for number, member in enumerate(value)}
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
     return flat
 

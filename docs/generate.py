@@ -1,8 +1,8 @@
 """Write what can be generated of docs/ and k8s/: `python docs/generate.py`, with `--check` only compare.
 
 spec.md and job.schema.json come from the spec's model, cli.md from the command line's own help,
-status.schema.json and list.schema.json from what these verbs print with --json; of k8s/ the roles from
-what the verbs ask, and beside each job.yaml what `render` makes of it.
+status.schema.json, list.schema.json and check.schema.json from what these verbs print with --json; of k8s/ the
+roles from what the verbs ask, and beside each job.yaml what `render` makes of it.
 """
 
 import json
@@ -15,11 +15,13 @@ import typer.main
 from pydantic import BaseModel
 
 from cpmbee_job import cli
+from cpmbee_job.data.check import CheckReport
 from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, Permission, rules
 from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
 from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.spec import JobSpec, load_spec
+from cpmbee_job.spec.reading import sections_of
 
 ROOT = Path(__file__).parents[1]
 MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/kube/permissions.py.\n"
@@ -36,18 +38,16 @@ def spec_page() -> str:
 def spec_rows(model: type[BaseModel], prefix: str) -> list[str]:
     rows = []
     for name, field in model.model_fields.items():
-        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
-        if sections:
+        sections = sections_of(field.annotation)
+        if sections and sections[0] in (field.annotation, *get_args(field.annotation)):
             rows += spec_rows(sections[0], f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"`{json.dumps(field.default, ensure_ascii=False)}`"
         words = " ".join(filter(None, [field.description, choices(field.annotation)]))
         rows.append(f"| `{prefix}{name}` | {default} | {words.replace('|', chr(92) + '|')} |")
+        for section in sections:
+            rows += spec_rows(section, f"{prefix}{name}[].")
     return rows
-
-
-def is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def choices(annotation: Any) -> str:
@@ -95,6 +95,7 @@ def main() -> None:
         "docs/spec.md": spec_page(),
         "docs/job.schema.json": json.dumps(JobSpec.model_json_schema(), indent=2, ensure_ascii=False) + "\n",
         "docs/cli.md": cli_page(),
+        "docs/check.schema.json": schema(CheckReport),
         "docs/status.schema.json": schema(RunStatus),
         "docs/list.schema.json": schema(Listing),
         "k8s/base/role.yaml": role("Role", "cpmbee-job-user", *PERMISSIONS, *OPTIONAL_PERMISSIONS),

@@ -1,11 +1,15 @@
 """Fixtures that every kind of test shares."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 import cpmbee_job  # noqa: F401 (before anything loads torch)
+
+# A shell has what it starts in the background ignore Ctrl-C, and all that we start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_VOCAB = [
     "<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>",

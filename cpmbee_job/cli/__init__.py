@@ -1,6 +1,7 @@
 """The command line: each verb parses, calls, prints and ends with the exit code of `cpmbee_job.errors`."""
 
 import errno
+import io
 import sys
 from typing import Annotated
 
@@ -45,6 +46,9 @@ def options(
 
 def main() -> None:
     """Run the command line; errors become words on stderr and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of GBK, say, which has no emoji: those are written as numbers
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="cpmbee-job")
     except CpmbeeError as error:

@@ -1,6 +1,7 @@
 """Verbs about jobs: `init`, `validate`, `local`, `prepare`, `preprocess`."""
 
 import re
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,12 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the spec, like train.lr=2e-4. Repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
+
+
+class OnError(Enum):
+    FAIL = "fail"
+    SKIP = "skip"
+
 
 TEMPLATE = """\
 # A job for `cpmbee-job local {file}`. Every field is explained in docs/spec.md.
@@ -186,6 +193,12 @@ def preprocess(
     output_path: Annotated[str, typer.Option("--output_path", help="Folder to write to.", show_default=False)],
     output_name: Annotated[str, typer.Option("--output_name", help="Name of the data files.", show_default=False)],
     vocab: Annotated[Path | None, typer.Option(help="Vocabulary: check also that examples can be encoded.")] = None,
+    on_error: Annotated[
+        OnError, typer.Option("--on-error", help="What a row that can't be used does: end it all, or be left out.")
+    ] = OnError.FAIL,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse what would be mended with a warning, like a number for a text.")
+    ] = False,
 ) -> None:
     """Check rows and write them as data sets.
 
@@ -194,7 +207,8 @@ def preprocess(
 
     Example: cpmbee-job preprocess --input raw --output_path bin_data --output_name ccpm
     """
-    from cpmbee_job.data.job import prepare_bar
+    from cpmbee_job.data.job import counted, prepare_bar
+    from cpmbee_job.data.parts import PrepareSettings
     from cpmbee_job.data.prepare import preprocess as write_sets
     from cpmbee_job.pod import num_cpus
 
@@ -208,8 +222,9 @@ def preprocess(
             output_path,
             output_name,
             None if vocab is None else vocab.read_bytes(),
+            settings=PrepareSettings(max_length=None, on_error=on_error.value, strict=strict),
             workers=num_cpus(),
             progress=progress,
         )
     for folder, index in indexes.items():
-        typer.echo(f"{folder}: {index.examples} examples")
+        typer.echo(f"{folder}: {index.examples} examples{counted(index.skipped, index.warnings)}")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cpmbee_job.data.examples import Example
     from cpmbee_job.data.tokenizer import Tokenizer
     from cpmbee_job.model.cpmbee import CpmBee
+    from cpmbee_job.model.lora import Delta as LoraDelta
+    from cpmbee_job.model.stored import Progress
     from cpmbee_job.model.weights import ModelFiles
 
 model_app = typer.Typer(help="Make models out of models.", no_args_is_help=True, rich_markup_mode=None)
@@ -71,13 +73,14 @@ def predict(
 
     Example: cpmbee-job predict --model models/cpm-bee-10b --delta runs/ccpm/r1 --input questions.jsonl
     """
+    from cpmbee_job.eval.files import fetch_model
     from cpmbee_job.eval.generate import BeamOptions, Generator
     from cpmbee_job.eval.questions import ask
 
     settings = storage(endpoint_url, path_style)
     keep_apart(output, source, settings)
     options = BeamOptions(beam_size, max_length, repetition_penalty)
-    files = _fetch_model(model, settings)
+    files = fetch_model(model, settings)
     tokenizer = _tokenizer(files)
     # All rows are read before the first is answered: a bad one must not show after hours of work.
     questions = []
@@ -121,10 +124,11 @@ def evaluate(
     Example: cpmbee-job evaluate --model models/cpm-bee-10b --delta runs/ccpm/r1 --data examples/eval.jsonl
     """
     from cpmbee_job.eval.evaluate import Evaluator, Summary
+    from cpmbee_job.eval.files import fetch_model
 
     settings = storage(endpoint_url, path_style)
     keep_apart(per_example, source, settings)
-    files = _fetch_model(model, settings)
+    files = fetch_model(model, settings)
     tokenizer = _tokenizer(files)
     examples = _examples(source, settings, format_name)
     evaluator = Evaluator(_load(model, files, delta, settings), tokenizer, batch_tokens)
@@ -164,13 +168,18 @@ def merge(
 
     Example: cpmbee-job model merge --model models/cpm-bee-10b --delta runs/ccpm/r1 --out models/ccpm
     """
-    from cpmbee_job.model.lora import merged_weights
+    from cpmbee_job.eval.files import fetch_delta, fetch_model
+    from cpmbee_job.model.lora import merged_layout, merged_weights
+    from cpmbee_job.model.stored import StoredWeights
 
     settings = storage(endpoint_url, path_style)
-    files = _fetch_model(model, settings)
-    change = _fetch_delta(delta, settings, model, files)
-    with _stored(files) as base, new_folder(out, settings, last="config.json") as folder:
-        _write_model(folder, merged_weights(base, change, same_dtype=round_weights), files)
+    files = fetch_model(model, settings)
+    change = fetch_delta(delta, settings)
+    base = StoredWeights(files.weights)
+    layout = merged_layout(base.layout, change, same_dtype=round_weights)
+    with new_folder(out, settings, last="config.json") as folder, _reading(base.nbytes) as progress:
+        _write_model(folder, layout, merged_weights(base.stream(progress), change, layout), files)
+    _warn_of_another_base(change, base.streamed_digest, delta, model)
     console.say(f"{out}: {change.source} (r {change.r}, alpha {change.alpha:g}) folded into {model}")
 
 
@@ -188,14 +197,17 @@ def convert(
 
     Example: cpmbee-job model convert --model models/ccpm --out models/ccpm-bin --to bin
     """
+    from cpmbee_job.eval.files import fetch_model
+    from cpmbee_job.model.stored import StoredWeights
     from cpmbee_job.model.weights import check_model
 
     settings = storage(endpoint_url, path_style)
-    files = _fetch_model(model, settings)
-    check_model(files)
-    with _stored(files) as state, new_folder(out, settings, last="config.json") as folder:
-        _write_model(folder, state, files, as_bin=target == "bin")
-    console.say(f"{out}: {len(state)} tensors of {model}")
+    files = fetch_model(model, settings)
+    stored = StoredWeights(files.weights)
+    check_model(files, stored)
+    with new_folder(out, settings, last="config.json") as folder, _reading(stored.nbytes) as progress:
+        _write_model(folder, stored.layout, stored.stream(progress), files, as_bin=target == "bin")
+    console.say(f"{out}: {len(stored.tensors)} tensors of {model}")
 
 
 @model_app.command()
@@ -218,7 +230,7 @@ def init(
     from cpmbee_job.data.tokenizer import Tokenizer
     from cpmbee_job.model.config import CONFIG, VOCABULARY, ModelConfig, read_config
     from cpmbee_job.model.cpmbee import CpmBee, init_weights
-    from cpmbee_job.model.weights import save_weights
+    from cpmbee_job.model.saving import save_weights
 
     settings = storage(endpoint_url, path_style)
     vocab_size = Tokenizer.from_file(vocab).vocab_size
@@ -235,40 +247,35 @@ def init(
     console.say(f"{out}: {sum(p.numel() for p in model.parameters()):,} random weights")
 
 
-def _fetch_model(url: str, settings: StorageSpec) -> "ModelFiles":
-    from cpmbee_job.eval.files import fetch_model
-    from cpmbee_job.store.urls import open_store
-
-    if not url.startswith("s3://"):
-        return fetch_model(url, settings)
-    total = sum(entry.size for entry in open_store(url, settings).list() if "/" not in entry.key)
-    with console.byte_progress("fetch model", total) as progress:
-        return fetch_model(url, settings, lambda count: progress.advance(progress.task_ids[0], count))
+@contextmanager
+def _reading(num_bytes: int) -> "Iterator[Progress]":
+    """A bar for weights that are read; what to call with the number of bytes that have been."""
+    with console.byte_progress("read weights", num_bytes) as progress:
+        yield lambda count: progress.advance(progress.task_ids[0], count)
 
 
-def _fetch_delta(url: str, settings: StorageSpec, model_url: str, files: "ModelFiles") -> Any:
-    from cpmbee_job.eval.files import fetch_delta
-    from cpmbee_job.model.weights import base_digest
-
-    delta = fetch_delta(url, settings)
-    if delta.base_digest is not None and delta.base_digest != base_digest(files):
-        console.warn(f"{url} was trained on other weights than those of {model_url}")
-    return delta
+def _warn_of_another_base(delta: "LoraDelta", base_digest: str, delta_url: str, model_url: str) -> None:
+    if delta.base_digest not in (None, base_digest):
+        console.warn(f"{delta_url} was trained on other weights than those of {model_url}")
 
 
 def _load(model_url: str, files: "ModelFiles", delta_url: str | None, settings: StorageSpec) -> "CpmBee":
     """The model with its delta, if any: on a GPU in half precision where there is one, else in fp32 on the CPU."""
     import torch
 
+    from cpmbee_job.eval.files import fetch_delta
     from cpmbee_job.model.config import ModelConfig
     from cpmbee_job.model.lora import apply_delta
     from cpmbee_job.model.weights import load_model
 
-    delta = None if delta_url is None else _fetch_delta(delta_url, settings, model_url, files)
+    delta = None if delta_url is None else fetch_delta(delta_url, settings)
     on_gpu = torch.cuda.is_available()
     half = on_gpu and ModelConfig.from_file(files.config).half
-    model = load_model(files, torch.float16 if half else torch.float32, torch.device("cuda" if on_gpu else "cpu"))
-    if delta is not None:
+    dtype, device = torch.float16 if half else torch.float32, torch.device("cuda" if on_gpu else "cpu")
+    with _reading(sum(file.size for file in files.weights)) as progress:
+        model = load_model(files, dtype, device, progress=progress)
+    if delta is not None and delta_url is not None:
+        _warn_of_another_base(delta, model.base_digest, delta_url, model_url)
         apply_delta(model, delta)
     parameter = model.input_embedding.weight
     console.say(
@@ -313,23 +320,21 @@ def _examples(url: str, settings: StorageSpec, format_name: str) -> "Sequence[tu
     return examples
 
 
-@contextmanager
-def _stored(files: "ModelFiles") -> "Iterator[dict[str, Tensor]]":
-    """The weights of a model as they lie in its files, in their own types."""
-    from cpmbee_job.model.weights import open_weights
-
-    with open_weights(files.weights) as stored:
-        yield {name: stored.read(name) for name in stored.shapes}
-
-
-def _write_model(folder: Path, state: "dict[str, Tensor]", files: "ModelFiles", *, as_bin: bool = False) -> None:
+def _write_model(
+    folder: Path,
+    layout: "dict[str, Tensor]",
+    tensors: "Iterator[tuple[str, Tensor]]",
+    files: "ModelFiles",
+    *,
+    as_bin: bool = False,
+) -> None:
     from cpmbee_job.model.config import CONFIG, VOCABULARY
-    from cpmbee_job.model.weights import save_pickled, save_weights
+    from cpmbee_job.model.saving import save_pickled, save_weights
 
     if as_bin:
-        save_pickled(state, folder / "pytorch_model.bin")
+        save_pickled(dict(tensors), folder / "pytorch_model.bin")
     else:
-        save_weights(state, folder)
+        save_weights(layout, folder, tensors)
     shutil.copy(files.config, folder / CONFIG)
     if files.vocab.is_file():
         shutil.copy(files.vocab, folder / VOCABULARY)

@@ -44,20 +44,28 @@ class Table:
     """(E,) the row of each example, from 0, ascending"""
 
     @classmethod
-    def of(cls, examples: Sequence[Encoded], rows: NDArray[np.integer] | None = None) -> Self:
-        """Put examples one after the other; `rows` (E,), ascending, defaults to a row for each."""
-        if not examples:
+    def of(
+        cls,
+        samples: Sequence[Encoded],
+        rows: NDArray[np.integer] | None = None,
+        sample_counts: NDArray[np.integer] | None = None,
+    ) -> Self:
+        """Put examples one after the other. `sample_counts` (E,) says how many samples make an example, one by default;
+        `rows` (E,), ascending, defaults to a row for each example.
+        """
+        if not samples:
             raise ValueError("no examples")
+        counts = np.ones(len(samples), dtype=np.int32) if sample_counts is None else sample_counts
         return cls(
-            input_ids=np.concatenate([e.input_ids for e in examples]).astype(np.int32, copy=False),
-            input_id_subs=np.concatenate([e.input_id_subs for e in examples]).astype(np.int32, copy=False),
-            context=np.concatenate([e.context for e in examples]).astype(np.int8, copy=False),
-            segment_ids=np.concatenate([e.segment_ids for e in examples]).astype(np.int32, copy=False),
-            segment_rel=np.concatenate([e.segment_rel for e in examples]).astype(np.uint8, copy=False),
-            sample_lengths=np.array([len(e.input_ids) for e in examples], dtype=np.int32),
-            sample_segments=np.array([e.num_segments for e in examples], dtype=np.int32),
-            sample_counts=np.ones(len(examples), dtype=np.int32),
-            rows=np.arange(len(examples), dtype=np.int32) if rows is None else np.asarray(rows, dtype=np.int32),
+            input_ids=np.concatenate([s.input_ids for s in samples]).astype(np.int32, copy=False),
+            input_id_subs=np.concatenate([s.input_id_subs for s in samples]).astype(np.int32, copy=False),
+            context=np.concatenate([s.context for s in samples]).astype(np.int8, copy=False),
+            segment_ids=np.concatenate([s.segment_ids for s in samples]).astype(np.int32, copy=False),
+            segment_rel=np.concatenate([s.segment_rel for s in samples]).astype(np.uint8, copy=False),
+            sample_lengths=np.array([len(s.input_ids) for s in samples], dtype=np.int32),
+            sample_segments=np.array([s.num_segments for s in samples], dtype=np.int32),
+            sample_counts=np.asarray(counts, dtype=np.int32),
+            rows=np.arange(len(counts), dtype=np.int32) if rows is None else np.asarray(rows, dtype=np.int32),
         )
 
 

@@ -6,10 +6,11 @@ two segments the model sees the bucket of their relation: how many levels up fro
 down to the other.
 """
 
+import hashlib
+import json
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ class Encoded:
     """(N,) the token's segment."""
     segment_rel: NDArray[np.uint8]
     """(S * S,) bucket of the relation of a segment (row) to another; read-only, shared by examples of one shape."""
+    is_key: NDArray[np.bool_]
+    """(S,) whether the segment is a key (or the root), not a text."""
     num_segments: int
     ext_table: dict[int, str]
     """Tokens that the vocabulary lacks, by the id that the tokenizer gave them."""
@@ -77,58 +80,90 @@ def encode_example(
     answer_order: random.Random | None = None,
     max_depth: int = 8,
     strict: bool = False,
+    after: Encoded | None = None,
 ) -> Encoded:
     """The arrays of an example that `check_example` has passed.
 
     `answer_order` shuffles the keys inside a nested answer, as the original does in training; None leaves them. Levels
     beyond `max_depth` (at most 15) are not told apart. `strict`: `DataError` that names the place where the original
-    fails, on a `<` that begins no token of the model.
+    fails, on a `<` that begins no token of the model. For an in-context sample, which stands `after` another example,
+    the tokens that the vocabulary lacks keep the numbers that they have there.
     """
     segments = _read_tree(example, answer_order)
-    literals_before = tokenizer.literals
+    extensions = _Extensions(tokenizer, strict)
+    for token in after.ext_table.values() if after is not None else ():
+        extensions.add(token)
     ids: list[int] = []
-    ends: list[int] = []
-    extensions: dict[str, int] = {}
-    token_id_table: dict[str, dict[int, int]] = {}
-    base_ids: list[int] = []  # of each extension: what the model sees in its place
+    places: list[int] = []  # of the tokens that have a sub number
     subs: list[int] = []
+    lengths: list[int] = []
+    literals = 0
     for segment, text in enumerate(segments.texts):
+        start = len(ids)
         ids.append(tokenizer.bos_id)
         try:
-            tokenizer.encode_into(text, ids, extensions, strict=strict)
-            for token, token_id in islice(extensions.items(), len(subs), None):
-                base, base_id = _base_token(tokenizer, token, strict)
-                numbers = token_id_table.setdefault(base, {})
-                numbers[token_id] = len(numbers)
-                base_ids.append(base_id)
-                subs.append(numbers[token_id])
+            cut = tokenizer.cut(text, strict=strict)
+            literals += cut.literals
+            if cut.is_known:
+                ids.extend(cut.pieces)  # type: ignore[arg-type]  # all of them are ids
+            else:
+                for piece in cut.pieces:
+                    if isinstance(piece, int):
+                        ids.append(piece)
+                        continue
+                    base_id, sub = extensions.known.get(piece) or extensions.add(piece)
+                    if sub:
+                        places.append(len(ids))
+                        subs.append(sub)
+                    ids.append(base_id)
         except DataError as error:
             raise DataError(f"{segments.path(segment)}: {error.message}", hint=error.hint) from error
         if not segments.is_answer[segment]:
             ids.append(tokenizer.eos_id)
-        ends.append(len(ids))
+        lengths.append(len(ids) - start)
 
-    input_ids = np.array(ids, dtype=np.int32)
-    input_id_subs = np.zeros_like(input_ids)
-    if extensions:
-        first = tokenizer.vocab_size
-        extended = np.flatnonzero((input_ids >= first) & (input_ids < first + len(extensions)))
-        numbers_of_extended = input_ids[extended] - first
-        input_ids[extended] = np.array(base_ids, dtype=np.int32)[numbers_of_extended]
-        input_id_subs[extended] = np.array(subs, dtype=np.int32)[numbers_of_extended]
-    lengths = np.diff(ends, prepend=0)
-    num_segments = len(ends)
+    input_id_subs = np.zeros(len(ids), dtype=np.int32)
+    if places:
+        input_id_subs[places] = subs
     return Encoded(
-        input_ids=input_ids,
+        input_ids=np.array(ids, dtype=np.int32),
         input_id_subs=input_id_subs,
-        context=np.repeat(np.logical_not(segments.is_answer).astype(np.int8), lengths),
-        segment_ids=np.repeat(np.arange(num_segments, dtype=np.int32), lengths),
+        context=np.repeat(np.array([not answer for answer in segments.is_answer], dtype=np.int8), lengths),
+        segment_ids=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
         segment_rel=_relations(tuple(segments.parents), max_depth),
-        num_segments=num_segments,
-        ext_table={token_id: token for token, token_id in extensions.items()},
-        token_id_table=token_id_table,
-        literals=tokenizer.literals - literals_before,
+        is_key=np.array(segments.is_key),
+        num_segments=len(lengths),
+        ext_table={tokenizer.vocab_size + number: token for number, token in enumerate(extensions.known)},
+        token_id_table=extensions.token_id_table,
+        literals=literals,
     )
+
+
+def answer_order(example: Example) -> random.Random | None:
+    """What shuffles the keys of a nested answer: drawn from the example itself, so that it does not depend on where
+    the example stands or who prepares it. None where there is nothing to shuffle.
+    """
+    if isinstance(example[ANSWER], str):
+        return None
+    canonical = json.dumps(example, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return random.Random(hashlib.sha256(canonical.encode()).digest())
+
+
+class _Extensions:
+    """The tokens of an example that the vocabulary lacks, in order of appearance."""
+
+    def __init__(self, tokenizer: Tokenizer, strict: bool) -> None:
+        self._tokenizer, self._strict = tokenizer, strict
+        self.known: dict[str, tuple[int, int]] = {}
+        """The id that the model sees in place of each, and its sub number."""
+        self.token_id_table: dict[str, dict[int, int]] = {}
+
+    def add(self, token: str) -> tuple[int, int]:
+        base, base_id = _base_token(self._tokenizer, token, self._strict)
+        numbers = self.token_id_table.setdefault(base, {})
+        sub = numbers[self._tokenizer.vocab_size + len(self.known)] = len(numbers)
+        self.known[token] = base_id, sub
+        return base_id, sub
 
 
 def _read_tree(example: Example, answer_order: random.Random | None) -> _Segments:

@@ -1,6 +1,7 @@
 """The preprocess init-step of a job: both splits prepared, and the run bound to them."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +14,12 @@ from cpmbee_job.data.prepare import PrepareProgress, no_prepare_progress, prepar
 from cpmbee_job.data.tokenizer import Tokenizer
 from cpmbee_job.errors import ModelError, NotFoundError
 from cpmbee_job.pod import num_cpus
-from cpmbee_job.spec import JobSpec, StorageSpec
+from cpmbee_job.spec import DataSetSpec, JobSpec, StorageSpec
 from cpmbee_job.store.urls import open_store
 
 VOCABULARY = "vocab.txt"
+_COUNTS = ("rows", "examples", "tokens", "target_tokens")
+_COUNTERS = ("skipped", "warnings")
 
 
 def prepare_job(
@@ -34,32 +37,40 @@ def prepare_job(
     """
     vocab = vocab or read_vocabulary(spec.model, storage)
     tokenizer = Tokenizer.from_bytes(vocab, source=f"{spec.model}/{VOCABULARY}")
-    settings = PrepareSettings(
-        max_length=spec.train.max_length,
-        format=spec.data.format,
-        on_error=spec.data.on_error,
-        too_long=spec.data.too_long,
-    )
 
-    def prepared(url: str) -> dict[str, Any]:
-        folder, index = prepare_split(
-            url,
-            vocab,
-            settings,
-            spec.output,
-            storage=storage,
-            workers=num_cpus(),
-            pod_index=pod_index,
-            num_pods=num_pods,
-            progress=progress,
-        )
-        return _summary(url, folder, index)
+    def prepared(sets: Iterable[DataSetSpec]) -> dict[str, Any]:
+        found = []
+        for one in sets:
+            folder, index = prepare_split(
+                one.path,
+                vocab,
+                _settings(spec, one),
+                spec.output,
+                storage=storage,
+                workers=num_cpus(),
+                pod_index=pod_index,
+                num_pods=num_pods,
+                progress=progress,
+            )
+            found.append(_summary(one, folder, index))
+        return _totals(found)
 
     return {
         "vocabulary": {"size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id},
-        "train": prepared(spec.data.train),
-        "eval": None if spec.data.eval is None else prepared(spec.data.eval),
+        "train": prepared(spec.data.train_sets),
+        "eval": None if spec.data.eval is None else prepared([DataSetSpec(path=spec.data.eval)]),
     }
+
+
+def _settings(spec: JobSpec, one: DataSetSpec) -> PrepareSettings:
+    return PrepareSettings(
+        max_length=spec.train.max_length,
+        format=one.format or spec.data.format,
+        on_error=spec.data.on_error,
+        too_long=spec.data.too_long,
+        strict=spec.data.strict,
+        in_context=one.in_context,
+    )
 
 
 def read_vocabulary(model: str, storage: StorageSpec) -> bytes:
@@ -72,27 +83,49 @@ def read_vocabulary(model: str, storage: StorageSpec) -> bytes:
         ) from error
 
 
-def _summary(url: str, folder: str, index: Index) -> dict[str, Any]:
+def _summary(one: DataSetSpec, folder: str, index: Index) -> dict[str, Any]:
     return {
-        "url": url,
+        "url": one.path,
+        "weight": one.weight,
         "prepared": folder.rstrip("/").rpartition("/")[2],
         "listing": index.listing,
-        "rows": index.rows,
-        "examples": index.examples,
-        "tokens": index.tokens,
-        "target_tokens": index.target_tokens,
-        "skipped": dict(index.skipped),
-        "warnings": dict(index.warnings),
+        **{name: getattr(index, name) for name in _COUNTS},
+        **{name: dict(getattr(index, name)) for name in _COUNTERS},
     }
 
 
+def _totals(sets: list[dict[str, Any]]) -> dict[str, Any]:
+    """A split's record: its data sets, and what they hold together."""
+    sums = {name: sum(one[name] for one in sets) for name in _COUNTS}
+    counters = {name: dict(sum((Counter(one[name]) for one in sets), Counter())) for name in _COUNTERS}
+    return {**sums, **counters, "sets": sets}
+
+
 def describe(split: str, record: dict[str, Any]) -> str:
-    """One line about a prepared split."""
-    words = f"{split}: {record['examples']:,} examples in {record['rows']:,} rows, {record['tokens']:,} tokens"
-    for kind in ("skipped", "warnings"):
-        if record[kind]:
-            words += f"; {kind}: " + ", ".join(f"{count:,} {reason}" for reason, count in record[kind].items())
+    """A line about a prepared split, and one for each of several data sets."""
+    sets = record["sets"]
+    lines = [f"{split}: {_describe(record)}"]
+    if len(sets) > 1:
+        lines += [f"  {one['url']}{_weight(one['weight'])}: {_describe(one)}" for one in sets]
+    return "\n".join(lines)
+
+
+def _describe(record: dict[str, Any]) -> str:
+    words = f"{record['examples']:,} examples in {record['rows']:,} rows, {record['tokens']:,} tokens"
+    return words + counted(record["skipped"], record["warnings"])
+
+
+def counted(skipped: Mapping[str, int], warnings: Mapping[str, int]) -> str:
+    """What was left out and what was mended, to be put behind what is there."""
+    words = ""
+    for kind, counts in (("skipped", skipped), ("warnings", warnings)):
+        if counts:
+            words += f"; {kind}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
     return words
+
+
+def _weight(weight: float | None) -> str:
+    return "" if weight is None else f" (weight {weight:g})"
 
 
 @contextmanager

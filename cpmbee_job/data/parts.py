@@ -1,26 +1,27 @@
 """One piece of the input becomes one part."""
 
-import hashlib
 import json
-import random
 import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from cpmbee_job import contract
 from cpmbee_job.data.collate import Table
-from cpmbee_job.data.encode import Encoded, encode_example
-from cpmbee_job.data.examples import ANSWER, Example
+from cpmbee_job.data.encode import Encoded, answer_order, encode_example
+from cpmbee_job.data.examples import Example
+from cpmbee_job.data.in_context import InContext, Samples
 from cpmbee_job.data.index import PartInfo
 from cpmbee_job.data.pack import pack
 from cpmbee_job.data.reformat import ErrorList
 from cpmbee_job.data.shards import ExampleWriter, RowWriter, file_digest
 from cpmbee_job.data.sources import Kind, Piece, Rejection, read_piece
 from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.truncate import truncate_context
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Progress, Store, no_progress
@@ -34,9 +35,15 @@ class PrepareSettings:
     """Tokens in a row; None leaves the examples as they are (as `preprocess` does)."""
     format: str = "bee"
     on_error: Literal["fail", "skip"] = "fail"
-    too_long: Literal["fail", "skip"] = "fail"
+    too_long: Literal["fail", "skip", "truncate-context"] = "fail"
     strict: bool = False
     """Refuse what would be mended: numbers as text, a `<` that begins no token."""
+    in_context: tuple[float, ...] = (1.0,)
+    """Relative frequencies of examples with 0, 1, 2, ... in-context samples."""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {"in_context": list(self.in_context)}
 
 
 @dataclass(frozen=True)
@@ -56,29 +63,42 @@ class Job:
 
 
 class _PartWriter(Protocol):
-    @property
-    def num_rows(self) -> int: ...
+    num_rows: int
+    num_tokens: int
 
     def add(self, example: Example, encoded: Encoded | None) -> None: ...
 
     def close(self) -> None: ...
 
 
-class _RowPart:
-    """Packs examples into rows, window by window."""
+class RowSink(Protocol):
+    """Where packed rows go; a `RowWriter`, or what only counts them."""
 
-    def __init__(self, path: Path, max_length: int, window: int) -> None:
-        self._writer = RowWriter(path)
+    num_rows: int
+
+    def write(self, table: Table) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RowPart:
+    """Packs the examples of a piece (`number`) into rows, window by window."""
+
+    def __init__(
+        self, writer: RowSink, max_length: int, window: int, in_context: InContext | None, number: int
+    ) -> None:
+        self.num_rows = self.num_tokens = 0
+        self._writer = writer
         self._max_length, self._window = max_length, window
+        self._in_context, self._number = in_context, number
+        self._raw: list[Example] = []
         self._examples: list[Encoded] = []
         self._tokens = 0
 
-    @property
-    def num_rows(self) -> int:
-        return self._writer.num_rows
-
-    def add(self, _example: Example, encoded: Encoded | None) -> None:
+    def add(self, example: Example, encoded: Encoded | None) -> None:
         assert encoded is not None
+        if self._in_context is not None:
+            self._raw.append(example)
         self._examples.append(encoded)
         self._tokens += encoded.input_ids.size
         if self._tokens >= self._window:
@@ -90,10 +110,23 @@ class _RowPart:
 
     def _flush(self) -> None:
         if self._examples:
-            rows = pack([example.input_ids.size for example in self._examples], self._max_length)
-            order = np.argsort(rows, kind="stable")
-            self._writer.write(Table.of([self._examples[number] for number in order.tolist()], rows[order]))
-        self._examples, self._tokens = [], 0
+            self._write(self._with_samples())
+        self._raw, self._examples, self._tokens = [], [], 0
+
+    def _with_samples(self) -> list[Samples]:
+        if self._in_context is None:
+            return [(example,) for example in self._examples]
+        return self._in_context.extend(self._raw, self._examples, (self._number, self.num_rows))
+
+    def _write(self, examples: list[Samples]) -> None:
+        lengths = [sum([sample.input_ids.size for sample in samples]) for samples in examples]
+        rows = pack(lengths, self._max_length)
+        order = np.argsort(rows, kind="stable")
+        in_order = [examples[number] for number in order.tolist()]
+        counts = np.array([len(samples) for samples in in_order])
+        self._writer.write(Table.of(list(chain.from_iterable(in_order)), rows[order], counts))
+        self.num_rows = self._writer.num_rows
+        self.num_tokens += sum(lengths)
 
 
 class _ExamplePart:
@@ -102,12 +135,14 @@ class _ExamplePart:
     num_rows = 0
 
     def __init__(self, path: Path, window: int) -> None:
+        self.num_tokens = 0
         self._writer = ExampleWriter(path)
         self._window = window
         self._texts: list[str] = []
         self._characters = 0
 
-    def add(self, example: Example, _encoded: Encoded | None) -> None:
+    def add(self, example: Example, encoded: Encoded | None) -> None:
+        self.num_tokens += 0 if encoded is None else encoded.input_ids.size
         self._texts.append(json.dumps(example, ensure_ascii=False, separators=(",", ":")))
         self._characters += len(self._texts[-1])
         if self._characters >= self._window:
@@ -156,18 +191,19 @@ class PartMaker:
         skipped: Counter[str] = Counter()
         warnings: Counter[str] = Counter()
         errors = ErrorList()
+        in_context = self._in_context()
         writer: _PartWriter = (
             _ExamplePart(path, self._job.window)
             if settings.max_length is None
-            else _RowPart(path, settings.max_length, self._job.window)
+            else RowPart(RowWriter(path), settings.max_length, self._job.window, in_context, piece.number)
         )
         records = read_piece(
             self._store, self._job.kind, piece, settings.format, warnings, strict=settings.strict, on_bytes=on_bytes
         )
         for record in records:
-            content = self._encode(record.content)
+            content = self._encode(record.content, warnings)
             if isinstance(content, Rejection):
-                if (settings.too_long if content.kind == "too long" else settings.on_error) == "fail":
+                if (settings.too_long if content.kind == "too long" else settings.on_error) != "skip":
                     errors.add(content.error, record.location)
                 skipped[content.kind] += 1
                 continue
@@ -175,25 +211,34 @@ class PartMaker:
             writer.add(example, encoded)
             counts["examples"] += 1
             if encoded is not None:
-                counts["tokens"] += encoded.input_ids.size
                 counts["target_tokens"] += encoded.input_ids.size - int(np.count_nonzero(encoded.context))
                 if encoded.literals:
                     warnings["'<' taken as text"] += encoded.literals
         writer.close()
         errors.refuse("the data are not prepared")
+        if in_context is not None and in_context.num_left_out:
+            warnings["in-context samples that a row had no room for"] += in_context.num_left_out
         return PartInfo(
             key=path.name,
             sha256=file_digest(path),
             size=path.stat().st_size,
             rows=writer.num_rows,
             examples=counts["examples"],
-            tokens=counts["tokens"],
+            tokens=writer.num_tokens,
             target_tokens=counts["target_tokens"],
             skipped=dict(sorted(skipped.items())),
             warnings=dict(sorted(warnings.items())),
         )
 
-    def _encode(self, content: "Example | Rejection") -> tuple[Example, Encoded | None] | Rejection:
+    def _in_context(self) -> InContext | None:
+        settings = self._job.settings
+        if self._tokenizer is None or settings.max_length is None or not any(settings.in_context[1:]):
+            return None
+        return InContext(self._tokenizer, settings.in_context, settings.max_length)
+
+    def _encode(
+        self, content: "Example | Rejection", warnings: Counter[str]
+    ) -> tuple[Example, Encoded | None] | Rejection:
         if isinstance(content, Rejection):
             return content
         if self._tokenizer is None:
@@ -205,18 +250,15 @@ class PartMaker:
             )
         except DataError as error:
             return Rejection("not encodable", error)
-        if settings.max_length is not None and encoded.input_ids.size > settings.max_length:
-            message = f"{encoded.input_ids.size} tokens, where a row holds {settings.max_length}"
-            hint = "shorten it, raise train.max_length, or leave such rows out with data.too_long: skip"
+        if settings.max_length is None or encoded.input_ids.size <= settings.max_length:
+            return content, encoded
+        message = f"{encoded.input_ids.size} tokens, where a row holds {settings.max_length}"
+        if settings.too_long == "truncate-context":
+            shortened = truncate_context(self._tokenizer, encoded, settings.max_length)
+            if shortened is not None:
+                warnings["texts cut to fit into a row"] += 1
+                return content, shortened
+            hint = "its keys and its answer alone are too long: shorten them, or raise train.max_length"
             return Rejection("too long", DataError(message, hint=hint))
-        return content, encoded
-
-
-def answer_order(example: Example) -> random.Random | None:
-    """What shuffles the keys of a nested answer: drawn from the example itself, so that it does not depend on where
-    the example stands or who prepares it. None where there is nothing to shuffle.
-    """
-    if isinstance(example[ANSWER], str):
-        return None
-    canonical = json.dumps(example, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return random.Random(hashlib.sha256(canonical.encode()).digest())
+        hint = "shorten it, raise train.max_length, or set data.too_long to skip or truncate-context"
+        return Rejection("too long", DataError(message, hint=hint))

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
+from dataclasses import replace
 from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def prepared_digest(source: Source, vocab: bytes | None, settings: PrepareSettin
             "listing": source.digest,
             "piece_bytes": source.piece_bytes,
             "vocab": _sha256(vocab),
-            "settings": asdict(settings),
+            "settings": settings.record(),
             "format": _format_digest(settings.format),
         }
     )
@@ -106,7 +106,7 @@ def prepare(
     index = Index(
         digest=job.digest,
         kind="examples" if settings.max_length is None else "rows",
-        settings=asdict(settings),
+        settings=settings.record(),
         vocab=_sha256(vocab),
         source=source.url,
         listing=source.digest,
@@ -166,8 +166,8 @@ def preprocess(
     of another input that lie in those folders are replaced. Returns the indexes by folder.
     """
     whole = open_source(input_url, storage)
-    if whole.kind != "lines":
-        raise DataError(f"{input_url}: not JSON lines, but a data set already", hint="train on it as it is")
+    if whole.kind != "raw":
+        raise DataError(f"{input_url}: no raw rows, but a data set already", hint="train on it as it is")
     stems = Counter(_stem(info.key) for info in whole.listing)
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
@@ -218,8 +218,12 @@ def _in_processes(
     job: Job, _store: Store, _out: Store, pieces: list[Piece], workers: int, _on_bytes: Progress
 ) -> Iterator[tuple[int, PartInfo]]:
     """Make parts in `workers` processes. Of several pieces with bad rows the first one's error is raised."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(pieces)), context, initializer=_start_worker, initargs=(job,))
+    # A server that has imported all of this once; a fork of this process itself would copy its threads' locks.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    pool = ProcessPoolExecutor(
+        min(workers, len(pieces)), context, initializer=_start_worker, initargs=(job, dict(os.environ))
+    )
     waiting = iter(pieces)
     running: dict[Future[PartInfo], int] = {}
     errors: dict[int, BaseException] = {}
@@ -244,8 +248,10 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(job: Job) -> None:
+def _start_worker(job: Job, environment: dict[str, str]) -> None:
     global _maker
+    os.environ.clear()  # the server's is of the time when it was started
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     _maker = PartMaker(job, open_store(job.input_url, job.storage), open_store(job.output_url, job.storage))
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -143,6 +143,11 @@ class ErrorList:
         if len(self.named) < MAX_NAMED_ROWS:
             self.named.append(DataError(f"{location}: {error.message}", hint=error.hint) if location else error)
 
+    def extend(self, other: "ErrorList") -> None:
+        """Take those of another list."""
+        self.count += other.count
+        self.named = [*self.named, *other.named][:MAX_NAMED_ROWS]
+
     def refuse(self, consequence: str) -> None:
         """Raise a `DataError` that names them all, if there are any, and says what follows."""
         if not self.count:

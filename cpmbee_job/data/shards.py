@@ -183,37 +183,32 @@ class _Block:
 
 
 class RowDataset:
-    """All rows of a prepared data set, numbered from 0 over its parts."""
+    """All rows of one or several prepared data sets, numbered from 0 over their parts."""
 
-    def __init__(self, index: Index, blocks: Iterable[_Block]) -> None:
-        self.index = index
+    def __init__(self, indexes: Sequence[Index], blocks: Iterable[_Block]) -> None:
+        self.indexes = indexes
         self._blocks = list(blocks)
         self._first_rows = np.cumsum([0] + [block.num_rows for block in self._blocks])
 
     @classmethod
-    def open(cls, store: Store, cache: Path | None = None) -> Self:
+    def open(cls, *stores: Store, cache: Path | None = None) -> Self:
         """Open what `prepare` wrote; every part is verified first. Raises `DataError`."""
-        index = read_index(store)
-        if index.kind != "rows":
-            raise DataError(f"{store.url}: examples that are not packed into rows yet", hint="prepare them")
+        indexes = [read_index(store) for store in stores]
+        for store, index in zip(stores, indexes, strict=True):
+            if index.kind != "rows":
+                raise DataError(f"{store.url}: examples that are not packed into rows yet", hint="prepare them")
+        parts = [(store, part) for store, index in zip(stores, indexes, strict=True) for part in index.parts]
         with ThreadPoolExecutor(_FETCHES) as pool:
-            paths = list(
-                pool.map(lambda part: _local_part(store, part.key, part.size, part.sha256, cache), index.parts)
-            )
-        return cls(index, (_Block.of(batch) for path in paths for batch in _read_batches(path)))
+            paths = list(pool.map(lambda p: _local_part(p[0], p[1].key, p[1].size, p[1].sha256, cache), parts))
+        return cls(indexes, (_Block.of(batch) for path in paths for batch in _read_batches(path)))
 
     @property
     def num_rows(self) -> int:
-        return self.index.rows
+        return sum(index.rows for index in self.indexes)
 
     @property
     def num_examples(self) -> int:
-        return self.index.examples
-
-    @property
-    def digest(self) -> str:
-        """Of the parts' hashes: the same for the same examples in the same rows, wherever they came from."""
-        return self.index.content_digest
+        return sum(index.examples for index in self.indexes)
 
     def table(self, rows: NDArray[np.integer]) -> Table:
         """The examples of rows (B,), in that order, row 0 of the table being the first of them."""

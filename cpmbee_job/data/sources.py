@@ -1,8 +1,8 @@
 """Where examples come from: a data URL becomes a fixed list of pieces, and a piece a stream of records.
 
-A data URL names a file of JSON lines (`.jsonl`, `.json`, `.txt`, or no suffix; also with `.gz` or `.zst`), a folder of
-such files, a folder that `preprocess` wrote, or one in the original code's binary format. The cut into pieces depends
-on the listing alone, never on the number of workers: pieces are what the work is shared by.
+A data URL names a file of JSON lines (`.jsonl`, `.json`, `.txt`, or no suffix; also with `.gz` or `.zst`) or a Parquet
+file, a folder of such files, a folder that `preprocess` wrote, or one in the original code's binary format. The cut
+into pieces depends on the listing alone, never on the number of workers: pieces are what the work is shared by.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from cpmbee_job.data.examples import Example, check_example, parse_object
 from cpmbee_job.data.index import INDEX
 from cpmbee_job.data.original import META, read_original
+from cpmbee_job.data.parquet import SUFFIX, read_rows
 from cpmbee_job.data.reformat import Converter, converter
 from cpmbee_job.data.shards import read_examples, read_index
 from cpmbee_job.data.streams import COMPRESSED_SUFFIXES, count_lines, is_compressed, open_slice
@@ -35,12 +36,15 @@ MAX_LINE_BYTES = 64 << 20
 _PLAIN_SUFFIXES = ("", ".jsonl", ".json", ".ndjson", ".txt")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-Kind = Literal["lines", "examples", "original"]
+Kind = Literal["raw", "examples", "original"]
+"""`raw`: files of rows, which a format converts; the others hold examples."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The lines that start in the bytes `start` to `end` of an object; of one that can't be cut, everything."""
+    """The lines that start in the bytes `start` to `end` of an object, or the row groups whose middle lies there; of
+    an object that can't be cut, everything.
+    """
 
     object: ObjectInfo
     start: int
@@ -83,14 +87,22 @@ class Source:
         return listing_digest(self.listing)
 
 
-class _OpenSlice:
-    """A slice that is being read. The lines before it are counted when the first place in it is asked for."""
+LineCounts = dict[tuple[str, int], int]
+"""How many lines end before a place (key, byte), as far as is known."""
 
-    def __init__(self, store: Store, part: Slice) -> None:
-        self._store, self._slice = store, part
+
+class _OpenSlice:
+    """A slice that is being read. The lines before it, unless they are known, are counted when the first place in it is
+    asked for.
+    """
+
+    def __init__(self, store: Store, part: Slice, known_lines: int | None) -> None:
+        self._store, self._slice, self._known_lines = store, part, known_lines
 
     @cached_property
     def lines_before(self) -> int:
+        if self._known_lines is not None:
+            return self._known_lines
         return count_lines(self._store, self._slice.object.key, self._slice.start)
 
     @property
@@ -135,8 +147,8 @@ def open_source(url: str, storage: StorageSpec | None = None, *, piece_bytes: in
     kind, listing = _recognise(url, store, objects)
     if not listing:
         names = ", ".join(info.key for info in objects[:3])
-        known = ", ".join((*_PLAIN_SUFFIXES[1:], *COMPRESSED_SUFFIXES))
-        raise DataError(f"{url}: no data there, only {names}", hint=f"data are JSON lines in files named {known}")
+        known = ", ".join((*_PLAIN_SUFFIXES[1:], *COMPRESSED_SUFFIXES, SUFFIX))
+        raise DataError(f"{url}: no data there, only {names}", hint=f"data lie in files named {known}")
     total = sum(info.size for info in listing)
     size = piece_bytes or max(MIN_PIECE_BYTES, 1 << (total // MAX_PIECES).bit_length())
     if kind == "original":
@@ -149,7 +161,7 @@ def open_source(url: str, storage: StorageSpec | None = None, *, piece_bytes: in
         store=store,
         kind=kind,
         listing=tuple(listing),
-        ignored=tuple(info.key for info in objects if info.key not in used) if kind == "lines" else (),
+        ignored=tuple(info.key for info in objects if info.key not in used) if kind == "raw" else (),
         piece_bytes=size,
         pieces=tuple(Piece(number, group) for number, group in enumerate(groups)),
     )
@@ -164,11 +176,13 @@ def read_piece(
     *,
     strict: bool = False,
     on_bytes: Progress = no_progress,
+    line_counts: LineCounts | None = None,
 ) -> Iterator[Record]:
     """The records of a piece in order, converted from their format and checked.
 
-    `store` and `kind` are its source's; a format is one of lines, the other kinds hold examples already. `warnings`
-    counts what was mended. Raises `DataError` for an object that can't be read on.
+    `store` and `kind` are its source's; a format is one of raw rows, the other kinds hold examples already. `warnings`
+    counts what was mended. Who reads all pieces in order gives them the same `line_counts`: then naming a line reads
+    nothing twice. Raises `DataError` for an object that can't be read on.
     """
     if kind == "original":
         for location, content in read_original(store):
@@ -184,8 +198,16 @@ def read_piece(
         return
     convert = converter(format_name)
     for part in piece.slices:
-        for place, line in _lines(store, part, on_bytes):
-            yield Record(place, _example(line, convert, warnings, strict))
+        rows = (
+            _parquet_rows(store, part)
+            if _is_parquet(part.object.key)
+            else _json_rows(store, part, on_bytes, {} if line_counts is None else line_counts)
+        )
+        for place, row in rows:
+            yield Record(place, _example(row, convert, warnings, strict))
+        if _is_parquet(part.object.key):
+            on_bytes(part.end - part.start)
+        _require_unchanged(store, part.object)
 
 
 def read_source(
@@ -200,15 +222,25 @@ def read_source(
     """All records of a data URL in order; see `read_piece`."""
     source = open_source(url, storage)
     counter = Counter() if warnings is None else warnings
+    lines: LineCounts = {}
     for piece in source.pieces:
-        yield from read_piece(source.store, source.kind, piece, format_name, counter, strict=strict, on_bytes=on_bytes)
+        yield from read_piece(
+            source.store,
+            source.kind,
+            piece,
+            format_name,
+            counter,
+            strict=strict,
+            on_bytes=on_bytes,
+            line_counts=lines,
+        )
 
 
 def _recognise(url: str, store: Store, objects: list[ObjectInfo]) -> tuple[Kind, list[ObjectInfo]]:
     by_key = {info.key: info for info in objects}
     special = [info.key for info in objects if info.key.endswith(".arrow") or info.key.rpartition("/")[2] == META]
     if not special:
-        return "lines", [info for info in objects if _is_lines(info.key)]
+        return "raw", [info for info in objects if _is_lines(info.key) or _is_parquet(info.key)]
     if META in by_key:
         return "original", [info for info in objects if "/" not in info.key]
     if INDEX not in by_key:
@@ -226,9 +258,13 @@ def _is_lines(key: str) -> bool:
     return (PurePosixPath(path.stem) if is_compressed(key) else path).suffix in _PLAIN_SUFFIXES
 
 
+def _is_parquet(key: str) -> bool:
+    return key.lower().endswith(SUFFIX)
+
+
 def _cut(info: ObjectInfo, size: int, kind: Kind) -> Iterator[Slice]:
     """Cut an object into equal slices of at most `size` bytes."""
-    whole = kind != "lines" or is_compressed(info.key)
+    whole = kind != "raw" or is_compressed(info.key)
     count = 1 if whole else -(-info.size // size)
     for number in range(count if info.size else 0):
         yield Slice(info, number * info.size // count, (number + 1) * info.size // count)
@@ -248,10 +284,13 @@ def _group(slices: Iterable[Slice], size: int) -> list[tuple[Slice, ...]]:
     return [tuple(group) for group in groups]
 
 
-def _lines(store: Store, part: Slice, on_bytes: Progress) -> Iterator[tuple[Place, bytes | DataError]]:
+def _lines(
+    store: Store, part: Slice, on_bytes: Progress, line_counts: LineCounts
+) -> Iterator[tuple[Place, bytes | DataError]]:
     """The lines that start in a slice, without empty ones, numbered from the slice's start."""
     info = part.object
-    place = _OpenSlice(store, part)
+    known_lines = line_counts.pop((info.key, part.start), None) if part.start else 0
+    place = _OpenSlice(store, part, known_lines)
     compressed = is_compressed(info.key)
     # Reading begins one byte early: only a line end there makes a line start where the slice does.
     begin = max(0, part.start - 1)
@@ -274,10 +313,9 @@ def _lines(store: Store, part: Slice, on_bytes: Progress) -> Iterator[tuple[Plac
                 if content and not content.isspace():
                     yield Place(place, number), content
             number += 1
-    if store.local_path(info.key) is None and store.info(info.key) != info:
-        raise DataError(
-            f"{place.name}: changed while it was read", hint="start again when nobody writes to it any more"
-        )
+        if known_lines is not None:
+            # A line that crosses the slice's end has been read, but ends behind it.
+            line_counts[info.key, part.end] = known_lines + number - (1 if position == part.end else 2)
 
 
 def _skip_line(stream: Any) -> int:
@@ -290,20 +328,41 @@ def _skip_line(stream: Any) -> int:
     return skipped
 
 
+def _json_rows(
+    store: Store, part: Slice, on_bytes: Progress, line_counts: LineCounts
+) -> Iterator[tuple[Place, "dict[str, Any] | DataError"]]:
+    for place, line in _lines(store, part, on_bytes, line_counts):
+        try:
+            yield place, line if isinstance(line, DataError) else parse_object(line)
+        except DataError as error:
+            yield place, error
+
+
+def _parquet_rows(store: Store, part: Slice) -> Iterator[tuple[str, dict[str, Any]]]:
+    info = part.object
+    for number, row in read_rows(store, info.key, info.size, part.start, part.end):
+        yield f"{_name(store, info.key)}: row {number}", row
+
+
+def _require_unchanged(store: Store, info: ObjectInfo) -> None:
+    """Raise where ranges of an object may be of two versions of it."""
+    if store.local_path(info.key) is None and store.info(info.key) != info:
+        raise DataError(
+            f"{_name(store, info.key)}: changed while it was read",
+            hint="start again when nobody writes to it any more",
+        )
+
+
 def _example(
-    line: bytes | DataError, convert: Converter, warnings: Counter[str], strict: bool
+    row: "dict[str, Any] | DataError", convert: Converter, warnings: Counter[str], strict: bool
 ) -> "Example | Rejection":
-    if isinstance(line, DataError):
-        return Rejection("unreadable", line)
+    if isinstance(row, DataError):
+        return Rejection("unreadable", row)
     try:
-        row = parse_object(line)
-    except DataError as error:
-        return Rejection("unreadable", error)
-    try:
-        row = convert(row)
+        example = convert(row)
     except DataError as error:
         return Rejection("wrong format", error)
-    return _checked(row, warnings, strict)
+    return _checked(example, warnings, strict)
 
 
 def _checked(raw: object, warnings: Counter[str], strict: bool) -> "Example | Rejection":

@@ -50,6 +50,11 @@ def open_slice(
             ) from error
 
 
+def open_object(store: Store, key: str, size: int) -> io.RawIOBase:
+    """The object's bytes as they are, to be read from any place."""
+    return _ObjectStream(store, key, size, 0, size, no_progress)
+
+
 def count_lines(store: Store, key: str, end: int) -> int:
     """Line ends in the first `end` bytes of an object that is not compressed."""
     with _ObjectStream(store, key, end, 0, end, no_progress) as raw:
@@ -69,6 +74,19 @@ class _ObjectStream(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        if self._file is not None:
+            self._file.seek(self._position)
+        return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
         view = memoryview(buffer).cast("B")

@@ -8,15 +8,30 @@ begin no entry become one unknown piece. That is what an Aho-Corasick automaton 
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
+import numpy as np
 from ahocorasick_rs import AhoCorasick, MatchKind
 
 from cpmbee_job.errors import DataError, NotFoundError
 
 _REQUIRED = ("<unk>", "<s>", "</s>", "</n>", "</_>", "<root>", "<ans>")
+
+_SHORT = 64
+"""Characters of a text that is remembered once it has been cut: keys, options, questions come again and again."""
+
+
+class Cut(NamedTuple):
+    """A text as tokens: the ids of those in the vocabulary, the others as text."""
+
+    pieces: tuple[int | str, ...]
+    is_known: bool
+    """Whether all are ids."""
+    literals: int
+    """`<` taken for plain text."""
 
 
 class Tokenizer:
@@ -31,11 +46,15 @@ class Tokenizer:
         plain = [token for token in vocabulary if not is_special(token)]
         self._plain_ids = [vocabulary[token] for token in plain]
         self._automaton = AhoCorasick(plain, matchkind=MatchKind.LeftmostLongest)
+        self._cut_short = lru_cache(maxsize=1 << 14)(self._cut)
         self.digest = digest
         self.vocab_size = len(vocabulary)
         self.unk_id = vocabulary["<unk>"]
         self.bos_id = vocabulary["<s>"]
         self.eos_id = vocabulary["</s>"]
+        special = {token_id for token, token_id in vocabulary.items() if is_special(token)} - {self.unk_id}
+        self.special_ids = np.array(sorted(special), dtype=np.int32)
+        """Ids of the tokens that are written `<...>`, but for the unknown one."""
         self.literals = 0
 
     @classmethod
@@ -89,28 +108,18 @@ class Tokenizer:
         table = dict(ext_table or {})
         extensions = {token: token_id for token_id, token in table.items()}
         num_known = len(extensions)
-        ids: list[int] = []
-        self.encode_into(text, ids, extensions, strict=strict)
+        ids = [
+            piece if isinstance(piece, int) else extensions.setdefault(piece, len(extensions) + self.vocab_size)
+            for piece in self.cut(text, strict=strict).pieces
+        ]
         table.update((token_id, token) for token, token_id in islice(extensions.items(), num_known, None))
         return ids, table
 
-    def encode_into(self, text: str, ids: list[int], extensions: dict[str, int], *, strict: bool = False) -> None:
-        """`encode` for many texts in turn: appends to `ids`, and adds to `extensions` (the ids of tokens that the
-        vocabulary lacks) the new ones at the end.
-        """
-        for index, part in enumerate(self._split(text, strict) if "<" in text else (text,)):
-            if index % 2:
-                token_id = self._id_of.get(part)
-                ids.append(self._extension_id(part, extensions) if token_id is None else token_id)
-                continue
-            position = 0
-            for pattern, start, end in self._automaton.find_matches_as_indexes(part):
-                if start > position:
-                    ids.append(self._extension_id(part[position:start], extensions))
-                ids.append(self._plain_ids[pattern])
-                position = end
-            if position < len(part):
-                ids.append(self._extension_id(part[position:], extensions))
+    def cut(self, text: str, *, strict: bool = False) -> Cut:
+        """What `encode` makes of a text before it numbers the tokens that the vocabulary lacks."""
+        cut = self._cut_short(text, strict) if len(text) <= _SHORT else self._cut(text, strict)
+        self.literals += cut.literals
+        return cut
 
     def decode(self, ids: Iterable[int], ext_table: Mapping[int, str] | None = None) -> str:
         """The text of token ids, with `<` of plain text written `<<`; negative ids are left out.
@@ -129,11 +138,30 @@ class Tokenizer:
                 pieces.append(token if is_special(token) else token.replace("<", "<<"))
         return "".join(pieces)
 
-    def _extension_id(self, token: str, extensions: dict[str, int]) -> int:
-        return extensions.setdefault(token, len(extensions) + self.vocab_size)
+    def _cut(self, text: str, strict: bool) -> Cut:
+        pieces: list[int | str] = []
+        parts, literals = self._split(text, strict) if "<" in text else ([text], 0)
+        for index, part in enumerate(parts):
+            if index % 2:
+                pieces.append(self._id_of.get(part, part))
+                continue
+            matches = self._automaton.find_matches_as_indexes(part)
+            if sum([end - start for _, start, end in matches]) == len(part):
+                pieces.extend([self._plain_ids[pattern] for pattern, _, _ in matches])
+                continue
+            position = 0
+            for pattern, start, end in matches:
+                if start > position:
+                    pieces.append(part[position:start])
+                pieces.append(self._plain_ids[pattern])
+                position = end
+            if position < len(part):
+                pieces.append(part[position:])
+        return Cut(tuple(pieces), str not in set(map(type, pieces)), literals)
 
-    def _split(self, text: str, strict: bool) -> list[str]:
-        """Plain text and special tokens in turn, plain text first and last."""
+    def _split(self, text: str, strict: bool) -> tuple[list[str], int]:
+        """Plain text and special tokens in turn, plain text first and last; and the number of literal `<`."""
+        literals = 0
         parts: list[str] = []
         plain: list[str] = []
         position = 0
@@ -157,12 +185,12 @@ class Tokenizer:
                 plain = []
                 position = end
             else:
-                self.literals += 1
+                literals += 1
                 plain.append("<")
                 position = begin + 1
         plain.append(text[position:])
         parts.append("".join(plain))
-        return parts
+        return parts, literals
 
 
 def is_special(token: str) -> bool:

@@ -5,22 +5,31 @@ from pathlib import Path
 
 from cpmbee_job import contract
 from cpmbee_job.errors import InvalidError, NotFoundError
+from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY
 from cpmbee_job.model.lora import DELTA_MANIFEST, DELTA_TENSORS, Delta, read_delta
-from cpmbee_job.model.weights import ModelFiles, find_model
+from cpmbee_job.model.weights import ModelFiles, find_model, is_weights
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Progress, Store, no_progress
 from cpmbee_job.store.cache import default_cache_dir, fetch_folder
+from cpmbee_job.store.ranges import KeptObject
 from cpmbee_job.store.urls import open_object, open_store
 
 _FILE_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
-def fetch_model(url: str, storage: StorageSpec | None = None, progress: Progress = no_progress) -> ModelFiles:
-    """The files of the model folder at `url`, copied to the cache where it is not on this machine.
+def fetch_model(url: str, storage: StorageSpec | None = None) -> ModelFiles:
+    """The files of the model folder at `url`. Where it is not on this machine, the small ones are copied to the cache;
+    weights are read from there by ranges, which the cache keeps.
 
     Raises `NotFoundError` where there is none, `ModelError` for a folder that is no model.
     """
-    return find_model(fetch_folder(url, storage, default_cache_dir(), progress))
+    cache, store = default_cache_dir(), open_store(url, storage)
+    folder = fetch_folder(url, storage, cache, only={CONFIG, VOCABULARY, SAFETENSORS_INDEX})
+    if store.local_path(CONFIG) is not None:
+        return find_model(folder)
+    return find_model(
+        folder, {found.key: KeptObject(store, found, cache) for found in store.list() if is_weights(found.key)}
+    )
 
 
 def fetch_delta(url: str, storage: StorageSpec | None = None, progress: Progress = no_progress) -> Delta:

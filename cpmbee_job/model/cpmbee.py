@@ -21,6 +21,9 @@ _TARGETS_AT_ONCE = 512
 class CpmBee(nn.Module):
     """The model. Parameters are uninitialised until `weights.load_model` or `init_weights` fills them."""
 
+    base_digest = ""
+    """Of the weights that `weights.load_model` has put into it."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

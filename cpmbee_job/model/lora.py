@@ -15,7 +15,7 @@ import math
 import sys
 import types
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.layers import Linear
-from cpmbee_job.model.weights import load_pickled, save_pickled
+from cpmbee_job.model.saving import save_pickled
+from cpmbee_job.model.table import load_pickled
 
 DELTA_TENSORS = "delta.safetensors"
 DELTA_MANIFEST = "manifest.json"
@@ -142,37 +143,52 @@ def apply_delta(model: nn.Module, delta: Delta) -> None:
     load_delta(model, delta)
 
 
-def merged_weights(base: Mapping[str, Tensor], delta: Delta, *, same_dtype: bool = False) -> dict[str, Tensor]:
-    """The base's weights with the delta folded in: W + sqrt(dim_in) (alpha / r) B A.
+def merged_layout(layout: Mapping[str, Tensor], delta: Delta, *, same_dtype: bool = False) -> dict[str, Tensor]:
+    """Names, shapes and dtypes of the base's weights with the delta folded in. Changed weights become fp32, because
+    rounding them to half precision changes answers; `same_dtype` rounds.
 
-    Changed weights become fp32, because rounding them to half precision changes answers; `same_dtype` rounds.
-    Weights that the delta leaves alone are passed on as they are. Raises `ModelError` where keys do not match.
+    Raises `ModelError` where keys do not match.
     """
-    merged = dict(base)
-    layers = [name.removesuffix(".weight") for name in base if name.endswith(".weight")]
-    for layer in layers:
+    for layer in [name.removesuffix(".weight") for name in layout if name.endswith(".weight")]:
         if layer.rpartition(".")[2] in delta.modules and layer + _A not in delta.state:
             raise ModelError(
                 f"{delta.source}: does not fit the model: missing {layer + _A}",
                 hint="a delta fits the base, the rank and the modules that it was trained with",
             )
+    merged = dict(layout)
     for name, a in delta.state.items():
         if not name.endswith(_A):
             continue
         layer = name.removesuffix(_A)
-        b, weight = delta.state[layer + _B], base.get(f"{layer}.weight")
-        if weight is None or weight.shape != (b.shape[0], a.shape[1]):
-            shape = "no such layer" if weight is None else f"{tuple(weight.shape)}, not {(b.shape[0], a.shape[1])}"
-            raise ModelError(f"{delta.source}: does not fit the model: {layer} ({shape})")
+        shape = (delta.state[layer + _B].shape[0], a.shape[1])
+        weight = layout.get(f"{layer}.weight")
+        if weight is None or weight.shape != shape:
+            found = "no such layer" if weight is None else f"{tuple(weight.shape)}, not {shape}"
+            raise ModelError(f"{delta.source}: does not fit the model: {layer} ({found})")
+        dtype = weight.dtype if same_dtype else torch.float32
+        merged[f"{layer}.weight"] = torch.empty(weight.shape, dtype=dtype, device="meta")
+    return merged
+
+
+def merged_weights(
+    base: Iterable[tuple[str, Tensor]], delta: Delta, layout: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """The base's weights, one by one, with the delta folded in: W + sqrt(dim_in) (alpha / r) B A, in the dtypes of
+    `merged_layout`. Raises `ModelError` for a sum that is not finite."""
+    for name, weight in base:
+        layer = name.removesuffix(".weight")
+        a, b = delta.state.get(layer + _A), delta.state.get(layer + _B)
+        if a is None or b is None:
+            yield name, weight
+            continue
         update = math.sqrt(a.shape[1]) * (delta.alpha / delta.r) * (b.double() @ a.double())
-        changed = (weight.double() + update).to(weight.dtype if same_dtype else torch.float32)
+        changed = (weight.double() + update).to(layout[name].dtype)
         if not torch.isfinite(changed).all():
             raise ModelError(
-                f"{delta.source}: {layer}.weight would be NaN or infinite with it",
+                f"{delta.source}: {name} would be NaN or infinite with it",
                 hint=f"the base is damaged, or the sum does not fit into {changed.dtype}",
             )
-        merged[f"{layer}.weight"] = changed
-    return merged
+        yield name, changed
 
 
 def save_delta_folder(

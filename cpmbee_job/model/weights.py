@@ -1,47 +1,74 @@
 """A model folder: `vocab.txt`, `config.json`, and weights as `*.safetensors` or the original `pytorch_model.bin`.
 
-Weights move from the mapped file to their place in the model one tensor at a time, so there is never a second copy of
-the model in memory. State-dict keys are the original's; those of the hub carry the prefix `cpmbee.`.
+Weights are read by ranges into the place where they stay, so there is never a second copy of the model in memory; ranks
+read a share each and exchange them. State-dict keys are the original's; those of the hub carry the prefix `cpmbee.`.
 """
 
-import hashlib
 import json
-import pickle
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY, ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee
+from cpmbee_job.model.pieces import Part, PartSums, Piece, read_pieces, share_out
+from cpmbee_job.model.sources import LocalFile, WeightFile
+from cpmbee_job.model.stored import EMBEDDING, Progress, StoredWeights, is_finite, listing, no_progress, one_thread
 
-_HUB_PREFIX = "cpmbee."
-_TIED_HEAD = "lm_head.weight"
-_EMBEDDING = "input_embedding.weight"
-_LISTED = 8
-"""Keys of one kind that an error spells out."""
+T = TypeVar("T")
+_WEIGHTS = (re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
+"""Names of files of weights. Of the two kinds, the first that is there counts."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of one model, all local."""
+    """The files of one model. Weights may lie elsewhere."""
 
     config: Path
     vocab: Path
-    weights: tuple[Path, ...]
+    weights: tuple[WeightFile, ...]
 
 
-def find_model(folder: Path) -> ModelFiles:
-    """The files of the model in `folder`; whether there is a vocabulary shows when it is read.
+class Ranks(Protocol):
+    """The processes that load a model together, all at the same time."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each rank; an error on one of them is raised on all."""
+
+    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+        """Fill each tensor with what it holds on the rank beside it."""
+
+
+class Alone:
+    """A process that loads by itself."""
+
+    rank, size = 0, 1
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        return [work()]
+
+    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+        """Nothing to do."""
+
+
+ALONE = Alone()
+
+
+def find_model(folder: Path, remote: Mapping[str, WeightFile] | None = None) -> ModelFiles:
+    """The files of the model in `folder`, of which `remote` (by name) lie elsewhere; whether there is a vocabulary
+    shows when it is read.
 
     Raises `ModelError` naming what else is missing.
     """
@@ -53,240 +80,163 @@ def find_model(folder: Path) -> ModelFiles:
     if not config.is_file():
         raise ModelError(f"{config}: no such file", hint="a model folder holds a config.json")
     index = folder / SAFETENSORS_INDEX
+    if remote is None:
+        remote = {path.name: LocalFile(path) for path in folder.iterdir() if is_weights(path.name)}
     if index.is_file():
-        weights = _shards_of(index)
+        names = _shards_of(index, remote)
     else:
-        weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not weights:
+        by_kind = [sorted(filter(kind.fullmatch, remote)) for kind in _WEIGHTS]
+        names = next(filter(None, by_kind), [])
+    if not names:
         raise ModelError(f"{folder}: no weights in it", hint="expected *.safetensors or pytorch_model.bin")
-    return ModelFiles(config, folder / VOCABULARY, tuple(weights))
+    return ModelFiles(config, folder / VOCABULARY, tuple(remote[name] for name in names))
 
 
-def load_model(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> CpmBee:
+def is_weights(name: str) -> bool:
+    """Whether a file of that name in a model folder holds weights."""
+    return any(kind.fullmatch(name) for kind in _WEIGHTS)
+
+
+def load_model(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    progress: Progress = no_progress,
+) -> CpmBee:
     """The model with all its weights, in `dtype` on `device`, frozen or not as the caller will decide.
 
-    Raises `ModelError` that lists missing, extra and misshapen keys, or names weights that are not finite.
+    All `ranks` call it together: each reads its share of the bytes, then they exchange them. What one of them meets is
+    raised on all: `ModelError` that lists missing, extra and misshapen keys, or names weights that are not finite.
     """
+    opened: list[_Places] = []
+
+    def prepare() -> tuple[str, list[bool]]:
+        places = _Places(files, dtype, device)
+        opened.append(places)
+        return places.fingerprint(), [piece.file.is_near(piece.start, piece.nbytes) for piece in places.pieces]
+
+    plans = ranks.gather(prepare)
+    (places,) = opened
+    if len({fingerprint for fingerprint, _ in plans}) > 1:
+        raise ModelError(
+            f"{places.stored.source}: not all ranks find the same weights there",
+            hint="give every machine the same model, and don't change it while a job starts",
+        )
+    owned = list(zip(places.pieces, share_out(places.pieces, [near for _, near in plans]), strict=True))
+    share = [piece for piece, owner in owned if owner == ranks.rank]
+    read = ranks.gather(lambda: places.fill(share, progress))
+    if bad := {name for _, names in read for name in names}:
+        raise places.stored.not_finite(bad, f"the file is damaged, or its values do not fit into {dtype}")
+    ranks.spread((places.of(part), owner) for piece, owner in owned for part in piece.parts)
+    places.model.base_digest = places.stored.digest(sums for each, _ in read for sums in each)
+    return places.model
+
+
+class _Places:
+    """A model whose weights are yet to be read, and the places where they will stay."""
+
+    def __init__(self, files: ModelFiles, dtype: torch.dtype, device: torch.device) -> None:
+        self.stored = StoredWeights(files.weights)
+        self.model = check_model(files, self.stored)
+        for name, tensor in self.stored.tensors.items():
+            if not tensor.dtype.is_floating_point:
+                raise ModelError(
+                    f"{self.stored.source}: {name} holds {tensor.dtype}, where weights are real numbers",
+                    hint="quantised weights can't be used; take those in half precision",
+                )
+        self.pieces = self.stored.pieces()
+        self._elements: dict[str, Tensor] = {}
+        for name, parameter in list(self.model.named_parameters()):
+            weight = torch.empty(parameter.shape, dtype=dtype, device=device)
+            owner, _, attribute = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), attribute, nn.Parameter(weight, parameter.requires_grad))
+            self._elements[name] = weight.view(-1)
+
+    def fingerprint(self) -> str:
+        """The same on all ranks that find the same files."""
+        tensors = self.stored.tensors.values()
+        return repr([(t.name, t.dtype, t.shape, t.start, t.file.size, t.file.tag) for t in tensors])
+
+    def of(self, part: Part) -> Tensor:
+        return part.of(self._elements[part.tensor.name])
+
+    def _read_to(self, part: Part) -> Tensor | None:
+        """The part's place, where its bytes can be read to it as they are."""
+        place = self.of(part)
+        return place if place.dtype == part.tensor.dtype and place.device.type == "cpu" else None
+
+    def fill(self, pieces: Sequence[Piece], progress: Progress) -> tuple[list[PartSums], set[str]]:
+        """Read pieces to their places. Returns their checksums, and the names of weights that are not finite."""
+        sums: list[PartSums] = []
+        bad: set[str] = set()
+        with one_thread():
+            for done in read_pieces(pieces, self._read_to):
+                for part, content in done.contents:
+                    place = self.of(part)
+                    if content.data_ptr() != place.data_ptr():
+                        place.copy_(content)
+                    if not is_finite(place):
+                        bad.add(part.tensor.name)
+                sums += done.sums
+                progress(done.piece.nbytes)
+        return sums, bad
+
+
+def base_digest(files: ModelFiles) -> str:
+    """Digest (64 hex digits) of all weights: names, dtypes, shapes, content. The same in either file format. Reads
+    them all: a model that was loaded has it already."""
+    stored = StoredWeights(files.weights)
+    return stored.digest(sums for done in read_pieces(stored.pieces()) for sums in done.sums)
+
+
+def check_model(files: ModelFiles, stored: StoredWeights) -> CpmBee:
+    """The model that the config describes, its weights on the device `meta`. Raises `ModelError` where the stored ones
+    do not belong to it."""
     config = ModelConfig.from_file(files.config)
     with torch.device("meta"):
         model = CpmBee(config)
-    with open_weights(files.weights) as stored:
-        _check_keys(stored, model, config, files)
-        bad: list[str] = []
-        for name, parameter in list(model.named_parameters()):
-            raw = stored.read(name)
-            if not raw.is_floating_point():
-                raise ModelError(
-                    f"{_names(files.weights)}: {name} holds {raw.dtype}, where weights are real numbers",
-                    hint="quantised weights can't be used; take those in half precision",
-                )
-            tensor = raw.to(device=device, dtype=dtype)
-            if not torch.isfinite(tensor).all():
-                bad.append(name)
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, nn.Parameter(tensor, parameter.requires_grad))
-    if bad:
+    shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
+    misshapen = [
+        f"{name} is {shapes[name]}, not {shape}" for name, shape in expected.items() if shapes.get(name, shape) != shape
+    ]
+    if missing or extra or misshapen:
         raise ModelError(
-            f"{_names(files.weights)}: weights that are NaN or infinite{_listing('', bad)}",
-            hint=f"the file is damaged, or its values do not fit into {dtype}",
+            f"{stored.source} and {files.config} do not belong together"
+            f"{listing('missing', missing)}{listing('extra', extra)}{listing('another shape', misshapen)}",
+            hint=_why(shapes, config, missing, extra),
         )
     return model
 
 
-class StoredWeights:
-    """Weight files that are open: names and shapes are known, a tensor is read when it is asked for."""
-
-    def __init__(self, paths: tuple[Path, ...]) -> None:
-        self._stack = ExitStack()
-        self._readers: dict[str, Callable[[], Tensor]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in paths:
-            for key, shape, reader in self._open(path):
-                name = key.removeprefix(_HUB_PREFIX)
-                if name in self._readers:
-                    raise ModelError(f"{path}: {key} is there twice", hint="the folder mixes the weights of two models")
-                self._readers[name] = reader
-                self.shapes[name] = shape
-        self._drop_tied_head(_names(paths))
-
-    def __enter__(self) -> "StoredWeights":
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._stack.close()
-        self._readers.clear()
-
-    def read(self, name: str) -> Tensor:
-        """The tensor, on the CPU in the file's dtype, backed by the mapped file where that is possible."""
-        return self._readers[name]()
-
-    def _open(self, path: Path) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
-        if path.suffix == ".safetensors":
-            try:
-                handle = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                raise ModelError(f"{path}: {error}", hint="not a whole safetensors file; copy it again") from error
-            for key in handle.keys():  # noqa: SIM118 (no mapping)
-                yield key, tuple(handle.get_slice(key).get_shape()), partial(handle.get_tensor, key)
-        else:
-            for key, tensor in load_pickled(path).items():
-                yield key, tuple(tensor.shape), partial(_itself, tensor)
-
-    def _drop_tied_head(self, source: str) -> None:
-        if _TIED_HEAD not in self._readers or _EMBEDDING not in self._readers:
-            return
-        if self.shapes[_TIED_HEAD] != self.shapes[_EMBEDDING] or not torch.equal(
-            self.read(_TIED_HEAD), self.read(_EMBEDDING)
-        ):
-            raise ModelError(f"{source}: {_TIED_HEAD} differs from {_EMBEDDING}; CPM-Bee has one table for both")
-        del self._readers[_TIED_HEAD], self.shapes[_TIED_HEAD]
-
-
-def open_weights(paths: tuple[Path, ...]) -> StoredWeights:
-    """Open weight files together. Raises `ModelError` for files that are damaged or would run code."""
-    return StoredWeights(paths)
-
-
-def load_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of `torch.save`, mapped where its format allows; nothing in it can run."""
-    try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file") from error
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path}: holds more than tensors, and reading that could run code",
-            hint="save a plain dict of tensors: torch.save(dict(model.state_dict()), ...)",
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: not a whole file of torch.save ({error})", hint="copy it again") from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
-        raise ModelError(f"{path}: not a plain dict of named tensors")
-    return state
-
-
-def save_weights(state: Mapping[str, Tensor], folder: Path, *, shard_bytes: int = 4 * 2**30) -> list[Path]:
-    """Write `model.safetensors` into `folder`, or shards of about `shard_bytes` and their index; returns the files.
-
-    Tensors that are mapped from a file are read a shard at a time.
-    """
-    shards: list[dict[str, Tensor]] = [{}]
-    filled = 0
-    for name, tensor in state.items():
-        if shards[-1] and filled + tensor.nbytes > shard_bytes:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tensor
-        filled += tensor.nbytes
-    if len(shards) == 1:
-        return [_save_shard(shards[0], folder / "model.safetensors")]
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    paths = [_save_shard(shard, folder / name) for shard, name in zip(shards, names, strict=True)]
-    document = {
-        "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
-        "weight_map": {key: name for shard, name in zip(shards, names, strict=True) for key in shard},
-    }
-    index = folder / SAFETENSORS_INDEX
-    index.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    return [*paths, index]
-
-
-def save_pickled(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a plain dict of tensors as the original does (`pytorch_model.bin`, `*.pt`)."""
-    # A copy of its own for each: a view would drag the whole file that it is mapped from along.
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, path)
-
-
-def base_digest(files: ModelFiles) -> str:
-    """Digest (64 hex digits) of all weights: names, dtypes, shapes, content. The same in either file format."""
-    with open_weights(files.weights) as stored, ThreadPoolExecutor(max_workers=4) as pool:
-        lines = pool.map(lambda name: _fingerprint(name, stored.read(name)), sorted(stored.shapes))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _fingerprint(name: str, tensor: Tensor) -> str:
-    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content.data).hexdigest()}\n"
-
-
-def _save_shard(shard: Mapping[str, Tensor], path: Path) -> Path:
-    save_file({name: t.detach().cpu().contiguous() for name, t in shard.items()}, path, metadata={"format": "pt"})
-    return path
-
-
-def _shards_of(index: Path) -> list[Path]:
+def _shards_of(index: Path, there: Collection[str]) -> list[str]:
     try:
         weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
+        names: list[str] = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not an index of safetensors files ({error})") from error
     # A file name, never a path: an index from elsewhere must not point out of its folder.
     if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
         raise ModelError(f"{index}: {strange[0]!r} is no file name")
-    if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise ModelError(f"{index}: files that it names are missing{_listing('', missing)}", hint="copy them too")
-    return [index.parent / name for name in names]
+    if missing := [name for name in names if name not in there]:
+        raise ModelError(f"{index}: files that it names are missing{listing('', missing)}", hint="copy them too")
+    return names
 
 
-def check_model(files: ModelFiles) -> None:
-    """Raise `ModelError` where weights and config do not belong together, or weights are not finite."""
-    config = ModelConfig.from_file(files.config)
-    with torch.device("meta"):
-        model = CpmBee(config)
-    with open_weights(files.weights) as stored:
-        _check_keys(stored, model, config, files)
-        bad = [name for name in stored.shapes if not torch.isfinite(stored.read(name)).all()]
-    if bad:
-        raise ModelError(f"{_names(files.weights)}: weights that are NaN or infinite{_listing('', bad)}")
-
-
-def _check_keys(stored: StoredWeights, model: nn.Module, config: ModelConfig, files: ModelFiles) -> None:
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    missing = [name for name in expected if name not in stored.shapes]
-    extra = [name for name in stored.shapes if name not in expected]
-    misshapen = [
-        f"{name} is {stored.shapes[name]}, not {shape}"
-        for name, shape in expected.items()
-        if stored.shapes.get(name, shape) != shape
-    ]
-    if missing or extra or misshapen:
-        raise ModelError(
-            f"{_names(files.weights)} and {files.config} do not belong together"
-            f"{_listing('missing', missing)}{_listing('extra', extra)}{_listing('another shape', misshapen)}",
-            hint=_why(stored, config, missing, extra),
-        )
-
-
-def _why(stored: StoredWeights, config: ModelConfig, missing: list[str], extra: list[str]) -> str | None:
+def _why(
+    shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, missing: list[str], extra: list[str]
+) -> str | None:
     """The likeliest reason why weights and config do not match."""
-    num_entries, *_ = stored.shapes.get(_EMBEDDING, (config.vocab_size,))
+    num_entries, *_ = shapes.get(EMBEDDING, (config.vocab_size,))
     if num_entries != config.vocab_size:
         return f"config.json says vocab_size {config.vocab_size}, the weights have {num_entries} entries"
-    if any(".lora." in name for name in [*extra, *stored.shapes]):
+    if any(".lora." in name for name in shapes):
         return "this holds LoRA weights; give them as the delta, and the base as the model"
     if missing and not extra and all(".self_att." in name or ".ffn." in name for name in missing):
         return "a pruned model's config.json says in mask_modules which blocks are absent; or num_layers is too large"
     if extra and not missing and all(name.startswith("encoder.layers.") for name in extra):
         return "num_layers in config.json is too small, or its mask_modules are another model's"
     return None
-
-
-def _names(paths: tuple[Path, ...]) -> str:
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} files)"
-
-
-def _listing(title: str, items: list[str]) -> str:
-    """Lines to append to a message: the first few items, and how many more there are."""
-    if not items:
-        return ""
-    shown = [*items[:_LISTED], *([f"and {len(items) - _LISTED} more"] if len(items) > _LISTED else [])]
-    return (f"\n  {title}:" if title else "") + "".join(f"\n    {item}" for item in shown)

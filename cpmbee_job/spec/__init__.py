@@ -3,6 +3,6 @@
 from cpmbee_job.spec.job import JobSpec
 from cpmbee_job.spec.reading import known_keys, load_spec, parse_spec
 from cpmbee_job.spec.storage import StorageSpec
-from cpmbee_job.spec.training import DataSpec, TrainSpec
+from cpmbee_job.spec.training import DataSetSpec, DataSpec, TrainSpec
 
-__all__ = ["DataSpec", "JobSpec", "StorageSpec", "TrainSpec", "known_keys", "load_spec", "parse_spec"]
+__all__ = ["DataSetSpec", "DataSpec", "JobSpec", "StorageSpec", "TrainSpec", "known_keys", "load_spec", "parse_spec"]

@@ -3,8 +3,9 @@
 Every field's description is its documentation: `docs/spec.md` and the JSON Schema are generated from here.
 """
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import AfterValidator, Field
@@ -51,9 +52,11 @@ class JobSpec(Section):
     @property
     def inputs(self) -> dict[str, str]:
         """Where lies what the run reads, by dotted key."""
+        train = self.data.train
+        sets = {"": train} if isinstance(train, str) else {f".{n}.path": one.path for n, one in enumerate(train)}
         places = {
             "model": self.model,
-            "data.train": self.data.train,
+            **{f"data.train{key}": path for key, path in sets.items()},
             "data.eval": self.data.eval,
             "lora.init_from": self.lora.init_from,
         }
@@ -61,12 +64,14 @@ class JobSpec(Section):
 
     def with_fields(self, fields: Mapping[str, str]) -> Self:
         """The same with other fields, by dotted key."""
-        spec = self
+        document = self.model_dump(mode="json")
         for field, value in fields.items():
-            section, _, key = field.rpartition(".")
-            change = {section: getattr(spec, section).model_copy(update={key: value})} if section else {key: value}
-            spec = spec.model_copy(update=change)
-        return spec
+            *parents, key = field.split(".")
+            node: Any = document
+            for parent in parents:
+                node = node[int(parent) if isinstance(node, list) else parent]
+            node[key] = value
+        return self.model_validate_json(json.dumps(document))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

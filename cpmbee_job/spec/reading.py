@@ -9,9 +9,11 @@ from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from cpmbee_job.errors import SpecError, UsageError
 from cpmbee_job.spec.job import JobSpec
+from cpmbee_job.spec.training import KINDS_OF_TRAIN
 
 
 def load_spec(path: Path, overrides: Iterable[str] = ()) -> JobSpec:
@@ -57,14 +59,20 @@ def known_keys() -> list[str]:
 def _walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from _walk(inner, f"{prefix}{name}.")
+        for section in sections_of(field.annotation):
+            yield from _walk(section, f"{prefix}{name}.")
+
+
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field holds, be it as one of several kinds or as members of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in sections_of(inner)]
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
     """One pydantic error as `dotted.key: what is wrong (got value); hint`."""
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part) for part in problem["loc"] if part not in KINDS_OF_TRAIN]
     if problem["type"] == "extra_forbidden":
         key = ".".join(location)
         return f"{key}: unknown key{_nearest(key)}"
@@ -88,41 +96,43 @@ def _field_of(location: list[str]) -> int:
     """How many parts of an error's location name a field; what follows is in it (an index, a key of a mapping) or
     none of the document's (members of a union like `literal['auto']`)."""
     sections = set(known_keys())
-    return max((n for n in range(len(location) + 1) if ".".join(location[:n]) in sections), default=0)
+    return max((n for n in range(len(location) + 1) if _without_indices(location[:n]) in sections), default=0)
+
+
+def _without_indices(location: list[str]) -> str:
+    return ".".join(part for part in location if not part.isdigit())
 
 
 def _member(field: list[str], rest: list[str]) -> list[str]:
     """The part of a location below a field that the document has too: an index, or the key of a free mapping."""
     if not field or not rest:
         return []
-    is_mapping = get_origin(_model(field[:-1]).model_fields[field[-1]].annotation) is dict
+    is_mapping = not field[-1].isdigit() and get_origin(_field(field).annotation) is dict
     return rest[:1] if is_mapping or rest[0].isdigit() else []
 
 
-def _model(path: list[str]) -> type[BaseModel]:
-    """The section at a dotted key."""
+def _field(location: list[str]) -> FieldInfo:
     model: type[BaseModel] = JobSpec
-    for name in path:
-        annotation = model.model_fields[name].annotation
-        inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        model = next(kind for kind in inner if issubclass(kind, BaseModel))
-    return model
+    *parents, name = [part for part in location if not part.isdigit()]
+    for parent in parents:
+        model = sections_of(model.model_fields[parent].annotation)[0]
+    return model.model_fields[name]
 
 
-def _description(field: list[str]) -> str:
-    return str(_model(field[:-1]).model_fields[field[-1]].description).rstrip(".")
+def _description(location: list[str]) -> str:
+    return str(_field(location).description).rstrip(".")
 
 
 def _nearest(key: str) -> str:
     keys = known_keys()
-    parent, _, leaf = key.rpartition(".")
-    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
-    close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.5) or [
-        k for k in keys if k.rpartition(".")[2] == leaf
-    ]
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; known here: {', '.join(k.rpartition('.')[2] for k in siblings)}" if siblings else ""
+    section, _, leaf = key.rpartition(".")
+    parent = _without_indices(section.split("."))
+    siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
+    if close := difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5):
+        return f"; did you mean {section}{'.' * bool(section)}{close[0]}?"
+    if elsewhere := [k for k in keys if k.rpartition(".")[2] == leaf]:
+        return f"; did you mean {elsewhere[0]}?"
+    return f"; known here: {', '.join(siblings)}" if siblings else ""
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
@@ -130,23 +140,37 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise UsageError(f"--set {override}: needs the form path.to.field=value")
-    node = document
+    node: Any = document
     for index, key in enumerate(keys[:-1]):
-        if node.get(key) is None:
-            node[key] = {}
-        if not isinstance(node[key], dict):
+        inner = _member_of(node, key, override)
+        if inner is None:
+            inner = node[key] = {}
+        if not isinstance(inner, dict | list):
             raise SpecError(f"--set {override}: {'.'.join(keys[: index + 1])} is not a section")
-        node = node[key]
+        node = inner
     try:
-        node[keys[-1]] = yaml.load(value, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        new = yaml.load(value, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise SpecError(f"--set {override}: the value is not valid YAML") from error
+    _member_of(node, keys[-1], override)
+    node[int(keys[-1]) if isinstance(node, list) else keys[-1]] = new
+
+
+def _member_of(node: Any, key: str, override: str) -> Any:
+    """What is there under a key or an index; None for a new key. Raises `SpecError` for an index that is none."""
+    if isinstance(node, dict):
+        return node.get(key)
+    if not key.isdigit() or int(key) >= len(node):
+        raise SpecError(f"--set {override}: '{key}' is none of the {len(node)} members, which are counted from 0")
+    return node[int(key)]
 
 
 def _absolute_paths(document: dict[str, Any], base: Path) -> None:
     data, lora = document.get("data"), document.get("lora")
     places: list[tuple[Any, str]] = [(document, "model"), (document, "output")]
     places += [(data, "train"), (data, "eval"), (lora, "init_from")]
+    sets = data.get("train") if isinstance(data, dict) else None
+    places += [(one, "path") for one in sets] if isinstance(sets, list) else []
     for section, key in places:
         value = section.get(key) if isinstance(section, dict) else None
         if isinstance(value, str) and value and "://" not in value:

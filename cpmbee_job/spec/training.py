@@ -2,22 +2,69 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from cpmbee_job.spec.types import Count, NonNegative, Place, Section
 
+RowFormat = Annotated[str, Field(pattern=r"^(bee|ccpm|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")]
+
+
+def _one_is_positive(frequencies: tuple[float, ...]) -> tuple[float, ...]:
+    if not sum(frequencies):
+        raise ValueError("needs a frequency above 0")
+    return frequencies
+
+
+class DataSetSpec(Section):
+    """One of several training sets."""
+
+    path: Place = Field(description="Its rows, as `data.train` would name them.")
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Its examples in an epoch, relative to those of the other sets. Either all sets have a weight, or "
+        "none: then an epoch has each row of each set once.",
+    )
+    format: RowFormat | None = Field(
+        None, description="`bee`, `ccpm` or `module:function`, as in `data.format`, which is the default."
+    )
+    in_context: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AfterValidator(_one_is_positive)] = Field(
+        (1.0,),
+        strict=False,
+        description="How often an example sees 0, 1, 2, ... others of this set with their answers, as relative "
+        "frequencies. `[1]`: never any.",
+    )
+
+
+def _all_weigh_or_none(sets: tuple[DataSetSpec, ...]) -> tuple[DataSetSpec, ...]:
+    if not sets:
+        raise ValueError("names no data set")
+    if len({one.weight is None for one in sets}) > 1:
+        raise ValueError("give every set a weight, or none")
+    return sets
+
+
+_SEVERAL = "several sets"
+_ONE = "one place"
+KINDS_OF_TRAIN = (_ONE, _SEVERAL)
+"""What pydantic puts into the location of an error inside `data.train`."""
+_Train = Annotated[
+    Annotated[Place, Tag(_ONE)]
+    | Annotated[tuple[DataSetSpec, ...], Field(strict=False), AfterValidator(_all_weigh_or_none), Tag(_SEVERAL)],
+    Discriminator(lambda value: _SEVERAL if isinstance(value, list | tuple) else _ONE),
+]
+
 
 class DataSpec(Section):
-    train: Place = Field(
-        description="Training rows: a file or folder of JSON lines (.jsonl, .gz, .zst), or a data set "
-        "that `preprocess` or the original code wrote. `s3://`, `file://` or a path."
+    train: _Train = Field(
+        description="Training rows: a file or folder of JSON lines (.jsonl, .gz, .zst) or Parquet, or a data set "
+        "that `preprocess` or the original code wrote. `s3://`, `file://` or a path. Or a list of several sets."
     )
     eval: Place | None = Field(
         None,
         description="Evaluation rows, likewise. Without them there is no early stopping and "
         "the last delta counts as the best.",
     )
-    format: Annotated[str, Field(pattern=r"^(bee|ccpm|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$")] = Field(
+    format: RowFormat = Field(
         "bee",
         description="How a row becomes an example: `bee` (it is one already), `ccpm`, or "
         "`module:function` of your own.",
@@ -25,9 +72,19 @@ class DataSpec(Section):
     on_error: Literal["fail", "skip"] = Field(
         "fail", description="What a row that can't be used does: end the job, or be counted and left out."
     )
-    too_long: Literal["fail", "skip"] = Field(
-        "fail", description="The same for an example of more than `train.max_length` tokens."
+    too_long: Literal["fail", "skip", "truncate-context"] = Field(
+        "fail",
+        description="The same for an example of more than `train.max_length` tokens. `truncate-context` cuts the "
+        "middle out of its longest given texts, never out of keys, answers or special tokens.",
     )
+    strict: bool = Field(
+        False, description="Refuse what would be mended with a warning: a `<` that begins no token, numbers as texts."
+    )
+
+    @property
+    def train_sets(self) -> tuple[DataSetSpec, ...]:
+        """The training sets, also where there is one."""
+        return (DataSetSpec(path=self.train),) if isinstance(self.train, str) else self.train
 
 
 class TrainSpec(Section):

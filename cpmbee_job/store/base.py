@@ -5,13 +5,13 @@ all; a conditional put is the only way to agree on something.
 """
 
 import builtins
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from cpmbee_job import contract
-from cpmbee_job.errors import SpecError
+from cpmbee_job.errors import SpecError, StoreError
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that have just been moved (negative where they have to be moved again), from any
@@ -56,6 +56,10 @@ class Store(Protocol):
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; exactly that many, or `StoreError`."""
 
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
+        """Fill one buffer after the other with the bytes from `start` of the object with that tag; `StoreError` where
+        it is another by now."""
+
     def info(self, key: str) -> ObjectInfo | None:
         """The object's entry, or None where there is none."""
 
@@ -84,6 +88,11 @@ class Store(Protocol):
 
     def local_path(self, key: str) -> Path | None:
         """The object's place on this machine's disk where it has one (to map into memory), else None."""
+
+
+def changed(name: str) -> StoreError:
+    """The error for an object that is not the one any more whose tag was read before."""
+    return StoreError(f"{name}: changed while it was read", hint="try again")
 
 
 def check_key(key: str) -> str:

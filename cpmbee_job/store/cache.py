@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
 from cpmbee_job.errors import NotFoundError, StoreError
@@ -21,13 +22,18 @@ def default_cache_dir() -> Path:
 
 
 def fetch_folder(
-    url: str, storage: StorageSpec | None = None, cache_dir: Path | None = None, progress: Progress = no_progress
+    url: str,
+    storage: StorageSpec | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = no_progress,
+    only: Container[str] | None = None,
 ) -> Path:
     """A local folder with the objects directly in the folder at `url` (not those of folders in it).
 
-    A folder of this machine is returned itself. Any other is copied to `cache_dir` under a name made from the URL and
-    the objects' tags; files that are there already are not copied again. Safe in several processes at once: one copies,
-    the others wait. Raises `NotFoundError` for a folder that is missing or empty, `StoreError` where a copy fails.
+    A folder of this machine is returned itself. Of any other, all objects (or those named in `only`) are copied to
+    `cache_dir` under a name made from the URL and all objects' tags; files that are there already are not copied again.
+    Safe in several processes at once: one copies, the others wait. Raises `NotFoundError` for a folder that is missing
+    or empty, `StoreError` where a copy fails.
     """
     store = open_store(url, storage)
     if isinstance(store, FileStore):
@@ -38,6 +44,8 @@ def fetch_folder(
         raise NotFoundError(f"{url}: no folder with files in it", hint="name the folder itself, and check the bucket")
     cache_dir = (cache_dir or default_cache_dir()).absolute()
     folder = cache_dir / _digest(url, objects)
+    if only is not None:
+        objects = [entry for entry in objects if entry.key in only]
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".lock").open("ab") as lock:

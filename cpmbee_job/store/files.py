@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -18,7 +18,7 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from cpmbee_job.errors import ConflictError, CpmbeeError, DiskError, NotFoundError, SpecError, StoreError
-from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
+from cpmbee_job.store.base import ObjectInfo, Progress, changed, check_key, no_progress
 
 TEMPORARY = ".cpmbee-tmp"
 LOCK = ".cpmbee-lock"
@@ -57,6 +57,16 @@ class FileStore:
         if len(data) != length:
             raise StoreError(f"{path}: {length} bytes from {start} asked for, {len(data)} there")
         return data
+
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
+        path = self._path(key)
+        with explained(path):
+            if self._etag(path) != etag:
+                raise changed(str(path))
+            with path.open("rb") as file:
+                file.seek(start)
+                if any(file.readinto(buffer) != len(buffer) for buffer in buffers):
+                    raise changed(str(path))
 
     def info(self, key: str) -> ObjectInfo | None:
         path = self._path(key)

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cpmbee_job import contract
 from cpmbee_job.model.lora import save_delta_folder
-from cpmbee_job.model.weights import ModelFiles, base_digest
+from cpmbee_job.model.weights import ModelFiles
 from cpmbee_job.run import Run, now, training_fields
 from cpmbee_job.store.patience import patiently
 from cpmbee_job.train.checkpoint import (
@@ -44,11 +44,13 @@ class Publisher:
         engine: Engine,
         progress: Progress,
         model: ModelFiles,
+        base_digest: str,
         exports: Exports,
         keep_log: Callable[[], None],
     ) -> None:
         self._run, self._world, self._attempt = run, world, attempt
         self._engine, self._progress, self._model, self._exports = engine, progress, model, exports
+        self._base_digest = base_digest
         self._keep_log = keep_log  # of rank 0, before the result
         self._uploader = Uploader()
         self._newest_delta = ""
@@ -140,10 +142,6 @@ class Publisher:
             shutil.copy(self._model.config, folder / "config.json")
             shutil.copy(self._model.vocab, folder / "vocab.txt")
         save_delta_folder(folder, weights, manifest, save_name=run.spec.train.save_name)
-
-    @cached_property
-    def _base_digest(self) -> str:
-        return base_digest(self._model)  # reads the whole base: asked for in the background only
 
     def _record(self) -> dict[str, Any]:
         names = ("cpmbee-job", "torch", "opendelta", "safetensors")

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from cpmbee_job import contract, lifeline, pod
-from cpmbee_job.data.order import Order
+from cpmbee_job.data.order import Order, SetShare, shares
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, InvalidError, RefusedError
 from cpmbee_job.eval.files import fetch_delta, fetch_model
@@ -142,12 +142,14 @@ class _Attempt:
         vocabulary = Vocabulary(**record["vocabulary"])
         dataset = _dataset(run, record["train"])
         evaluation = None if record["eval"] is None else _dataset(run, record["eval"])
-        order = Order(dataset.num_rows, spec.global_batch_size, spec.train.seed, spec.train.drop_last)
+        mixture = _mixture(record["train"]["sets"])
+        order = Order(dataset.num_rows, spec.global_batch_size, spec.train.seed, spec.train.drop_last, mixture)
         total_steps = min(order.steps_per_epoch * spec.train.epochs, spec.train.max_steps or sys.maxsize)
 
         # Model
-        files = locate_model()
-        engine = TorchEngine(build_model(run, files, world.device), spec.train, world.device)
+        files = world.together(locate_model)
+        model = build_model(run, files, world)
+        engine = TorchEngine(model, spec.train, world.device)
 
         # Resume
         found = self._newest_checkpoint()
@@ -170,7 +172,9 @@ class _Attempt:
             f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes"
             + (f", going on after step {self.position.step}" if self.position.step else "")
         )
-        publisher = Publisher(run, world, self.number, engine, self.progress, files, exports, self._keep_log)
+        publisher = Publisher(
+            run, world, self.number, engine, self.progress, files, model.base_digest, exports, self._keep_log
+        )
 
         # Train
         watchdog = Watchdog(spec.train.stall_timeout, self._stalled)
@@ -251,10 +255,11 @@ class _Attempt:
         Failure("no progress: ended by the watchdog", self.position.step, permanent=False, exit_code=1).write()
 
 
-def build_model(run: Run, files: ModelFiles, device: torch.device) -> CpmBee:
-    """The base with what is trained: LoRA on a frozen base, or all weights. The same on all ranks."""
+def build_model(run: Run, files: ModelFiles, world: World) -> CpmBee:
+    """The base with what is trained: LoRA on a frozen base, or all weights. The same on all ranks, which read a share
+    of the base each."""
     spec = run.spec
-    model = load_model(files, torch.float32, device)
+    model = load_model(files, torch.float32, world.device, world)
     if not spec.train.use_delta:
         return model.requires_grad_(True)
     insert_lora(model, r=spec.lora.r, alpha=spec.lora.alpha, modules=spec.lora.modules, seed=spec.train.seed)
@@ -273,8 +278,18 @@ def _log_to_file() -> IO[str]:
 
 
 def _dataset(run: Run, split: dict[str, Any]) -> RowDataset:
-    folder = contract.prepared_url(run.spec.output, split["prepared"])
-    return RowDataset.open(open_store(folder, run.storage), default_cache_dir() / "prepared")
+    """The rows of all data sets of a split."""
+    folders = [contract.prepared_url(run.spec.output, one["prepared"]) for one in split["sets"]]
+    stores = [open_store(folder, run.storage) for folder in folders]
+    return RowDataset.open(*stores, cache=default_cache_dir() / "prepared")
+
+
+def _mixture(sets: list[dict[str, Any]]) -> tuple[SetShare, ...]:
+    """What weights make of an epoch; nothing where there are none."""
+    if sets[0]["weight"] is None:
+        return ()
+    rows, examples, weights = ([one[key] for one in sets] for key in ("rows", "examples", "weight"))
+    return shares(rows, examples, weights)
 
 
 def _lost_peer(error: Exception) -> bool:

@@ -2,12 +2,14 @@
 
 import datetime
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cpmbee_job.errors import CpmbeeError
 from cpmbee_job.pod import num_cpus
@@ -16,6 +18,8 @@ T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(hours=1)
 """Longer than rank 0 may need to publish at the end; while training, the watchdog is the one that notices a hang."""
+SPREAD_AT_ONCE = 4
+"""Broadcasts that are under way together: one waits for the other's bytes on the wire, not for its turn."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,46 @@ class World:
         if isinstance(answer[0], CpmbeeError):
             raise answer[0]
         return cast(T, answer[0])
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each rank; the first error on one of them is raised on all, so that nobody waits for
+        one that has given up."""
+        fault: Exception | None = None
+        mine: tuple[T | None, CpmbeeError | None]
+        try:
+            mine = work(), None
+        except CpmbeeError as error:
+            mine = None, error
+        except Exception as error:  # a fault of ours: raised here as it is
+            fault = error
+            mine = None, CpmbeeError(f"{type(error).__name__}: {error}")
+        answers = [mine] * self.size
+        if self.size > 1:
+            dist.all_gather_object(answers, mine)
+        if fault is not None:
+            raise fault
+        for _, refusal in answers:
+            if refusal is not None:
+                raise refusal
+        return [cast(T, value) for value, _ in answers]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns here, once it has ended well on all ranks; an error on one of them is raised on all."""
+        results: list[T] = []
+        self.gather(lambda: results.append(work()))
+        return results[0]
+
+    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+        """Fill each tensor with what it holds on the rank beside it. The same tensors in the same order on all."""
+        if self.size == 1:
+            return
+        running: deque[dist.Work] = deque()
+        for tensor, owner in tensors:
+            running.append(dist.broadcast(tensor, src=owner, async_op=True))
+            if len(running) == SPREAD_AT_ONCE:
+                running.popleft().wait()
+        for work in running:
+            work.wait()
 
     def leave(self) -> None:
         """Wait for all ranks, then dissolve the world."""

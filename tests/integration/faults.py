@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 Kind = Literal["error", "slow_down", "hang", "drop", "drop_answer", "truncate", "alter", "alter_sent"]
@@ -103,7 +103,7 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
 
 
 class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # the client has been killed
             super().handle_error(request, client_address)
 

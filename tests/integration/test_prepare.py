@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 
+from cpmbee_job.data.check import Check, report_on
 from cpmbee_job.data.prepare import PrepareSettings, prepare, prepare_split
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.data.sources import open_source, read_source
+from cpmbee_job.data.tokenizer import Tokenizer
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.store.urls import open_store
 
@@ -31,7 +33,7 @@ def test_s3_and_the_disk_hold_the_same_rows(bucket, s3_storage, tiny_vocab, tmp_
     index = prepare(source, vocab, settings, out, storage=s3_storage, workers=2)
     assert index.content_digest == on_disk.content_digest
 
-    dataset = RowDataset.open(out, tmp_path / "cache")
+    dataset = RowDataset.open(out, cache=tmp_path / "cache")
     table = dataset.table(np.arange(dataset.num_rows))
     assert table.rows.size == index.examples == 250
     assert len(list(read_source(data.url, s3_storage))) == 250
@@ -46,3 +48,19 @@ def test_a_split_is_prepared_once(bucket, s3_storage, tiny_vocab):
     again = prepare_split(f"{bucket}/train.jsonl", vocab, settings, f"{bucket}/runs", storage=s3_storage, workers=2)
     assert again == (folder, index)
     assert list(open_store(folder, s3_storage).list()) == listing
+
+
+def test_data_in_s3_and_on_the_disk_are_found_alike(bucket, s3_storage, tiny_vocab, tmp_path):
+    data = open_store(f"{bucket}/data", s3_storage)
+    for store in (data, FileStore(str(tmp_path / "data"))):
+        store.put("train.jsonl", _lines(0, 200) + _lines(7, 9))
+
+    def found(url, storage=None):
+        source = open_source(url, storage, piece_bytes=3000)
+        check = Check(source, Tokenizer.from_file(tiny_vocab), format_name="bee", max_length=64)
+        check.read()
+        return report_on(check).model_dump_json().replace(source.store.url, "")
+
+    in_s3 = found(f"{data.url}/train.jsonl", s3_storage)
+    assert in_s3 == found(str(tmp_path / "data" / "train.jsonl"))
+    assert '"repeated":2' in in_s3

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.dense import dense_losses
 from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.inputs import ModelInputs
-from cpmbee_job.model.lora import apply_delta, merged_weights, read_delta
-from cpmbee_job.model.weights import find_model, load_model, open_weights
+from cpmbee_job.model.lora import apply_delta, merged_layout, merged_weights, read_delta
+from cpmbee_job.model.stored import StoredWeights
+from cpmbee_job.model.weights import find_model, load_model
 from tests.conftest import needs_reference
-from tests.oracle import dense_losses, flatten_rows
+from tests.oracle import flatten_rows
 
 pytestmark = needs_reference
 CPU = torch.device("cpu")
@@ -76,9 +78,8 @@ def test_delta(model, inputs, folder):
 
 def test_merged_delta(model, inputs, folder):
     delta = read_delta(folder / "delta.pt")
-    with open_weights(find_model(folder).weights) as stored:
-        merged = merged_weights({name: stored.read(name) for name in stored.shapes}, delta)
-    model.load_state_dict(merged)
+    base = StoredWeights(find_model(folder).weights)
+    model.load_state_dict(dict(merged_weights(base.stream(), delta, merged_layout(base.layout, delta))))
     loss = model.target_losses(inputs, model(inputs)).mean().item()
     assert loss == pytest.approx(np.load(folder / "lora.npz")["loss"].item(), rel=1e-5)
 

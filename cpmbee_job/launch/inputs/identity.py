@@ -18,15 +18,13 @@ def identity(spec: JobSpec, storage: StorageSpec, key: str = "") -> str:
 
     Raises `PreflightError` where nothing lies there, `ModelError` for a folder that can't be a model's.
     """
-    data = {"train": spec.data.train, "eval": spec.data.eval}
+    data = {field: url for field, url in spec.inputs.items() if field.startswith("data.")}
     if spec.lora.init_from is not None:
         _content("lora.init_from", spec.lora.init_from, spec.output, storage)  # is it there?
     return contract.digest(
         {
             "fields": training_fields(spec),
-            "data": {
-                split: url and _content(f"data.{split}", url, spec.output, storage) for split, url in data.items()
-            },
+            "data": {field: _content(field, url, spec.output, storage) for field, url in data.items()},
             "model": _model_content(spec, storage),
             "key": key,
         }

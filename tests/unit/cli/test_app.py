@@ -1,5 +1,6 @@
 """The command line as a whole: light, and honest about mistakes."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,14 @@ def test_a_reader_that_leaves_early_is_no_fault(tmp_path: Path) -> None:
     script = f"{sys.executable} -m cpmbee_job.cli validate --json job.yaml | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_an_encoding_that_lacks_a_character_is_no_fault(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cpmbee_job.cli", "validate", "没有🙂.yaml"]
+    environment = os.environ | {"PYTHONIOENCODING": "gbk"}
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 3
+    assert done.stderr.decode("gbk").startswith("error: 没有\\U0001f642.yaml: No such file")
 
 
 def test_every_verb_shows_an_example() -> None:

@@ -1,6 +1,4 @@
 import json
-import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -57,60 +55,6 @@ def test_encode_strict_ends_with_3_and_names_file_and_line(tmp_path: Path, tiny_
     result = run("data", "encode", "--vocab", tiny_vocab, "--input", tmp_path / "x.jsonl", "--strict")
     assert error_of(result).exit_code == 3
     assert "x.jsonl:3: " in str(result.exception)
-
-
-def test_check_prints_counts_and_lengths(rows: Path, tiny_vocab: Path) -> None:
-    result = run("data", "check", "--vocab", tiny_vocab, "--input", rows, "--max-length", 14)
-    assert result.exit_code == 0
-    assert "2 examples" in result.stdout
-    assert "1 of more than 14 tokens" in result.stdout
-    assert "empty answers: 1" in result.stdout
-
-
-def test_check_prints_one_json_document_and_nothing_else(rows: Path, tiny_vocab: Path) -> None:
-    result = run("data", "check", "--vocab", tiny_vocab, "--input", rows, "--json")
-    assert result.exit_code == 0
-    report = json.loads(result.stdout)
-    assert report["examples"] == 2
-    assert report["tokens"]["max"] == 16
-
-
-def test_check_names_every_bad_row_after_the_summary(rows: Path, tiny_vocab: Path) -> None:
-    with rows.open("a", encoding="utf-8") as out:
-        out.write('{"a": "b"}\n{"a": {"b": ["c"]}, "<ans>": ""}\n{"<ans>": "", "<ans>": ""}\n')
-    result = run("data", "check", "--vocab", tiny_vocab, "--input", rows)
-    assert error_of(result).exit_code == 3
-    assert "rows           5: 2 examples, 3 that can't be used" in result.stdout
-    words = str(result.exception)
-    assert "rows.jsonl:3: the key <ans> is missing" in words
-    assert "rows.jsonl:4: a.b: a list" in words
-    assert "rows.jsonl:5: <ans>: this key stands twice" in words
-    assert "3 errors" in words
-
-
-def test_check_reads_raw_rows_in_their_format(tmp_path: Path, tiny_vocab: Path) -> None:
-    (tmp_path / "x.jsonl").write_text('{"input": "[翻译]a[0]b[1]c[答案]", "target": 1}\n', encoding="utf-8")
-    result = run("data", "check", "--vocab", tiny_vocab, "--input", tmp_path, "--format", "ccpm", "--json")
-    assert json.loads(result.stdout)["target_tokens"]["total"] == 2
-
-
-def test_check_refuses_a_record_that_would_run_code(tmp_path: Path, tiny_vocab: Path) -> None:
-    class Payload:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.system, (f"touch {tmp_path / 'trace'}",)
-
-    folder = tmp_path / "set"
-    folder.mkdir()
-    records = [pickle.dumps({"<ans>": "a"}), pickle.dumps({"<ans>": Payload()})]
-    block = b"".join(b"\x1f" + len(record).to_bytes(4, "little") + record for record in records)
-    (folder / "part").write_bytes(block.ljust(1024, b"\0"))
-    meta = {"file_name": "part", "block_begin": 0, "block_end": 1, "nbytes": 0, "nlines": 2, "mask": False}
-    (folder / "meta.bin").write_text(json.dumps(meta | {"block_size": 1024}) + "\n")
-    result = run("data", "check", "--vocab", tiny_vocab, "--input", folder)
-    assert error_of(result).exit_code == 3
-    assert "part: block 0, record 1: not plain data" in str(result.exception)
-    assert "1 example" in result.stdout
-    assert not (tmp_path / "trace").exists()
 
 
 def test_reformat_writes_examples_and_says_where(tmp_path: Path) -> None:

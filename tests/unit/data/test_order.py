@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpmbee_job.data.order import Order, share
+from cpmbee_job.data.order import Order, SetShare, share, shares
 from cpmbee_job.errors import DataError
 
 
@@ -77,3 +79,53 @@ def test_more_ranks_than_rows():
     (first,), (second,), (third,) = (share(np.array([5]), rank, 3, 2) for rank in range(3))
     assert first.rows.tolist() == second.rows.tolist() == third.rows.tolist() == [5]
     assert sorted(batch.weights.tolist() for batch in (first, second, third)) == [[False], [False], [True]]
+
+
+@settings(deadline=None)
+@given(
+    sets=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9), st.floats(0.01, 100)), min_size=1, max_size=5),
+    global_batch_size=st.integers(1, 20),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_a_mixture_goes_through_every_set_evenly_in_the_proportions_of_its_weights(sets, global_batch_size, seed):
+    num_rows = [rows for rows, _, _ in sets]
+    num_examples = [rows * examples for rows, examples, _ in sets]
+    weights = [weight for _, _, weight in sets]
+    try:
+        mixture = shares(num_rows, num_examples, weights)
+    except DataError as error:
+        assert "leaves it no row" in str(error)  # noqa: PT017 (one of both, depending on the draw)
+        return
+    per_epoch = [part.rows_per_epoch for part in mixture]
+    assert sum(per_epoch) == sum(num_rows)
+    in_proportion = [w * rows / examples for rows, examples, w in zip(num_rows, num_examples, weights, strict=True)]
+    exact = [part / sum(in_proportion) * sum(num_rows) for part in in_proportion]
+    assert all(abs(part - wanted) < 1 + 1e-6 for part, wanted in zip(per_epoch, exact, strict=True))
+
+    order = Order(sum(num_rows), global_batch_size, seed, mixture=mixture)
+    bounds = np.cumsum([0, *num_rows])
+    seen: list[int] = []
+    for epoch in range(1, 4):
+        first = (epoch - 1) * order.steps_per_epoch
+        steps = [order.step(first + number + 1)[1] for number in range(order.steps_per_epoch)]
+        rows = np.concatenate(steps)
+        seen += rows.tolist()
+        assert np.histogram(rows, bounds)[0].tolist() == per_epoch
+    times = np.bincount(seen, minlength=sum(num_rows))
+    for start, end in pairwise(bounds):
+        assert times[start:end].max() - times[start:end].min() <= 1, "no row of a set comes twice before all came once"
+
+
+def test_the_order_of_a_mixture_is_the_same_for_ever():
+    order = Order(7, 4, seed=1234, mixture=(SetShare(4, 2), SetShare(3, 5)))
+    straight = [order.step(step)[1].tolist() for step in (1, 2, 3, 4)]
+    assert straight == [[6, 6, 1, 5], [4, 0, 5], [5, 6, 5, 3], [4, 4, 2]]
+    assert [Order(7, 4, 1234, mixture=order.mixture).step(step)[1].tolist() for step in (4, 1)] == [
+        straight[3],
+        straight[0],
+    ]
+
+
+def test_a_weight_that_leaves_a_set_without_a_row():
+    with pytest.raises(DataError, match=r"data.train.1.weight: 0.001 leaves it no row"):
+        shares([100, 100], [900, 900], [1, 0.001])

@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cpmbee_job.data.encode import answer_order
 from cpmbee_job.data.index import INDEX
-from cpmbee_job.data.parts import answer_order
 from cpmbee_job.data.prepare import (
     PrepareSettings,
     prepare,
@@ -82,6 +84,16 @@ def test_processes_and_pods_write_the_same_bytes(tmp_path, train, vocab):
     alone, shared = _store(tmp_path, "alone"), _store(tmp_path, "shared")
     prepare(_source(train), vocab, ROWS, alone)
     prepare(_source(train), vocab, ROWS, shared, workers=2, pod_index=1, num_pods=3)
+    assert _files(alone) == _files(shared)
+
+
+def test_several_at_once_make_one_data_set(tmp_path, train, vocab):
+    alone, shared = _store(tmp_path, "alone"), _store(tmp_path, "shared")
+    with ThreadPoolExecutor(3) as pods:
+        found = list(
+            pods.map(lambda pod: prepare(_source(train), vocab, ROWS, shared, pod_index=pod, num_pods=3), range(3))
+        )
+    assert found == [prepare(_source(train), vocab, ROWS, alone)] * 3
     assert _files(alone) == _files(shared)
 
 
@@ -181,7 +193,7 @@ def test_rows_that_are_left_out_are_counted_by_reason(tmp_path, vocab):
 
 def test_a_row_that_is_too_long_is_named(tmp_path, vocab):
     path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "今天" * 80, "<ans>": "x"}])
-    with pytest.raises(DataError, match=rf"{path}:2: \d+ tokens, where a row holds 64(.|\n)*too_long: skip"):
+    with pytest.raises(DataError, match=rf"{path}:2: \d+ tokens, where a row holds 64(.|\n)*too_long to skip"):
         prepare(_source(path), vocab, PrepareSettings(64, on_error="skip"), _store(tmp_path))
 
 
@@ -313,3 +325,17 @@ def test_a_file_of_the_user_s_is_not_taken_for_an_index(tmp_path, train, vocab):
     with pytest.raises(DataError, match=r"out/index\.json: not an index"):
         prepare(_source(train), vocab, ROWS, _store(tmp_path))
     assert (tmp_path / "out" / INDEX).read_text() == '{"mine": 1}'
+
+
+def test_what_is_too_long_can_be_cut_and_is_counted(tmp_path, vocab):
+    path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "今天" * 80, "<ans>": "好"}])
+    index = prepare(_source(path), vocab, replace(ROWS, too_long="truncate-context"), _store(tmp_path))
+    assert (index.examples, index.warnings) == (2, {"texts cut to fit into a row": 1})
+    table = RowDataset.open(_store(tmp_path)).table(np.arange(index.rows))
+    assert 64 in table.sample_lengths.tolist()
+
+
+def test_what_is_too_long_without_its_texts_is_an_error(tmp_path, vocab):
+    path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "x", "<ans>": "好" * 80}])
+    with pytest.raises(DataError, match=rf"{path}:2: \d+ tokens(.|\n)*its keys and its answer alone are too long"):
+        prepare(_source(path), vocab, replace(ROWS, too_long="truncate-context"), _store(tmp_path))

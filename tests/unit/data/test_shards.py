@@ -60,12 +60,12 @@ def _texts(tokenizer, table: Table) -> list[str]:
 
 def test_all_rows_together_hold_every_example_once(prepared, tokenizer):
     dataset = RowDataset.open(prepared)
-    assert len(dataset.index.parts) > 2
+    assert len(dataset.indexes[0].parts) > 2
     assert dataset.num_examples == len(EXAMPLES)
     table = dataset.table(np.arange(dataset.num_rows))
     expected = Table.of([encode_example(tokenizer, example) for example in EXAMPLES])
     assert sorted(_texts(tokenizer, table)) == sorted(_texts(tokenizer, expected))
-    assert table.input_ids.size == dataset.index.tokens
+    assert table.input_ids.size == dataset.indexes[0].tokens
     assert np.bincount(table.rows, weights=table.sample_lengths).max() <= 128
 
 
@@ -85,16 +85,16 @@ def test_rows_come_in_the_order_asked_for(prepared):
 
 def test_parts_away_from_the_disk_are_fetched_once(prepared, tmp_path):
     away, cache = AwayStore(prepared.url), tmp_path / "cache"
-    dataset = RowDataset.open(away, cache)
-    assert away.downloads == len(dataset.index.parts)
-    RowDataset.open(away, cache)
-    assert away.downloads == len(dataset.index.parts)
+    dataset = RowDataset.open(away, cache=cache)
+    assert away.downloads == len(dataset.indexes[0].parts)
+    RowDataset.open(away, cache=cache)
+    assert away.downloads == len(dataset.indexes[0].parts)
     rows = np.arange(dataset.num_rows)
     np.testing.assert_array_equal(dataset.table(rows).input_ids, RowDataset.open(prepared).table(rows).input_ids)
 
 
 def _open_away(url: str, cache: Path) -> int:
-    return RowDataset.open(AwayStore(url), cache).num_rows
+    return RowDataset.open(AwayStore(url), cache=cache).num_rows
 
 
 def test_several_processes_share_the_cache(prepared, tmp_path):
@@ -111,7 +111,7 @@ def test_a_part_with_other_bytes_is_refused(prepared, tmp_path, store):
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     with pytest.raises(DataError, match=rf"{part.name}: not the bytes that its index names"):
-        RowDataset.open(store(prepared.url), tmp_path / "cache")
+        RowDataset.open(store(prepared.url), cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("store", [FileStore, AwayStore])
@@ -119,7 +119,7 @@ def test_a_missing_part_is_named(prepared, tmp_path, store):
     part = tmp_path / "prepared" / read_index(prepared).parts[1].key
     part.unlink()
     with pytest.raises(DataError, match=rf"{part.name}: missing"):
-        RowDataset.open(store(prepared.url), tmp_path / "cache")
+        RowDataset.open(store(prepared.url), cache=tmp_path / "cache")
 
 
 def test_data_without_an_index_are_not_prepared(prepared):
@@ -156,5 +156,5 @@ def test_the_digest_is_of_the_content(prepared, tmp_path, tiny_vocab):
     store = FileStore(str(tmp_path / "again"))
     source = open_source(str(elsewhere), piece_bytes=2000)
     prepare(source, tiny_vocab.read_bytes(), PrepareSettings(max_length=128), store)
-    assert RowDataset.open(store).digest == RowDataset.open(prepared).digest
+    assert read_index(store).content_digest == read_index(prepared).content_digest
     assert read_index(store).digest != read_index(prepared).digest

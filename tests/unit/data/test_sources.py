@@ -46,7 +46,7 @@ def _pieces(source, store=None):
     return [
         [
             (record.location, record.content)
-            for record in read_piece(store or source.store, "lines", piece, "bee", Counter())
+            for record in read_piece(store or source.store, "raw", piece, "bee", Counter())
         ]
         for piece in source.pieces
     ]
@@ -214,3 +214,35 @@ def test_bytes_read_are_reported(tmp_path):
     read = []
     list(read_source(str(tmp_path), on_bytes=read.append))
     assert sum(read) == (tmp_path / "train.jsonl.gz").stat().st_size
+
+
+class CountingStore(AwayStore):
+    """Counts the bytes that are read."""
+
+    num_bytes = 0
+
+    def get_range(self, key, start, length):
+        self.num_bytes += length
+        return super().get_range(key, start, length)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["", " ", "{}", "x" * 30]), max_size=30), st.integers(5, 60), st.booleans())
+def test_who_reads_all_pieces_in_order_names_lines_without_reading_again(tmp_path_factory, lines, piece_bytes, ended):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "a.jsonl").write_text("\n".join(lines) + "\n" * ended)
+    (folder / "b.jsonl").write_text("{}\n")
+    store, counts = CountingStore(str(folder)), {}
+    source = open_source(str(folder), piece_bytes=piece_bytes)
+    records = [
+        record
+        for piece in source.pieces
+        for record in read_piece(store, "lines", piece, "bee", Counter(), line_counts=counts)
+    ]
+    num_bytes = store.num_bytes
+    numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
+    assert [record.location for record in records] == [
+        *(f"{folder}/a.jsonl:{n}" for n in numbers),
+        f"{folder}/b.jsonl:1",
+    ]
+    assert store.num_bytes == num_bytes

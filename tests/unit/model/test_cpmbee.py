@@ -5,10 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from benchmarks.dense import IGNORED, dense_logits, dense_losses
 from cpmbee_job.model import cpmbee
 from cpmbee_job.model.cpmbee import CpmBee, init_weights
 from cpmbee_job.model.inputs import ModelInputs
-from tests.oracle import IGNORED, dense_logits, dense_losses, flatten_rows, random_rows
+from tests.oracle import flatten_rows, random_rows
 
 
 def losses_of(model, rows):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.dense import dense_losses
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.cpmbee import CpmBee, init_weights
 from cpmbee_job.model.inputs import ModelInputs
@@ -17,12 +18,13 @@ from cpmbee_job.model.lora import (
     apply_delta,
     insert_lora,
     load_delta,
+    merged_layout,
     merged_weights,
     read_delta,
     save_delta_folder,
 )  # fmt: skip
 from tests.deltas import delta_state
-from tests.oracle import dense_losses, flatten_rows, random_rows
+from tests.oracle import flatten_rows, random_rows
 
 MODULES = ("project_q", "project_v")
 PREFIX = "encoder.layers.0.self_att.self_attention.project_q.lora."
@@ -150,20 +152,29 @@ def test_a_pt_file_has_its_rank_and_the_originals_alpha(model, tmp_path):
     assert read_delta(tmp_path / "mine.pt", alpha=12).alpha == 12
 
 
+def merge(base, delta, **options):
+    layout = merged_layout(base, delta, **options)
+    merged = dict(merged_weights(base.items(), delta, layout))
+    assert {name: (t.shape, t.dtype) for name, t in merged.items()} == {
+        n: (t.shape, t.dtype) for n, t in layout.items()
+    }
+    return merged
+
+
 def test_merged_weights_give_the_same_answers(model, inputs, config):
     base = {name: p.detach().clone() for name, p in model.named_parameters()}
     delta = random_delta(model)
     merged = CpmBee(config)
-    merged.load_state_dict(merged_weights(base, delta))
+    merged.load_state_dict(merge(base, delta))
     torch.testing.assert_close(losses_of(merged, inputs), losses_of(model, inputs), atol=1e-5, rtol=1e-5)
 
 
 def test_merging_keeps_half_precision_only_where_asked(model):
     base = {name: p.detach().half() for name, p in model.named_parameters()}
     delta = random_delta(model)
-    changed = {n for n, t in merged_weights(base, delta).items() if t.dtype == torch.float32}
+    changed = {n for n, t in merge(base, delta).items() if t.dtype == torch.float32}
     assert changed == {n.split(".lora.")[0] + ".weight" for n in delta.state}
-    assert {t.dtype for t in merged_weights(base, delta, same_dtype=True).values()} == {torch.float16}
+    assert {t.dtype for t in merge(base, delta, same_dtype=True).values()} == {torch.float16}
 
 
 def test_keys_that_do_not_fit_are_listed(model):
@@ -184,7 +195,7 @@ def test_keys_that_do_not_fit_are_listed(model):
 def test_merging_into_another_model_is_refused(model):
     base = {name: p.detach()[:16] for name, p in model.named_parameters()}
     with pytest.raises(ModelError, match="does not fit"):
-        merged_weights(base, random_delta(model))
+        merge(base, random_delta(model))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +285,7 @@ def test_merging_refuses_a_delta_that_lacks_a_layer(model):
     delta = random_delta(model)
     rest = {name: t for name, t in delta.state.items() if not name.startswith(PREFIX)}
     with pytest.raises(ModelError, match="missing " + PREFIX.replace(".", r"\.") + "lora_A"):
-        merged_weights(base, replace(delta, state=rest))
+        merge(base, replace(delta, state=rest))
 
 
 def test_merging_refuses_what_does_not_fit_into_the_base_s_type(model):
@@ -282,7 +293,7 @@ def test_merging_refuses_what_does_not_fit_into_the_base_s_type(model):
     delta = random_delta(model)
     huge = {name: t * 1e5 for name, t in delta.state.items()}
     with pytest.raises(ModelError, match="NaN or infinite"):
-        merged_weights(base, replace(delta, state=huge), same_dtype=True)
+        merge(base, replace(delta, state=huge), same_dtype=True)
 
 
 def test_a_delta_s_manifest_names_every_file_with_its_hash(model, tmp_path):

@@ -27,6 +27,14 @@ def test_what_changes_the_outcome_changes_it(job, override):
     assert identity(job(), STORAGE) != identity(job(override), STORAGE)
 
 
+def test_every_set_of_a_list_counts(job, tmp_path):
+    sets = f"data.train=[{{path: {tmp_path}/train.jsonl}}, {{path: {tmp_path}/more.jsonl}}]"
+    (tmp_path / "more.jsonl").write_text("{}\n")
+    before = identity(job(sets), STORAGE)
+    (tmp_path / "more.jsonl").write_text("something else")
+    assert identity(job(sets), STORAGE) != before
+
+
 def test_a_key_changes_it(job):
     assert identity(job(), STORAGE) != identity(job(), STORAGE, "again")
 

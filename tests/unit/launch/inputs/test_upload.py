@@ -205,3 +205,13 @@ def test_a_name_that_no_object_can_have_is_refused(job, tmp_path):
     (tmp_path / "d" / "a\nb").write_text("1")
     with pytest.raises(SpecError, match="rename it"):
         find_places(job("data.train=d/"))
+
+
+def test_every_set_of_a_list_is_uploaded(job, store, tmp_path):
+    (tmp_path / "more.jsonl").write_text('{"<ans>": "x"}\n')
+    spec, uploads = hashed(job("data.train=[{path: train.jsonl}, {path: s3://b/x}, {path: more.jsonl}]"))
+    send(uploads, store)
+    assert sorted(names(store)) == ["more.jsonl", "train.jsonl"]
+    paths = [one.path for one in spec.data.train_sets]
+    assert [path.rpartition("/")[2] for path in paths] == ["train.jsonl", "x", "more.jsonl"]
+    assert all(path.startswith("s3://") for path in paths)

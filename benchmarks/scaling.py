@@ -1,0 +1,107 @@
+"""Time and memory against size: x1, x4, x16."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks import inputs
+from benchmarks.measure import Curve, Figure, duration, megabytes, run_sampled, timed
+
+_SIZES = (1, 4, 16)
+_LINEAR = 1.1
+_LONG_ROW = 1_500  # tokens
+_CHECK_GROWTH = 16  # bytes a row that `data check` may take for its duplicates
+
+
+def figures(quick: bool) -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory(prefix="cpmbee-benchmarks-") as folder:
+        yield from _prepare_time(Path(folder), inputs.NUM_ROWS // (16 if quick else 4))
+        yield _step_time(repeats=1 if quick else 3)
+        yield _prepare_memory(Path(folder), *((4, 40) if quick else (50, 1000)))
+        yield _check_memory(Path(folder), *((2_000, 10_000) if quick else (20_000, 120_000)))
+
+
+def _prepare_time(folder: Path, unit: int) -> Iterator[Figure]:
+    seconds = []
+    for size in _SIZES:
+        raw = _write(folder, f"ccpm-{size}", "\n".join(inputs.ccpm_lines(size * unit)) + "\n", times=1)
+        seconds.append(_prepare(folder, raw, "ccpm")[0])
+        raw.unlink()
+    yield _linear("cpmbee-job prepare", "rows of CCPM", [size * unit for size in _SIZES], seconds)
+
+
+def _step_time(repeats: int) -> Figure:
+    from benchmarks.step import OurStep, ccpm  # loads torch
+
+    seconds = []
+    for size in _SIZES:
+        step = OurStep(ccpm(size))
+        step()  # the first is slower
+        seconds.append(min(timed(step) for _ in range(repeats)))
+    return _linear("training step", "rows of 2048 in a batch", _SIZES, seconds)
+
+
+def _linear(what: str, unit: str, sizes: Sequence[int], seconds: Sequence[float]) -> Figure:
+    """The largest against the one before: what is fixed (starting up) weighs little in both."""
+    return Figure(
+        what=f"{what}, {sizes[-1]:,} {unit}: time of a row",
+        ours=duration(seconds[-1] / sizes[-1]),
+        baseline=f"{duration(seconds[-2] / sizes[-2])} with {sizes[-2]:,}",
+        ratio=(seconds[-1] / sizes[-1]) / (seconds[-2] / sizes[-2]),
+        mark=_LINEAR,
+        bound="at most",
+        curve=Curve(what, unit, "seconds", tuple(zip(map(float, sizes), seconds, strict=True))),
+    )
+
+
+def _prepare_memory(folder: Path, small: int, large: int) -> Figure:
+    """Rows of some 1,500 tokens: a gigabyte of them is prepared in a minute or two, of CCPM's in an hour."""
+    examples = [{"input": inputs.long_text(_LONG_ROW, seed), "<ans>": "好"} for seed in range(200)]
+    lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
+    peaks = []
+    for size in (small, large):
+        raw = _write(folder, "long", lines, times=round(size * 1e6 / len(lines.encode())))
+        peaks.append(_prepare(folder, raw, "bee")[1])
+        raw.unlink()
+    return Figure(
+        what=f"cpmbee-job prepare, {large:,} MB of JSON lines: peak memory, all processes",
+        ours=megabytes(peaks[1]),
+        baseline=f"{megabytes(peaks[0])} for {small} MB",
+        ratio=peaks[1] / peaks[0],
+        mark=1.2,
+        bound="at most",
+    )
+
+
+def _check_memory(folder: Path, small: int, large: int) -> Figure:
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_bytes(inputs.vocabulary())
+    peaks = []
+    for num_rows in (small, large):
+        raw = _write(folder, "check", "\n".join(inputs.ccpm_lines(num_rows)) + "\n", times=1)
+        arguments = f"--vocab={vocabulary}", f"--input={raw}", "--format=ccpm", "--max-length=2048"
+        peaks.append(run_sampled("-m", "cpmbee_job.cli", "data", "check", *arguments)[1])
+    allowed = peaks[0] + _CHECK_GROWTH * (large - small)
+    return Figure(
+        what=f"data check, {large:,} rows: peak memory",
+        ours=megabytes(peaks[1]),
+        baseline=f"{megabytes(peaks[0])} for {small:,} rows, and {_CHECK_GROWTH} bytes for each more",
+        ratio=peaks[1] / allowed,
+        mark=1.2,
+        bound="at most",
+    )
+
+
+def _prepare(folder: Path, raw: Path, format_name: str) -> tuple[float, int]:
+    job = inputs.job_file(folder, raw, format_name)
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        return run_sampled("-m", "cpmbee_job.cli", "prepare", str(job), "--set", f"output={output}")
+
+
+def _write(folder: Path, name: str, text: str, times: int) -> Path:
+    path = folder / f"{name}.jsonl"
+    with path.open("w", encoding="utf-8") as out:
+        for _ in range(times):
+            out.write(text)
+    return path

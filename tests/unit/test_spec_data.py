@@ -1,0 +1,67 @@
+"""`data.train` as a list of sets: how it is read, and how it says what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job.errors import SpecError
+from cpmbee_job.spec import DataSetSpec, JobSpec, load_spec, parse_spec
+
+LIST = """\
+name: a
+model: m/
+data: {train: [{path: t.jsonl, weight: 3}, {path: s3://b/more/, weight: 1, format: ccpm, in_context: [2, 1]}]}
+output: runs/
+"""
+
+
+def parse(*overrides: str) -> JobSpec:
+    return parse_spec(LIST, source="job.yaml", overrides=overrides)
+
+
+def test_one_place_is_one_set() -> None:
+    assert parse("data.train=t.jsonl").data.train_sets == (DataSetSpec(path="t.jsonl"),)
+
+
+def test_paths_in_the_list_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(LIST)
+    inputs = load_spec(tmp_path / "job.yaml").inputs
+    assert inputs["data.train.0.path"] == str(tmp_path / "t.jsonl")
+    assert inputs["data.train.1.path"] == "s3://b/more/"
+
+
+def test_an_override_reaches_into_the_list() -> None:
+    assert parse("data.train.1.weight=7").data.train_sets[1].weight == 7
+
+
+def test_fields_in_the_list_can_be_replaced() -> None:
+    spec = parse().with_fields({"data.train.0.path": "s3://b/t.jsonl", "image": "a:1"})
+    assert (spec.data.train_sets[0].path, spec.data.train_sets[0].weight) == ("s3://b/t.jsonl", 3)
+    assert spec.image == "a:1"
+
+
+def test_a_list_survives_its_own_yaml() -> None:
+    assert parse_spec(parse().to_yaml(), source="again") == parse()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.train.1.wieght=1", "data.train.1.wieght: unknown key; did you mean data.train.1.weight?"),
+        ("data.train.1.weight=0", "data.train.1.weight: Input should be greater than 0 (got 0)"),
+        ("data.train.1.path=http://x", "data.train.1.path: needs the form s3://bucket/folder/"),
+        ("data.train.1.format=x y", "data.train.1.format: not of the form that it needs (`bee`, `ccpm`"),
+        ("data.train.1.in_context=[0, 0]", "data.train.1.in_context: needs a frequency above 0"),
+        ("data.train.1.in_context=[1, -1]", "data.train.1.in_context.1: Input should be greater than or equal to 0"),
+        ("data.train.1={weight: 1}", "data.train.1.path: missing; it is required"),
+        ("data.train.1.weight=null", "data.train: give every set a weight, or none"),
+        ("data.train=[]", "data.train: names no data set"),
+        ("data.train={path: x}", "data.train: Input should be a valid string"),
+        ("data.train.2.weight=1", "'2' is none of the 2 members"),
+        ("data.train.first.weight=1", "'first' is none of the 2 members"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key(override: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(override)
+    assert words in str(caught.value)
