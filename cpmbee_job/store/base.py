@@ -31,6 +31,8 @@ class ObjectInfo:
     etag: str
     sha256: str | None = field(default=None, compare=False)
     """Of its content, where the store has been told and was asked for this one object."""
+    modified: float | None = field(default=None, compare=False)
+    """When it was written, in seconds since 1970 by the store's clock; in a listing."""
 
 
 def listing_digest(listing: Iterable[ObjectInfo]) -> str:

@@ -64,8 +64,8 @@ class FileStore:
             if not path.is_file():
                 return None
             try:
-                digest = self._etag(path)
-                return ObjectInfo(key, path.stat().st_size, digest, digest)
+                digest, state = self._etag(path), path.stat()
+                return ObjectInfo(key, state.st_size, digest, digest, state.st_mtime)
             except FileNotFoundError:  # deleted meanwhile
                 return None
 

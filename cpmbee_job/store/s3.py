@@ -174,7 +174,12 @@ class S3Store:
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
             found = [
-                ObjectInfo(entry["Key"].removeprefix(self._prefix), entry["Size"], entry["ETag"].strip('"'))
+                ObjectInfo(
+                    entry["Key"].removeprefix(self._prefix),
+                    entry["Size"],
+                    entry["ETag"].strip('"'),
+                    modified=entry["LastModified"].timestamp(),
+                )
                 for page in pages
                 for entry in page.get("Contents", ())
                 if not entry["Key"].endswith("/")  # what consoles make to show an empty folder

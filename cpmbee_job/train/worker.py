@@ -31,6 +31,7 @@ from cpmbee_job.store.patience import patiently
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
 from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from cpmbee_job.train.deterministic import DeterministicEngine, compute_deterministically
 from cpmbee_job.train.elastic import (
     FAILURE_ENV,
     LOST_PEER,
@@ -41,10 +42,12 @@ from cpmbee_job.train.elastic import (
     claim_attempt,
     deadline,
     deadline_words,
+    newest_attempt,
     record_failure,
 )
 from cpmbee_job.train.exports import NO_EXPORTS, Exports
 from cpmbee_job.train.loop import Position, train
+from cpmbee_job.train.manifests import Manifest
 from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
 from cpmbee_job.train.publish import Publisher
 from cpmbee_job.train.torch_engine import TorchEngine
@@ -147,8 +150,11 @@ class _Attempt:
         total_steps = min(order.steps_per_epoch * spec.train.epochs, spec.train.max_steps or sys.maxsize)
 
         # Model
+        if spec.train.deterministic:
+            compute_deterministically(world.device)
         files = locate_model()
-        engine = TorchEngine(build_model(run, files, world.device), spec.train, world.device)
+        kind = DeterministicEngine if spec.train.deterministic else TorchEngine
+        engine = kind(build_model(run, files, world.device), spec.train, world.device)
 
         # Resume
         found = self._newest_checkpoint()
@@ -171,12 +177,13 @@ class _Attempt:
             f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes"
             + (f", going on after step {self.position.step}" if self.position.step else "")
         )
-        publisher = Publisher(run, world, self.number, engine, self.progress, files, exports, self._keep_log)
+        publisher = Publisher(run, world, self.number, engine, self.progress, files, exports, found, self._keep_log)
 
         # Train
         watchdog = Watchdog(spec.train.stall_timeout, self._stalled)
         ends_at = deadline(run)
-        share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": spec.train.batch_size}
+        batch_size = 1 if spec.train.deterministic else spec.train.batch_size
+        share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
         outcome = train(
             spec.train,
             engine=engine,
@@ -206,17 +213,17 @@ class _Attempt:
         """The same on all ranks, so one chooses: an attempt before this one may still be writing."""
         chosen: list[Checkpoint] = []
 
-        def choose() -> str | None:
+        def choose() -> Manifest | None:
             found = newest_checkpoint(self.run.store, warn=log.warning)
             if found is None:
                 return None
-            chosen.append(found[1])
-            return found[0]
+            chosen.append(found)
+            return Manifest(found.attempt, found.step)
 
-        key = self.world.agree(choose)
-        if key is None:
+        manifest = self.world.agree(choose)
+        if manifest is None:
             return None
-        return chosen[0] if chosen else read_checkpoint(self.run.store, key)
+        return chosen[0] if chosen else read_checkpoint(self.run.store, manifest)
 
     def failed(self, error: CpmbeeError) -> Failure:
         """Put the failure on record; end the run for good where another attempt can't help."""
@@ -230,6 +237,10 @@ class _Attempt:
             self.progress.drop()
             return failure
         try:
+            if newest_attempt(self.run.store) > self.number:  # the same, only that we failed before we could tell
+                self.progress.drop()
+                self._keep_log()
+                return failure
             again = record_failure(self.run, self.number, failure)
             if again and not permanent:
                 limit = self.run.spec.train.max_failures
