@@ -35,6 +35,18 @@ class ObjectInfo:
     """When it was written, in seconds since 1970 by the store's clock; in a listing."""
 
 
+@dataclass(frozen=True)
+class Leftover:
+    """What an upload has left that was cut: it is no object, and takes up room."""
+
+    key: str
+    """What it was to become (or, in a folder, the hidden file's name)."""
+    size: int
+    modified: float
+    """When its last part came, in seconds since 1970 by the store's clock."""
+    upload_id: str = ""
+
+
 def listing_digest(listing: Iterable[ObjectInfo]) -> str:
     """Digest of keys, sizes and tags: another one when any object changes."""
     return contract.digest(sorted([info.key, info.size, info.etag] for info in listing))
@@ -80,6 +92,12 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; it is no error where there is none."""
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """What uploads have left that were cut, or are under way."""
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove it; it is no error where there is none."""
 
     def local_path(self, key: str) -> Path | None:
         """The object's place on this machine's disk where it has one (to map into memory), else None."""

@@ -32,10 +32,11 @@ from cpmbee_job.errors import (
     StoreError,
 )
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import ObjectInfo, Progress, check_key, no_progress
+from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, check_key, no_progress
 from cpmbee_job.store.checksums import file_digest, matches
 from cpmbee_job.store.files import explained, whole_file
 from cpmbee_job.store.s3_client import DEFAULT_LIMITS, Limits, make_client
+from cpmbee_job.store.s3_leftovers import discard_leftover, find_leftovers
 
 BROKEN_BODY = (
     boto.IncompleteReadError,
@@ -198,6 +199,14 @@ class S3Store:
     def delete(self, key: str) -> None:
         with self._explained(key):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def leftovers(self) -> Iterator[Leftover]:
+        with self._explained(""):
+            yield from find_leftovers(self._client, self._bucket, self._prefix)
+
+    def discard(self, leftover: Leftover) -> None:
+        with self._explained(leftover.key):
+            discard_leftover(self._client, self._bucket, self._key(leftover.key), leftover.upload_id)
 
     def local_path(self, key: str) -> Path | None:  # noqa: ARG002 (no object has one)
         return None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -67,6 +68,42 @@ def test_metrics_have_a_line_for_every_step(undisturbed: Path) -> None:
 def test_it_learns(undisturbed: Path) -> None:
     curve = losses(undisturbed)
     assert curve[-1] < 0.6 * curve[0]
+
+
+def test_checkpoints_are_listed_and_verified(undisturbed: Path, tmp_path: Path) -> None:
+    listed = json.loads(cli("checkpoints", "list", undisturbed, "--json").out)["checkpoints"]
+    assert [(one["step"], one["attempt"], one["problem"]) for one in listed] == [
+        (12, 1, None),
+        (10, 1, None),
+        (8, 1, None),
+    ]
+    verified = cli("checkpoints", "verify", undisturbed)
+    assert verified.code == 0, verified.err
+    assert "rows: 90 in 12 steps, 0 twice in an epoch, 0 never" in verified.out
+    assert "delta delta/12.1/: whole" in verified.out
+
+    run = tmp_path / "runs" / "weather" / "one"
+    shutil.copytree(undisturbed, run)
+    state = next((run / "checkpoints" / "12").glob("state.*"))
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    (run / "checkpoints" / "10" / "state.1.safetensors").unlink()
+    damaged = cli("checkpoints", "verify", run, "--json")
+    assert damaged.code == 4
+    assert "would go on after step 8" in damaged.err
+    problems = [one["problem"] for one in json.loads(damaged.out)["checkpoints"]]
+    assert "not those that the manifest names" in problems[0]
+    assert "no such file" in problems[1]
+    assert problems[2] is None
+
+
+def test_a_run_of_this_moment_has_no_garbage(undisturbed: Path) -> None:
+    output = undisturbed.parents[1]
+    assert json.loads(cli("gc", output, "--json").out) == {
+        "output": str(output), "deleted": False, "bytes": 0, "garbage": [],
+    }  # fmt: skip
+    refused = cli("gc", output, "--older-than", "5m", "--delete")
+    assert refused.code == 2
+    assert "an hour at least" in refused.err
 
 
 def test_no_scratch_files_stay(undisturbed: Path) -> None:
