@@ -36,7 +36,8 @@ class DeterministicEngine(TorchEngine):
         flat = torch.zeros_like(self._flat_gradient())
         counts = torch.zeros(4, dtype=torch.float64, device=self.device)
         for turn, batch in enumerate(micro_batches):
-            torch.manual_seed(hash((self.seed, step, turn * world_size + self.rank)))  # the row's place in the step
+            if self.model.config.dropout_p:  # by the row's place in the step
+                torch.manual_seed(hash((self.seed, step, turn * world_size + self.rank)))
             own = torch.zeros_like(counts)
             self._backward(batch, own)
             own[3] = float(wants_stop())

@@ -36,12 +36,14 @@ from cpmbee_job.train.elastic import (
     FAILURE_ENV,
     LOST_PEER,
     PEER_STOPPED,
+    STALLED,
     Failure,
     StopRequest,
     Watchdog,
     claim_attempt,
     deadline,
     deadline_words,
+    log_place,
     newest_attempt,
     record_failure,
 )
@@ -135,7 +137,7 @@ class _Attempt:
         self.position = Position()
         self.progress: Progress = Silent()
         self.number = world.agree(lambda: claim_attempt(run.store, world.size))
-        self.log_file = _log_to_file() if world.local_rank == 0 else None
+        self.log_file = _log_to_file(self.number) if world.local_rank == 0 else None
 
     def execute(self, locate_model: Callable[[], ModelFiles], exports: Exports) -> None:
         run, spec, world = self.run, self.run.spec, self.world
@@ -258,9 +260,12 @@ class _Attempt:
             key = contract.log_key(contract.pod_name(), self.number)
             self.log_file.seek(0)
             patiently(partial(self.run.store.put, key, self.log_file.read().encode()))
+            if (file := log_place(self.number)) is not None:
+                file.unlink(missing_ok=True)  # what is left there is for the entrypoint to keep
 
     def _stalled(self) -> None:
-        Failure("no progress: ended by the watchdog", self.position.step, permanent=False, exit_code=1).write()
+        reason = f"no progress for {self.run.spec.train.stall_timeout:.0f} s: ended by the watchdog"
+        Failure(reason, self.position.step, permanent=False, exit_code=STALLED).write()
 
 
 def build_model(run: Run, files: ModelFiles, device: torch.device) -> CpmBee:
@@ -275,9 +280,12 @@ def build_model(run: Run, files: ModelFiles, device: torch.device) -> CpmBee:
     return model
 
 
-def _log_to_file() -> IO[str]:
-    """Have this process's log in a file too (one without a name, which ends with us), to be kept with the run."""
-    file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (open as long as we are)
+def _log_to_file(attempt: int) -> IO[str]:
+    """Have this process's log in a file too, to be kept with the run: where an entrypoint waits for us, in one that it
+    finds when we are killed."""
+    place = log_place(attempt)
+    # Open as long as we are.
+    file: IO[str] = place.open("w+", encoding="utf-8") if place else tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)

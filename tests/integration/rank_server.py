@@ -5,8 +5,9 @@ its process id is answered; {"wait": pid} is answered with its exit status (nega
 
 The names of the objects that it writes and deletes go to `<log>.writes`, a line each with its rank before it.
 
-A fault is a signal that the rank sends to itself: {"signal": 9, "at": "step", "number": 7, "when": "after"}; at "write"
-it is counted in writes to the store (objects written or deleted).
+A fault is a signal that the rank sends to itself (0: an exception, as of memory that is used up):
+{"signal": 9, "at": "step", "number": 7, "when": "after"}; at "write" it is counted in writes to the store, which are
+objects written or deleted.
 """
 
 import json
@@ -75,10 +76,10 @@ def inject(at: str, number: int, when: str, signal: int) -> None:
             calls += 1
             hits = (arguments[0] if at == "step" else calls) == number
             if hits and when == "before":
-                os.kill(os.getpid(), signal)
+                strike(signal)
             result = method(self, *arguments, **options)
             if hits and when == "after":
-                os.kill(os.getpid(), signal)
+                strike(signal)
             return result
 
         return call
@@ -88,6 +89,12 @@ def inject(at: str, number: int, when: str, signal: int) -> None:
     else:
         for name in WRITES:
             setattr(FileStore, name, wrapped(getattr(FileStore, name)))
+
+
+def strike(signal: int) -> None:
+    if signal == 0:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    os.kill(os.getpid(), signal)
 
 
 def record_writes(rank: int, place: str) -> None:

@@ -189,6 +189,34 @@ def test_a_stop_leaves_a_checkpoint_and_the_run_goes_on_later(job: Path, undistu
     assert {line["attempt"] for line in metrics(run)[steps_done:]} == {2}
 
 
+def test_a_stop_of_one_worker_is_a_stop_of_all_and_the_job_goes_on(job: Path, undisturbed: Path) -> None:
+    run = undisturbed.parent / "one-stopped"
+    rare = ["--set", "train.checkpoint_interval=1000", "--set", "train.eval_interval=2"]  # only a stop leaves one
+    process = start("local", job, "--run-id", "one-stopped", "--processes", 2, *LONG, *rare)
+    wait_for(run / "delta" / "BEST")
+    os.kill(workers(process.pid)[1], signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    attempts = [line["attempt"] for line in metrics(run)]
+    assert attempts == sorted(attempts)
+    assert attempts[0] == 1
+    assert len(losses(run)) == 120
+    assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
+
+
+def test_a_worker_that_hangs_is_ended_and_its_log_is_kept(job: Path, undisturbed: Path) -> None:
+    run = undisturbed.parent / "hanging"
+    process = start("local", job, "--run-id", "hanging", "--processes", 2, *LONG, "--set", "train.stall_timeout=6")
+    wait_for(run / "checkpoints" / "2" / "manifest.1.json")
+    os.kill(workers(process.pid)[0], signal.SIGSTOP)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "no progress for 6 s: ended by the watchdog" in err
+    assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
+    (log,) = run.glob("logs/*/00001.log")
+    assert "attempt 1: 45 rows" in log.read_text()
+
+
 @pytest.mark.parametrize("victim", ["local", "entrypoint", "torchrun"])
 def test_nobody_outlives_the_one_it_works_for(job: Path, tmp_path: Path, victim: str) -> None:
     scratch = tmp_path / "tmp"

@@ -116,6 +116,17 @@ def test_all_worlds_of_an_epoch_leave_one_record(job, server):
     assert_each_row_once_an_epoch(run)
 
 
+def test_what_fails_again_and_again_at_the_same_step_ends_the_run_with_its_reason(job, server):
+    run = new_run(job, "poisoned", *OPTIONS, "train.checkpoint_interval=1")
+    for attempt in (1, 2, 3):
+        assert run.result() is None
+        assert set(server.start(run, 2, Fault(1, "step", 4, "before", 0)).wait()) == {1}
+        assert json.loads(run.store.get(contract.failure_key(attempt)))["step"] == 3
+    result = run.result()
+    assert (result["state"], result["attempts"]) == ("failed", 3)
+    assert result["reason"].startswith("failed 3 times at the same step: RuntimeError: CUDA out of memory")
+
+
 def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undisturbed):
     """All of it stands still, as on a node that hangs, while another takes over; then it wakes up in mid-work."""
     run = new_run(job, "zombie", *OPTIONS)
