@@ -3,7 +3,7 @@
 Nothing goes that was written a short while ago: whoever writes now has written there lately. Of the rest these go:
 
 - checkpoints beyond `train.keep_checkpoints` of their run (counted are those that are whole), and halves of checkpoints
-- deltas beyond it that neither BEST nor LAST names, and halves of deltas
+- deltas beyond it that neither BEST nor LAST nor a run's spec names, and halves of deltas
 - prepared data that no run is bound to, other than runs that have succeeded
 - uploads that no run's spec names, whatever has become of the run
 - uploads of single objects that were cut and not gone on with
@@ -63,7 +63,7 @@ def find_garbage(output: str, storage: StorageSpec, before: float) -> Findings:
     for run in runs.readable:
         garbage += _checkpoints(run, before)
         try:
-            garbage += _deltas(run, before)
+            garbage += [one for one in _deltas(run, before) if not any(url.startswith(one.url) for url in runs.inputs)]
         except DamagedError as error:
             notes.append(f"{error.message}; its deltas are left alone")
     shared = {"prepared": runs.prepared, "uploads": runs.uploads}
@@ -112,7 +112,12 @@ class _Runs:
     undecided: tuple[str, ...]
     """Those that are about to be bound to some prepared data."""
     prepared: frozenset[str]
-    uploads: frozenset[str]
+    inputs: frozenset[str]
+    """What their specs name, each with a slash behind it."""
+
+    @property
+    def uploads(self) -> set[str]:
+        return {url.partition("/uploads/")[2].partition("/")[0] for url in self.inputs if "/uploads/" in url}
 
     @property
     def may_be_judged(self) -> bool:
@@ -123,7 +128,7 @@ class _Runs:
     def of(cls, store: Store, storage: StorageSpec) -> "_Runs":
         readable, unreadable, undecided = [], [], []
         prepared: set[str] = set()
-        uploads: set[str] = set()
+        inputs: set[str] = set()
         for name in store.folders():
             for run_id in store.folders(name) if name not in contract.NOT_JOBS else ():
                 place = f"{name}/{run_id}"
@@ -140,21 +145,14 @@ class _Runs:
                 except (CpmbeeError, KeyError, TypeError) as error:
                     unreadable.append(f"{place} can't be read; it, prepared data and uploads stay: {error}")
                     continue
-                uploads |= set(_uploads(run))
+                inputs |= {f"{url.rstrip('/')}/" for url in run.spec.inputs.values()}
                 readable.append(run)
-        return cls(tuple(readable), tuple(unreadable), tuple(undecided), frozenset(prepared), frozenset(uploads))
+        return cls(tuple(readable), tuple(unreadable), tuple(undecided), frozenset(prepared), frozenset(inputs))
 
 
 def _splits(run: Run) -> list[dict[str, list[dict[str, str]]]]:
     data = run.data()
     return [data[split] for split in ("train", "eval") if data[split] is not None]
-
-
-def _uploads(run: Run) -> Iterator[str]:
-    for url in run.spec.inputs.values():
-        _, found, rest = url.partition("/uploads/")
-        if found:
-            yield rest.partition("/")[0]
 
 
 def _checkpoints(run: Run, before: float) -> Iterator[Garbage]:

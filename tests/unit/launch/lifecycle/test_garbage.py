@@ -90,6 +90,16 @@ def test_deltas_that_are_neither_named_nor_new_go(tmp_path: Path) -> None:
     }
 
 
+def test_a_delta_that_another_run_begins_with_stays(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6, 8):
+        delta(run, step)
+    spec = run.spec.with_fields({"lora.init_from": f"{run.url}/delta/4.1"})
+    Run.begin(spec, "r2").bind_data({"train": {"sets": [{"prepared": "used"}]}, "eval": None})
+    age(tmp_path)
+    assert set(found(tmp_path)) == {"a/r1/delta/2.1/"}
+
+
 def test_deltas_stay_where_a_pointer_is_damaged(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
