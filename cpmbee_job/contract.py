@@ -4,6 +4,7 @@
     spec.yaml  data.json  status.json  metrics.jsonl  result.json
     attempts/<attempt>.json                                    who tried when; numbered by conditional put
     checkpoints/<step>/state.<attempt>.safetensors, manifest.<attempt>.json     checkpoints/LATEST
+    rows/<step>.<attempt>.jsonl                                 which rows were trained on since the checkpoint before
     delta/<step>.<attempt>/  delta/BEST  delta/LAST
     tensorboard/  logs/<pod>/<attempt>.log
 <output>/prepared/<digest>/part-00000.arrow ...  index.json
@@ -103,6 +104,10 @@ def state_key(step: int, attempt: int) -> str:
 
 def manifest_key(step: int, attempt: int) -> str:
     return f"checkpoints/{step}/manifest.{attempt}.json"
+
+
+def rows_key(step: int, attempt: int) -> str:
+    return f"rows/{step}.{attempt}.jsonl"
 
 
 def delta_prefix(step: int, attempt: int) -> str:

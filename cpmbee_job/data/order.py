@@ -126,14 +126,15 @@ class MicroBatch:
 def share(rows: NDArray[np.int64], rank: int, world_size: int, batch_size: int) -> list[MicroBatch]:
     """What one of `world_size` processes does of a step.
 
-    Each row counts on exactly one rank, the ranks' numbers of rows differ by at most one. All ranks get equally many
-    micro-batches, of at most `batch_size` rows; one that has too few rows repeats the step's first, with weight False.
+    Rows are dealt out in turn: each counts on exactly one rank, the ranks' numbers of rows differ by at most one. All
+    ranks get equally many micro-batches, of at most `batch_size` rows; one that has too few rows repeats the step's
+    first, with weight False.
     """
     if not rows.size:
         raise ValueError("a step has at least one row")
     most = -(-rows.size // world_size)
     num_batches = -(-most // batch_size)
-    own = rows[rank * rows.size // world_size : (rank + 1) * rows.size // world_size]
+    own = rows[rank::world_size]
     batches = [own[start : start + batch_size] for start in range(0, own.size, batch_size)]
     shares = [MicroBatch(batch, np.ones(batch.size, dtype=np.bool_)) for batch in batches]
     padding = MicroBatch(rows[:1], np.zeros(1, dtype=np.bool_))

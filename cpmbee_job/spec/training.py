@@ -131,6 +131,11 @@ class TrainSpec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         1234, description="Seed of the order of rows and of LoRA's first weights."
     )
+    deterministic: bool = Field(
+        False,
+        description="The same bytes of the delta for any number of processes, also when it changes: every row by "
+        "itself, gradients added in the step's order. Slower; machines and versions must be of one kind.",
+    )
     save_name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = Field(
         "cpm_bee_finetune", description="File name of the delta."
     )

@@ -31,6 +31,20 @@ class ObjectInfo:
     etag: str
     sha256: str | None = field(default=None, compare=False)
     """Of its content, where the store has been told and was asked for this one object."""
+    modified: float | None = field(default=None, compare=False)
+    """When it was written, in seconds since 1970 by the store's clock; in a listing."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What an upload has left that was cut: it is no object, and takes up room."""
+
+    key: str
+    """What it was to become (or, in a folder, the hidden file's name)."""
+    size: int
+    modified: float
+    """When its last part came, in seconds since 1970 by the store's clock."""
+    upload_id: str = ""
 
 
 def listing_digest(listing: Iterable[ObjectInfo]) -> str:
@@ -85,6 +99,12 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; it is no error where there is none."""
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """What uploads have left that were cut, or are under way."""
+
+    def discard(self, leftover: Leftover) -> None:
+        """Remove it; it is no error where there is none."""
 
     def local_path(self, key: str) -> Path | None:
         """The object's place on this machine's disk where it has one (to map into memory), else None."""

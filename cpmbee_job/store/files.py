@@ -18,7 +18,7 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from cpmbee_job.errors import ConflictError, CpmbeeError, DiskError, NotFoundError, SpecError, StoreError
-from cpmbee_job.store.base import ObjectInfo, Progress, changed, check_key, no_progress
+from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
 
 TEMPORARY = ".cpmbee-tmp"
 LOCK = ".cpmbee-lock"
@@ -74,8 +74,8 @@ class FileStore:
             if not path.is_file():
                 return None
             try:
-                digest = self._etag(path)
-                return ObjectInfo(key, path.stat().st_size, digest, digest)
+                digest, state = self._etag(path), path.stat()
+                return ObjectInfo(key, state.st_size, digest, digest, state.st_mtime)
             except FileNotFoundError:  # deleted meanwhile
                 return None
 
@@ -150,6 +150,18 @@ class FileStore:
                     folder.rmdir()
                 except OSError:
                     break
+
+    def leftovers(self) -> Iterator[Leftover]:
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = Path(folder, name)
+                if name.endswith(TEMPORARY):
+                    with suppress(FileNotFoundError):  # it has just become an object
+                        state = path.stat()
+                        yield Leftover(path.relative_to(self.root).as_posix(), state.st_size, state.st_mtime)
+
+    def discard(self, leftover: Leftover) -> None:
+        (self.root / leftover.key).unlink(missing_ok=True)
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)

@@ -20,7 +20,7 @@ from botocore import exceptions as boto
 
 from cpmbee_job.errors import AccessError, ConflictError, DamagedError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import ObjectInfo, Progress, changed, check_key, no_progress
+from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
 from cpmbee_job.store.files import explained
 from cpmbee_job.store.s3_client import DEFAULT_LIMITS, Limits, make_client
 from cpmbee_job.store.s3_download import Download
@@ -33,6 +33,7 @@ from cpmbee_job.store.s3_errors import (
     no_bucket,
     pause,
 )
+from cpmbee_job.store.s3_leftovers import discard_leftover, find_leftovers
 from cpmbee_job.store.s3_source import Source
 from cpmbee_job.store.s3_upload import Upload
 
@@ -190,7 +191,12 @@ class S3Store:
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
             found = [
-                ObjectInfo(entry["Key"].removeprefix(self._prefix), entry["Size"], entry["ETag"].strip('"'))
+                ObjectInfo(
+                    entry["Key"].removeprefix(self._prefix),
+                    entry["Size"],
+                    entry["ETag"].strip('"'),
+                    modified=entry["LastModified"].timestamp(),
+                )
                 for page in pages
                 for entry in page.get("Contents", ())
                 if not entry["Key"].endswith("/")  # what consoles make to show an empty folder
@@ -209,6 +215,14 @@ class S3Store:
     def delete(self, key: str) -> None:
         with self._explained(key):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def leftovers(self) -> Iterator[Leftover]:
+        with self._explained(""):
+            yield from find_leftovers(self._client, self._bucket, self._prefix)
+
+    def discard(self, leftover: Leftover) -> None:
+        with self._explained(leftover.key):
+            discard_leftover(self._client, self._bucket, self._key(leftover.key), leftover.upload_id)
 
     def local_path(self, key: str) -> Path | None:  # noqa: ARG002 (no object has one)
         return None

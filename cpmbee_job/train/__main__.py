@@ -28,8 +28,7 @@ def main() -> None:
     except CpmbeeError as error:
         sys.stderr.write(f"error: {error}\n")
         end = End(error.exit_code, str(error))
-    if end.exit_code:
-        pod.last_word(end.reason)
+    pod.last_word(end.reason)
     sys.exit(end.exit_code)
 
 

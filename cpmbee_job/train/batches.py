@@ -31,6 +31,8 @@ class Batch:
     step: int
     epoch: int
     rows: list[int]
+    own_rows: list[int]
+    """Ids of those of this rank, in the order of its micro-batches; what only pads is none of them."""
     micro_batches: list[Collated]
 
 
@@ -88,7 +90,9 @@ class Batches:
     def _batch(self, step: int) -> Batch:
         epoch, rows = self.order.step(step)
         mine = share(rows, self.rank, self.world_size, self.batch_size)
-        return Batch(step, epoch, rows.tolist(), [_collated(self.dataset, self.vocabulary, m) for m in mine])
+        own_rows = [row for micro_batch in mine for row in micro_batch.rows[micro_batch.weights].tolist()]
+        micro_batches = [_collated(self.dataset, self.vocabulary, micro_batch) for micro_batch in mine]
+        return Batch(step, epoch, rows.tolist(), own_rows, micro_batches)
 
 
 class AllRows:

@@ -26,7 +26,7 @@ FAILURE_ENV = "CPMBEE_FAILURE_FILE"
 LOST_PEER = "lost contact with another rank"
 PEER_STOPPED = "a pod was asked to stop; training goes on without it, or with another in its place"
 STALLED = 75
-"""Exit status of a worker that its watchdog ended."""
+"""Exit status of a worker that its watchdog ended, and the code of its failure."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ class Failure:
             return cls(**json.loads(place.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+
+
+def log_place(attempt: int) -> Path | None:
+    """Where an attempt's log lies in this container until it is in the store; nowhere without an entrypoint."""
+    place = os.environ.get(FAILURE_ENV)
+    return None if place is None else Path(place).with_name(f"attempt-{attempt}.log")
 
 
 def claim_attempt(store: Store, world_size: int) -> int:

@@ -47,10 +47,12 @@ class ParameterStatistics:
 class Engine(Protocol):
     """Executes steps on all ranks together; every method is collective."""
 
-    def step(self, step: int, micro_batches: Sequence[Collated], learning_rate: float, stop: bool) -> StepResult:
+    def step(
+        self, step: int, micro_batches: Sequence[Collated], learning_rate: float, wants_stop: Callable[[], bool]
+    ) -> StepResult:
         """Forward, backward, reduce, clip, update: step number `step` over this rank's share of the global batch; the
-        number also seeds what is random in it. An overflow in half precision is done again at a smaller loss scale.
-        Raises `ModelError` for a loss that is not finite."""
+        number also seeds what is random in it. `wants_stop` is asked as late as can be, before the reduce. An overflow
+        in half precision is done again at a smaller loss scale. Raises `ModelError` for a loss that is not finite."""
 
     def evaluate(self, micro_batches: Iterable[Collated], wants_stop: Callable[[], bool]) -> EvalResult | None:
         """Mean loss over all ranks' micro-batches, of which all ranks have equally many; None when any rank was asked

@@ -44,6 +44,9 @@ class Position:
 class Saver(Protocol):
     """Writes what must outlive the process; every method is called by all ranks together."""
 
+    def trained(self, batch: Batch) -> None:
+        """Keep on record that this rank's share of a step is done."""
+
     def checkpoint(self, position: Position) -> None: ...
 
     def best(self, position: Position) -> None: ...
@@ -104,11 +107,12 @@ def train(
         # Step
         rate = learning_rate(spec, batch.step)
         try:
-            result = engine.step(batch.step, batch.micro_batches, rate, control.wants_stop())
+            result = engine.step(batch.step, batch.micro_batches, rate, control.wants_stop)
         except ModelError as error:
             rows = ", ".join(str(row) for row in batch.rows[:20]) + (", ..." if len(batch.rows) > 20 else "")
             raise ModelError(f"step {batch.step} (rows {rows}): {error.message}", hint=error.hint) from error
         position.step = batch.step
+        saver.trained(batch)
         progress.step(batch.step, batch.epoch, rate, result)
         control.beat()
 

@@ -213,8 +213,9 @@ class Journal:
         while True:
             try:
                 if key not in self._etags:
-                    self._etags[key] = _etag(self._store, key)
-                    require_newest(self._store, self._attempt)
+                    etag = _etag(self._store, key)
+                    require_newest(self._store, self._attempt)  # or the tag is no longer ours to know
+                    self._etags[key] = etag
                 etag = self._etags[key]
                 self._etags[key] = (
                     self._store.put(key, data, if_none_match=True)

@@ -17,11 +17,10 @@ from cpmbee_job.model.lora import save_delta_folder
 from cpmbee_job.model.weights import ModelFiles
 from cpmbee_job.run import Run, now, training_fields
 from cpmbee_job.store.patience import patiently
+from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.checkpoint import (
-    Uploader,
+    Checkpoint,
     move_pointer,
-    prune_checkpoints,
-    prune_deltas,
     write_checkpoint,
     write_folder,
 )
@@ -29,7 +28,10 @@ from cpmbee_job.train.elastic import first_start
 from cpmbee_job.train.engine import Engine
 from cpmbee_job.train.exports import Exports
 from cpmbee_job.train.loop import Position
+from cpmbee_job.train.manifests import prune_checkpoints, prune_deltas
 from cpmbee_job.train.progress import Progress
+from cpmbee_job.train.rows import RowRecorder
+from cpmbee_job.train.uploader import Uploader, num_bytes
 from cpmbee_job.train.world import World
 
 
@@ -46,22 +48,34 @@ class Publisher:
         model: ModelFiles,
         base_digest: str,
         exports: Exports,
+        begun_at: Checkpoint | None,
         keep_log: Callable[[], None],
     ) -> None:
         self._run, self._world, self._attempt = run, world, attempt
         self._engine, self._progress, self._model, self._exports = engine, progress, model, exports
         self._base_digest = base_digest
         self._keep_log = keep_log  # of rank 0, before the result
+        after = None if begun_at is None else {"step": begun_at.step, "attempt": begun_at.attempt}
+        self._rows = RowRecorder(world.to_first, after)
         self._uploader = Uploader()
         self._newest_delta = ""
 
+    def trained(self, batch: Batch) -> None:
+        self._rows.note(batch.step, batch.epoch, batch.own_rows)
+
     def checkpoint(self, position: Position) -> None:
         state = self._engine.state()
+        self._rows.gather()
         if self._world.rank == 0:
-            self._uploader.submit(self._progress.flush)  # a checkpoint's steps have their lines in the metrics
-            store, attempt = self._run.store, self._attempt
-            self._uploader.submit(partial(write_checkpoint, store, position.step, attempt, state, position.record()))
-            self._uploader.submit(partial(prune_checkpoints, store, self._run.spec.train.keep_checkpoints, attempt))
+            store, step, attempt = self._run.store, position.step, self._attempt
+            self._uploader.submit(
+                self._progress.flush,  # a checkpoint's steps have their lines in the metrics
+                partial(self._rows.write, store, step, attempt),
+                partial(write_checkpoint, store, step, attempt, state, position.record()),
+                partial(prune_checkpoints, store, self._run.spec.train.keep_checkpoints, attempt),
+                size=num_bytes(state.tensors),
+                may_be_dropped=True,
+            )
 
     def best(self, position: Position) -> None:
         self._delta(position, contract.BEST)
@@ -104,7 +118,8 @@ class Publisher:
     def _delta(self, position: Position, *pointers: str) -> None:
         weights = self._engine.trained_weights()
         if self._world.rank == 0:
-            self._uploader.submit(partial(self._write_delta, weights, position.record(), pointers))
+            task = partial(self._write_delta, weights, position.record(), pointers)
+            self._uploader.submit(task, size=num_bytes(weights))
 
     def _write_delta(self, weights: dict[str, Tensor], position: dict[str, Any], pointers: tuple[str, ...]) -> None:
         run, step = self._run, position["step"]

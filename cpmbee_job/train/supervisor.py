@@ -14,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 
 from cpmbee_job import contract, lifeline, pod
-from cpmbee_job.errors import CancelledError, CpmbeeError, JobFailedError, NotFoundError
+from cpmbee_job.errors import CancelledError, CpmbeeError, JobFailedError, NotFoundError, StoreError
 from cpmbee_job.run import Run, exit_code
 from cpmbee_job.store.patience import patiently
-from cpmbee_job.train.elastic import FAILURE_ENV, Failure, deadline, deadline_words
+from cpmbee_job.train.elastic import FAILURE_ENV, STALLED, Failure, deadline, deadline_words
 from cpmbee_job.train.memory import MemoryWatch
 
 MAX_IDLE_STARTS = 20
@@ -27,6 +27,8 @@ LONGEST_PAUSE = 30.0
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at what the kernel has killed."""
 
+LONGEST_TAIL = 1 << 20
+"""Bytes of a killed worker's log that are kept."""
 LONGEST_FAREWELL = 15.0
 """Seconds for which torchrun may go on without workers when the run has ended."""
 LONGEST_GOODBYE = 3.0
@@ -57,6 +59,7 @@ class Supervisor:
     def supervise(self) -> End:
         """Returns with the run's own end, or after a requested stop."""
         idle_starts, pause, newest = 0, 1.0, self._newest_checkpoint()
+        hung_at: list[int] = []
         with tempfile.TemporaryDirectory(prefix="cpmbee-") as folder:
             failure_file = Path(folder) / "failure.json"
             while True:
@@ -72,6 +75,11 @@ class Supervisor:
                 if ends_at is not None and time.time() > ends_at:
                     self._give_up(JobFailedError(deadline_words(self.run)))
                     continue
+                hung_at = [*hung_at, failure.step] if failure and failure.exit_code == STALLED else []
+                limit = self.run.spec.train.max_failures
+                if failure and hung_at[-limit:] == [failure.step] * limit:
+                    self._give_up(JobFailedError(f"{failure.reason}, {limit} times at step {failure.step}"))
+                    continue
                 if idle_starts:
                     why = self.memory.reason or (
                         failure.reason if failure else "a worker ended without a word (killed?)"
@@ -83,6 +91,7 @@ class Supervisor:
                     self._sleep(pause)
                 failure_file.unlink(missing_ok=True)
                 self._torchrun(failure_file)
+                self._keep_logs(failure_file.parent)
                 step = self._newest_checkpoint()
                 idle_starts = 1 if step > newest else idle_starts + 1
                 pause = 1.0 if step > newest else min(pause * 2, LONGEST_PAUSE)
@@ -125,16 +134,29 @@ class Supervisor:
                 again = f"{self.memory.reason}, {self.memory.ends} times without a newer checkpoint"
                 self._give_up(JobFailedError(again, hint="raise workers.memory, or lower train.batch_size"))
                 torchrun.terminate()
-            if _children(torchrun.pid):
+            workers = _children(torchrun.pid)
+            if workers and _has_failed_with(failure_file, STALLED):
+                for pid in workers:  # what hangs hears no SIGTERM, and torchrun would wait for it
+                    _send(pid, signal.SIGKILL)
+            if workers:
                 with_workers_at = time.monotonic()
                 continue
             alone = time.monotonic() - with_workers_at
-            if alone > LONGEST_GOODBYE and (self.stopping or _has_stopped(failure_file)):
+            if alone > LONGEST_GOODBYE and (self.stopping or _has_failed_with(failure_file, CancelledError.exit_code)):
                 torchrun.kill()
             elif alone > LONGEST_FAREWELL:
                 with_workers_at = time.monotonic()
                 if patiently(self.run.result, in_a_hurry=self._is_stopping) is not None:
                     torchrun.kill()
+
+    def _keep_logs(self, folder: Path) -> None:
+        """Bring into the store what workers that were killed have left of their logs; one try must do."""
+        for file in folder.glob("attempt-*.log"):
+            text = file.read_bytes()[-LONGEST_TAIL:]
+            key = contract.log_key(contract.pod_name(), int(file.stem.partition("-")[2]))
+            with contextlib.suppress(StoreError):
+                self.run.store.put(key, text)
+            file.unlink()
 
     def _give_up(self, error: CpmbeeError) -> None:
         """End the run for good; the result that is there afterwards is the one that counts."""
@@ -150,8 +172,7 @@ class Supervisor:
             if self.stopping or not workers:
                 torchrun.terminate()
             for pid in workers:
-                with contextlib.suppress(ProcessLookupError):  # it may just have ended
-                    os.kill(pid, signal.SIGTERM)
+                _send(pid, signal.SIGTERM)
         self.stopping = True
 
     def _orphaned(self) -> None:
@@ -177,10 +198,15 @@ class Supervisor:
         return self.stopping
 
 
-def _has_stopped(failure_file: Path) -> bool:
-    """Whether the workers have ended because one pod of the world was asked to."""
+def _has_failed_with(failure_file: Path, exit_code: int) -> bool:
+    """Why the workers have ended: `STALLED`, or 103 where one pod of the world was asked to stop."""
     failure = Failure.read(failure_file)
-    return failure is not None and failure.exit_code == CancelledError.exit_code
+    return failure is not None and failure.exit_code == exit_code
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it may just have ended
+        os.kill(pid, number)
 
 
 def _children(pid: int) -> list[int]:

@@ -33,11 +33,11 @@ class TorchEngine:
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=0.0, weight_decay=train.weight_decay)
         self.loss_scale = LossScale(train.loss_scale, train.loss_scale_factor, train.loss_scale_steps)
 
-    def step(self, step: int, micro_batches: Sequence[Collated], learning_rate: float, stop: bool) -> StepResult:
+    def step(
+        self, step: int, micro_batches: Sequence[Collated], learning_rate: float, wants_stop: Callable[[], bool]
+    ) -> StepResult:
         while True:
-            # Dropout, where a model has it, is a function of seed, step and rank: no random state to save.
-            torch.manual_seed(hash((self.seed, step, self.rank)))
-            loss_sum, targets, tokens, stop_votes, norm = self._gradients(micro_batches, stop)
+            loss_sum, targets, tokens, stop_votes, norm = self._gradients(step, micro_batches, wants_stop)
             if not math.isfinite(loss_sum):
                 raise ModelError(f"the loss is {loss_sum / max(targets, 1.0)}{self._first_bad_parameter()}")
             if norm < float("inf"):
@@ -56,29 +56,11 @@ class TorchEngine:
             stop=stop_votes > 0,
         )
 
-    def _gradients(self, micro_batches: Sequence[Collated], stop: bool) -> list[float]:
+    def _gradients(self, step: int, micro_batches: Sequence[Collated], wants_stop: Callable[[], bool]) -> list[float]:
         """Leave the clipped gradient of the mean loss in every parameter's `.grad`. Returns, over all ranks, the sum
         of losses, number of targets, number of tokens, votes to stop, and the gradient norm before clipping."""
-        scale = self.loss_scale.value
-        for parameter in self.parameters.values():
-            parameter.grad = None
-        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
-        counts[3] = float(stop)
-        for batch in micro_batches:
-            if not len(batch.targets):  # padding for a rank that has fewer rows than others
-                continue
-            inputs = self._inputs(batch)
-            loss = self.model.target_losses(inputs, self.model(inputs)).sum()
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
-            counts[0] += loss.detach()
-            counts[1] += len(batch.targets)
-            counts[2] += len(batch.ids)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
-        flat = torch.cat([g.flatten() for g in gradients])
-        if dist.is_initialized():
-            dist.all_reduce(flat)
-            dist.all_reduce(counts)
-        flat /= scale * counts[1].clamp(min=1.0)
+        flat, counts = self._summed(step, micro_batches, wants_stop)
+        flat /= self.loss_scale.value * counts[1].clamp(min=1.0)
         norm = flat.norm()
         if self.clip_grad:
             flat *= torch.clamp(self.clip_grad / (norm + 1e-6), max=1.0)
@@ -86,6 +68,43 @@ class TorchEngine:
         for parameter, gradient in zip(self.parameters.values(), torch.split(flat, sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
         return torch.cat([counts, norm.double().reshape(1)]).tolist()
+
+    def _summed(
+        self, step: int, micro_batches: Sequence[Collated], wants_stop: Callable[[], bool]
+    ) -> tuple[Tensor, Tensor]:
+        """Over all ranks: the scaled gradient of all parameters, flat, and the counts (4,) fp64, which are the sum of
+        losses, targets, tokens, votes to stop."""
+        # Dropout, where a model has it, is a function of seed, step and rank: no random state to save.
+        torch.manual_seed(hash((self.seed, step, self.rank)))
+        self._clear_gradients()
+        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for batch in micro_batches:
+            self._backward(batch, counts)
+        counts[3] = float(wants_stop())
+        flat = self._flat_gradient()
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+            dist.all_reduce(counts)
+        return flat, counts
+
+    def _clear_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def _backward(self, batch: Collated, counts: Tensor) -> None:
+        """Add a micro-batch's scaled gradients to `.grad`, and its losses, targets and tokens to `counts`."""
+        if not len(batch.targets):  # padding for a rank that has fewer rows than others
+            return
+        inputs = self._inputs(batch)
+        loss = self.model.target_losses(inputs, self.model(inputs)).sum()
+        (loss * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
+        counts[0] += loss.detach()
+        counts[1] += len(batch.targets)
+        counts[2] += len(batch.ids)
+
+    def _flat_gradient(self) -> Tensor:
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
+        return torch.cat([g.flatten() for g in gradients])
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Collated], wants_stop: Callable[[], bool]) -> EvalResult | None:
@@ -95,15 +114,25 @@ class TorchEngine:
             if self._any_rank(wants_stop()):
                 self.model.train()
                 return None
+            own = torch.zeros_like(totals)
             if len(batch.targets):
                 inputs = self._inputs(batch)
-                totals[0] += self.model.target_losses(inputs, self.model(inputs)).sum()
-                totals[1] += len(batch.targets)
+                own[0] = self.model.target_losses(inputs, self.model(inputs)).sum()
+                own[1] = len(batch.targets)
+            self._count_evaluated(totals, own)
         self.model.train()
-        if dist.is_initialized():
-            dist.all_reduce(totals)
+        self._sum_evaluated(totals)
         loss_sum, targets = totals.tolist()
         return EvalResult(loss=loss_sum / max(targets, 1.0), target_tokens=int(targets))
+
+    def _count_evaluated(self, totals: Tensor, own: Tensor) -> None:
+        """Add the sum of losses and the targets of a micro-batch of this rank."""
+        totals += own
+
+    def _sum_evaluated(self, totals: Tensor) -> None:
+        """Make of this rank's totals those of all."""
+        if dist.is_initialized():
+            dist.all_reduce(totals)
 
     def _any_rank(self, flag: bool) -> bool:
         if not dist.is_initialized():
@@ -115,9 +144,9 @@ class TorchEngine:
     def state(self) -> EngineState:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            tensors[f"parameter/{name}"] = parameter.detach().cpu().clone()
+            tensors[f"parameter/{name}"] = parameter.detach().to("cpu", copy=True)
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value.detach().cpu().clone()
+                tensors[f"{key}/{name}"] = value.detach().to("cpu", copy=True)
         return EngineState(tensors, {"loss_scale": asdict(self.loss_scale)})
 
     @torch.no_grad()
@@ -136,7 +165,7 @@ class TorchEngine:
         self.loss_scale = LossScale(**state.values["loss_scale"])
 
     def trained_weights(self) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
 
     def statistics(self) -> list[ParameterStatistics]:
         return [

@@ -31,20 +31,25 @@ from cpmbee_job.store.patience import patiently
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
 from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from cpmbee_job.train.deterministic import DeterministicEngine, compute_deterministically
 from cpmbee_job.train.elastic import (
     FAILURE_ENV,
     LOST_PEER,
     PEER_STOPPED,
+    STALLED,
     Failure,
     StopRequest,
     Watchdog,
     claim_attempt,
     deadline,
     deadline_words,
+    log_place,
+    newest_attempt,
     record_failure,
 )
 from cpmbee_job.train.exports import NO_EXPORTS, Exports
 from cpmbee_job.train.loop import Position, train
+from cpmbee_job.train.manifests import Manifest
 from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
 from cpmbee_job.train.publish import Publisher
 from cpmbee_job.train.torch_engine import TorchEngine
@@ -132,7 +137,7 @@ class _Attempt:
         self.position = Position()
         self.progress: Progress = Silent()
         self.number = world.agree(lambda: claim_attempt(run.store, world.size))
-        self.log_file = _log_to_file() if world.local_rank == 0 else None
+        self.log_file = _log_to_file(self.number) if world.local_rank == 0 else None
 
     def execute(self, locate_model: Callable[[], ModelFiles], exports: Exports) -> None:
         run, spec, world = self.run, self.run.spec, self.world
@@ -147,9 +152,12 @@ class _Attempt:
         total_steps = min(order.steps_per_epoch * spec.train.epochs, spec.train.max_steps or sys.maxsize)
 
         # Model
+        if spec.train.deterministic:
+            compute_deterministically(world.device)
         files = world.together(locate_model)
         model = build_model(run, files, world)
-        engine = TorchEngine(model, spec.train, world.device)
+        kind = DeterministicEngine if spec.train.deterministic else TorchEngine
+        engine = kind(model, spec.train, world.device)
 
         # Resume
         found = self._newest_checkpoint()
@@ -173,13 +181,14 @@ class _Attempt:
             + (f", going on after step {self.position.step}" if self.position.step else "")
         )
         publisher = Publisher(
-            run, world, self.number, engine, self.progress, files, model.base_digest, exports, self._keep_log
+            run, world, self.number, engine, self.progress, files, model.base_digest, exports, found, self._keep_log
         )
 
         # Train
         watchdog = Watchdog(spec.train.stall_timeout, self._stalled)
         ends_at = deadline(run)
-        share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": spec.train.batch_size}
+        batch_size = 1 if spec.train.deterministic else spec.train.batch_size
+        share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
         outcome = train(
             spec.train,
             engine=engine,
@@ -209,17 +218,17 @@ class _Attempt:
         """The same on all ranks, so one chooses: an attempt before this one may still be writing."""
         chosen: list[Checkpoint] = []
 
-        def choose() -> str | None:
+        def choose() -> Manifest | None:
             found = newest_checkpoint(self.run.store, warn=log.warning)
             if found is None:
                 return None
-            chosen.append(found[1])
-            return found[0]
+            chosen.append(found)
+            return Manifest(found.attempt, found.step)
 
-        key = self.world.agree(choose)
-        if key is None:
+        manifest = self.world.agree(choose)
+        if manifest is None:
             return None
-        return chosen[0] if chosen else read_checkpoint(self.run.store, key)
+        return chosen[0] if chosen else read_checkpoint(self.run.store, manifest)
 
     def failed(self, error: CpmbeeError) -> Failure:
         """Put the failure on record; end the run for good where another attempt can't help."""
@@ -233,6 +242,10 @@ class _Attempt:
             self.progress.drop()
             return failure
         try:
+            if newest_attempt(self.run.store) > self.number:  # the same, only that we failed before we could tell
+                self.progress.drop()
+                self._keep_log()
+                return failure
             again = record_failure(self.run, self.number, failure)
             if again and not permanent:
                 limit = self.run.spec.train.max_failures
@@ -250,9 +263,12 @@ class _Attempt:
             key = contract.log_key(contract.pod_name(), self.number)
             self.log_file.seek(0)
             patiently(partial(self.run.store.put, key, self.log_file.read().encode()))
+            if (file := log_place(self.number)) is not None:
+                file.unlink(missing_ok=True)  # what is left there is for the entrypoint to keep
 
     def _stalled(self) -> None:
-        Failure("no progress: ended by the watchdog", self.position.step, permanent=False, exit_code=1).write()
+        reason = f"no progress for {self.run.spec.train.stall_timeout:.0f} s: ended by the watchdog"
+        Failure(reason, self.position.step, permanent=False, exit_code=STALLED).write()
 
 
 def build_model(run: Run, files: ModelFiles, world: World) -> CpmBee:
@@ -268,9 +284,12 @@ def build_model(run: Run, files: ModelFiles, world: World) -> CpmBee:
     return model
 
 
-def _log_to_file() -> IO[str]:
-    """Have this process's log in a file too (one without a name, which ends with us), to be kept with the run."""
-    file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (open as long as we are)
+def _log_to_file(attempt: int) -> IO[str]:
+    """Have this process's log in a file too, to be kept with the run: where an entrypoint waits for us, in one that it
+    finds when we are killed."""
+    place = log_place(attempt)
+    # Open as long as we are.
+    file: IO[str] = place.open("w+", encoding="utf-8") if place else tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
     handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)

@@ -104,3 +104,11 @@ class World:
         if self.size > 1:
             dist.barrier()
             dist.destroy_process_group()
+
+    def to_first(self, value: T) -> list[T]:
+        """The values of all ranks, by rank, on rank 0; nothing on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.gather_object(value, values if self.rank == 0 else None, dst=0)
+        return values if self.rank == 0 else []

@@ -10,15 +10,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-Kind = Literal["error", "slow_down", "hang", "drop", "drop_answer", "truncate", "alter", "alter_sent"]
+Kind = Literal[
+    "error", "slow_down", "hang", "drop", "drop_answer", "truncate", "alter", "alter_sent", "trickle", "skew"
+]
 """500; 503 SlowDown; no answer in time; connection closed before the request went on; ... after it was carried out;
-half of the answer's body; one changed byte in it; one in the request's."""
+half of the answer's body; one changed byte in it; one in the request's; the body in pieces, after a pause each;
+a `Date` of tomorrow."""
 
 HANG_SECONDS = 1.5
+METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
+PIECES = 6
 
 
 @dataclass
@@ -50,6 +56,11 @@ class FaultProxy:
         """The next `times` requests with that method whose path, query and `Range` contain `key`."""
         with self._lock:
             self._planned.append(Fault(kind, times, method, key))
+
+    def be_away(self) -> None:
+        """From now on no request goes through, until `clear`."""
+        for method in METHODS:
+            self.fail("drop", 1 << 30, method=method)
 
     def clear(self) -> None:
         with self._lock:
@@ -162,15 +173,20 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "truncate":
             content = content[: len(content) // 2]
             self.close_connection = True
-        self._answer(answer.status, headers, content)
+        if kind == "skew":
+            headers["Date"] = formatdate(time.time() + 86400, usegmt=True)
+        self._answer(answer.status, headers, content, slowly=kind == "trickle")
 
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, *, slowly: bool = False) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            size = -(-len(body) // PIECES) if slowly else len(body)
+            for start in range(0, len(body), size or 1):
+                time.sleep(HANG_SECONDS / 3 if slowly else 0)
+                self.wfile.write(body[start : start + size])
             self.faults.count(downloaded=len(body))
 
 

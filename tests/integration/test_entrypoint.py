@@ -88,6 +88,28 @@ def test_an_outage_of_the_store_is_waited_for(bucket, proxy, pod, tmp_path):
     assert run.data()["train"]["examples"] == 400
 
 
+def test_a_worker_that_is_killed_again_and_again_is_not_started_for_ever(tmp_path, pod, last_word):
+    """As by the kernel for memory where no counter tells of it. (Fewer starts and shorter pauses than a pod has.)"""
+    run = begin(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if 'cpmbee_job.train.worker' in sys.orig_argv and 'torch.distributed.run' not in sys.orig_argv:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    program = (
+        "import sys\n"
+        "from cpmbee_job.train import __main__, supervisor\n"
+        "supervisor.MAX_IDLE_STARTS, supervisor.LONGEST_PAUSE = 2, 0.1\n"
+        f"sys.argv = ['train', {run.url!r}]\n"
+        "__main__.main()\n"
+    )
+    pod["PYTHONPATH"] = os.pathsep.join([str(tmp_path), pod.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", program], env=pod, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    words = "no progress in 2 starts: a worker ended without a word (killed?)"
+    assert run.result()["reason"] == last_word.read_text() == words
+
+
 def test_a_deadline_that_passed_between_two_starts_ends_the_run(tmp_path, pod, last_word):
     run = begin(tmp_path, "train.deadline=60")
     run.store.put(contract.attempt_key(1), contract.to_json({"started_unix": time.time() - 61}))

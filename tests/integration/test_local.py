@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -67,6 +68,42 @@ def test_metrics_have_a_line_for_every_step(undisturbed: Path) -> None:
 def test_it_learns(undisturbed: Path) -> None:
     curve = losses(undisturbed)
     assert curve[-1] < 0.6 * curve[0]
+
+
+def test_checkpoints_are_listed_and_verified(undisturbed: Path, tmp_path: Path) -> None:
+    listed = json.loads(cli("checkpoints", "list", undisturbed, "--json").out)["checkpoints"]
+    assert [(one["step"], one["attempt"], one["problem"]) for one in listed] == [
+        (12, 1, None),
+        (10, 1, None),
+        (8, 1, None),
+    ]
+    verified = cli("checkpoints", "verify", undisturbed)
+    assert verified.code == 0, verified.err
+    assert "rows: 90 in 12 steps, 0 twice in an epoch, 0 never" in verified.out
+    assert "delta delta/12.1/: whole" in verified.out
+
+    run = tmp_path / "runs" / "weather" / "one"
+    shutil.copytree(undisturbed, run)
+    state = next((run / "checkpoints" / "12").glob("state.*"))
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    (run / "checkpoints" / "10" / "state.1.safetensors").unlink()
+    damaged = cli("checkpoints", "verify", run, "--json")
+    assert damaged.code == 4
+    assert "would go on after step 8" in damaged.err
+    problems = [one["problem"] for one in json.loads(damaged.out)["checkpoints"]]
+    assert "not those that the manifest names" in problems[0]
+    assert "no such file" in problems[1]
+    assert problems[2] is None
+
+
+def test_a_run_of_this_moment_has_no_garbage(undisturbed: Path) -> None:
+    output = undisturbed.parents[1]
+    assert json.loads(cli("gc", output, "--json").out) == {
+        "output": str(output), "deleted": False, "bytes": 0, "garbage": [],
+    }  # fmt: skip
+    refused = cli("gc", output, "--older-than", "5m", "--delete")
+    assert refused.code == 2
+    assert "an hour at least" in refused.err
 
 
 def test_no_scratch_files_stay(undisturbed: Path) -> None:
@@ -150,6 +187,34 @@ def test_a_stop_leaves_a_checkpoint_and_the_run_goes_on_later(job: Path, undistu
     assert cli(*options).code == 0
     assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
     assert {line["attempt"] for line in metrics(run)[steps_done:]} == {2}
+
+
+def test_a_stop_of_one_worker_is_a_stop_of_all_and_the_job_goes_on(job: Path, undisturbed: Path) -> None:
+    run = undisturbed.parent / "one-stopped"
+    rare = ["--set", "train.checkpoint_interval=1000", "--set", "train.eval_interval=2"]  # only a stop leaves one
+    process = start("local", job, "--run-id", "one-stopped", "--processes", 2, *LONG, *rare)
+    wait_for(run / "delta" / "BEST")
+    os.kill(workers(process.pid)[1], signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    attempts = [line["attempt"] for line in metrics(run)]
+    assert attempts == sorted(attempts)
+    assert attempts[0] == 1
+    assert len(losses(run)) == 120
+    assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
+
+
+def test_a_worker_that_hangs_is_ended_and_its_log_is_kept(job: Path, undisturbed: Path) -> None:
+    run = undisturbed.parent / "hanging"
+    process = start("local", job, "--run-id", "hanging", "--processes", 2, *LONG, "--set", "train.stall_timeout=6")
+    wait_for(run / "checkpoints" / "2" / "manifest.1.json")
+    os.kill(workers(process.pid)[0], signal.SIGSTOP)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "no progress for 6 s: ended by the watchdog" in err
+    assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
+    (log,) = run.glob("logs/*/00001.log")
+    assert "attempt 1: 45 rows" in log.read_text()
 
 
 @pytest.mark.parametrize("victim", ["local", "entrypoint", "torchrun"])

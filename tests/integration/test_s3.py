@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import boto3
 import pytest
 
 from cpmbee_job.errors import ConflictError, NotFoundError, SpecError, StoreError
+from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.files import FileStore
@@ -355,6 +357,27 @@ def test_altered_object_of_others_is_found_out(s3: EmbeddedS3, bucket: str, prox
     store.download("a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"0" * 1000
     assert proxy.hits == 2
+
+
+def test_parts_of_an_upload_that_was_cut_are_found_and_forgotten(s3: EmbeddedS3, bucket: str) -> None:
+    client = boto3.client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1")
+    prefix = bucket.rpartition("/")[2]
+    for key in (f"{prefix}/uploads/1/model.bin", f"{prefix}-not-ours/model.bin"):
+        begun = client.create_multipart_upload(Bucket=BUCKET, Key=key)
+        part = {"Bucket": BUCKET, "Key": key, "UploadId": begun["UploadId"], "PartNumber": 1}
+        client.upload_part(**part, Body=bytes(5 * MIB))
+    store = S3Store(bucket, StorageSpec(endpoint_url=s3.endpoint_url), QUICK)
+    (leftover,) = store.leftovers()
+    assert (leftover.key, leftover.size) == ("uploads/1/model.bin", 5 * MIB)
+    assert abs(leftover.modified - time.time()) < 3600
+    assert find_garbage(bucket, StorageSpec(endpoint_url=s3.endpoint_url), time.time() - 3600).garbage == ()
+    findings = find_garbage(bucket, StorageSpec(endpoint_url=s3.endpoint_url), time.time() + 3600)
+    assert [one.kind for one in findings.garbage] == ["cut upload"]
+    collect(findings, StorageSpec(endpoint_url=s3.endpoint_url), lambda _: None)
+    assert list(store.leftovers()) == []
+    store.discard(leftover)  # somebody else was faster
+    left = client.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{prefix}-not-ours/")["Uploads"]
+    client.abort_multipart_upload(Bucket=BUCKET, Key=left[0]["Key"], UploadId=left[0]["UploadId"])
 
 
 # --- faults --------------------------------------------------------------------------------------------------------

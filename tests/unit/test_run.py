@@ -1,5 +1,6 @@
 """A run in the store: begun once, gone on with only by the same job, ended once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, DataError, NotFoundError, RefusedError, UsageError
 from cpmbee_job.run import Run, check_run_id, exit_code, new_run_id
-from cpmbee_job.spec import JobSpec, parse_spec
+from cpmbee_job.spec import JobSpec, TrainSpec, parse_spec
 
 
 def job(output: Path, *overrides: str) -> JobSpec:
@@ -55,6 +56,55 @@ def test_more_workers_may_go_on_when_the_steps_stay_the_same(tmp_path: Path) -> 
     Run.start(job(tmp_path, "workers.count=3", "train.global_batch_size=2"), "r1")
     with pytest.raises(RefusedError, match=r"global_batch_size: 2 -> 3"):
         Run.start(job(tmp_path, "workers.count=3"), "r1")
+
+
+def may_change() -> list[str]:
+    """The fields that docs/design.md lists, by dotted key."""
+    text = " ".join((Path(__file__).parents[2] / "docs" / "design.md").read_text().split())
+    (sentence,) = re.findall(r"\*\*What may change\*\* when a run goes on: (.*?)\. Anything else is refused", text)
+    sections, fields = (re.findall(r"`(\w+)`", part) for part in sentence.split("of `train`"))
+    own = [section for section in sections if section in ("workers", "cluster", "storage", "image")]
+    assert own == sections
+    return [*sections, *(f"train.{field}" for field in fields)]
+
+
+OTHER = {
+    "name": "b", "model": "n/", "output": "elsewhere/", "image": "example/train:2",
+    "data.train": "u.jsonl", "data.eval": "e.jsonl", "data.format": "ccpm", "data.on_error": "skip",
+    "data.too_long": "skip", "data.strict": "true",
+    "lora.r": "4", "lora.alpha": "8", "lora.modules": "[project_q]", "lora.init_from": "d.pt",
+    "workers.cpu": "7", "workers.memory": "7Gi", "cluster.namespace": "n", "cluster.queue": "q",
+    "cluster.labels": "{a: b}", "train.global_batch_size": "9",
+    "storage.endpoint_url": "http://x:1",
+    "train.engine": "torch", "train.lr_decay_style": "linear", "train.save_name": "x", "train.task_name": "x",
+    "train.max_steps": "7", "train.lr_decay_iters": "7", "train.deadline": "7", "train.epochs": "7",
+}  # fmt: skip
+"""Another value for every field whose default says too little of what it may be."""
+
+
+def other_value(field: str, default: object) -> str:
+    if field in OTHER:
+        return OTHER[field]
+    assert isinstance(default, bool | int | float), field
+    return str(not default).lower() if isinstance(default, bool) else str(default + 1)
+
+
+def fields_of_training() -> list[tuple[str, str]]:
+    """Every field of what decides a step, and all others of `OTHER` but those that say where the run lies."""
+    defaults = {f"train.{name}": field.default for name, field in TrainSpec.model_fields.items()}
+    names = [*defaults, *(name for name in OTHER if name not in defaults and name not in ("name", "output"))]
+    return [(name, other_value(name, defaults.get(name))) for name in names]
+
+
+@pytest.mark.parametrize(("field", "value"), fields_of_training())
+def test_what_may_change_is_what_the_docs_list(tmp_path: Path, field: str, value: str) -> None:
+    """batch_size counts where it makes the step's size, which is given here."""
+    begin(Run.start(job(tmp_path, "train.global_batch_size=8"), "r1"))
+    if field in may_change() or field.partition(".")[0] in may_change():
+        Run.start(job(tmp_path, "train.global_batch_size=8", f"{field}={value}"), "r1")
+        return
+    with pytest.raises(RefusedError, match=re.escape(field)):
+        Run.start(job(tmp_path, "train.global_batch_size=8", f"{field}={value}"), "r1")
 
 
 def test_changed_data_are_refused(tmp_path: Path) -> None:

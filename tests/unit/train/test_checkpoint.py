@@ -12,15 +12,13 @@ from cpmbee_job.store.base import Store
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.checkpoint import (
-    Uploader,
     move_pointer,
     newest_checkpoint,
-    prune_checkpoints,
-    prune_deltas,
     write_checkpoint,
 )
 from cpmbee_job.train.elastic import claim_attempt
 from cpmbee_job.train.engine import EngineState
+from cpmbee_job.train.manifests import prune_checkpoints, prune_deltas
 
 
 @pytest.fixture
@@ -35,16 +33,16 @@ def write(store: Store, step: int, attempt: int = 1) -> None:
 
 def newest_step(store: Store, warnings: list[str] | None = None) -> int | None:
     found = newest_checkpoint(store, warn=(warnings if warnings is not None else []).append)
-    return None if found is None else found[1].progress["step"]
+    return None if found is None else found.progress["step"]
 
 
 def test_what_is_written_is_read(store: Store) -> None:
     write(store, 7)
     found = newest_checkpoint(store, warn=pytest.fail)
     assert found is not None
-    assert found[0] == contract.manifest_key(7, 1)
-    assert found[1].engine.tensors["parameter/a"].tolist() == [7.0, 7.0, 7.0]
-    assert found[1].engine.values == {"loss_scale": {"value": 2.0}}
+    assert (found.step, found.attempt) == (7, 1)
+    assert found.engine.tensors["parameter/a"].tolist() == [7.0, 7.0, 7.0]
+    assert found.engine.values == {"loss_scale": {"value": 2.0}}
     assert json.loads(store.get(contract.LATEST)) == {"step": 7, "attempt": 1}
 
 
@@ -109,36 +107,6 @@ def test_deltas_are_kept_when_they_are_new_or_pointed_to(store: Store) -> None:
     move_pointer(store, contract.BEST, {"prefix": contract.delta_prefix(2, 1)}, attempt=1)
     prune_deltas(store, keep=1, attempt=1)
     assert {o.key.split("/")[1] for o in store.list("delta/")} == {"2.1", "8.1", "BEST"}
-
-
-def test_the_uploader_keeps_the_order_and_hands_errors_on() -> None:
-    done: list[int] = []
-    uploader = Uploader()
-    for number in range(5):
-        uploader.submit(lambda number=number: done.append(number))
-    uploader.finish()
-    assert done == [0, 1, 2, 3, 4]
-
-    def refuse() -> None:
-        raise RefusedError("a newer attempt")
-
-    uploader.submit(refuse)
-    with pytest.raises(RefusedError):
-        uploader.finish()
-
-
-def test_the_uploader_tries_a_failing_store_again() -> None:
-    calls: list[int] = []
-
-    def fail_once() -> None:
-        calls.append(1)
-        if len(calls) == 1:
-            raise StoreError("503")
-
-    uploader = Uploader()
-    uploader.submit(fail_once)
-    uploader.finish()
-    assert len(calls) == 2
 
 
 def test_a_later_attempts_checkpoint_is_newer_whatever_its_step(store: Store) -> None:

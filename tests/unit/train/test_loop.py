@@ -23,10 +23,12 @@ class CountingEngine:
     stop_at: int = 0
     bad_step: int = 0
 
-    def step(self, step: int, micro_batches: Sequence[Collated], learning_rate: float, stop: bool) -> StepResult:
+    def step(
+        self, step: int, micro_batches: Sequence[Collated], learning_rate: float, wants_stop: Callable[[], bool]
+    ) -> StepResult:
         if step == self.bad_step:
             raise ModelError("the loss is nan")
-        return StepResult(1.0, 1.0, 1.0, 10, 2, stop=stop or step == self.stop_at)
+        return StepResult(1.0, 1.0, 1.0, 10, 2, stop=wants_stop() or step == self.stop_at)
 
     def evaluate(self, micro_batches: Iterable[Collated], wants_stop: Callable[[], bool]) -> EvalResult | None:
         loss = next(self.eval_losses)
@@ -49,6 +51,8 @@ class Recorder:
     """Saver, progress and control in one: what happened, in order."""
 
     events: list[str] = field(default_factory=list)
+
+    def trained(self, batch: Batch) -> None: ...
 
     def checkpoint(self, position: Position) -> None:
         self.events.append(f"checkpoint {position.step}")
@@ -82,7 +86,7 @@ def run(
     outcome = train(
         TrainSpec.model_validate({"eval_interval": 2, "checkpoint_interval": 100, **fields}),
         engine=CountingEngine(iter(eval_losses or ()), stop_at, bad_step),
-        batches=[Batch(step, 1, [step], []) for step in range(position.step + 1, total + 1)],
+        batches=[Batch(step, 1, [step], [step], []) for step in range(position.step + 1, total + 1)],
         eval_batches=None if eval_losses is None else [],
         total_steps=total,
         position=position,

@@ -48,6 +48,19 @@ def test_what_is_done_again_replaces_its_lines(store: Store) -> None:
     assert sorted(lines(store)) == [("eval", 2, 2), ("step", 1, 1), ("step", 2, 1), ("step", 3, 2)]
 
 
+def test_an_older_attempt_is_refused_every_time_it_tries(store: Store) -> None:
+    older = journal(store)
+    older.step(1, 1, 0.1, STEP)
+    older.flush()
+    newer = journal(store, start_step=0)
+    newer.step(1, 1, 0.1, STEP)
+    newer.close("succeeded")
+    for _ in range(2):
+        with pytest.raises(RefusedError):
+            older.flush()
+    assert lines(store) == [("step", 1, 2)]
+
+
 def test_damaged_lines_end_no_run(store: Store) -> None:
     first = journal(store)
     first.step(1, 1, 0.1, STEP)

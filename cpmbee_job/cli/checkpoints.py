@@ -1,0 +1,150 @@
+"""Verbs about what runs keep in the store: `checkpoints list`, `checkpoints verify`, `gc`."""
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import filesize
+
+from cpmbee_job.cli import console
+from cpmbee_job.cli.follow import seconds
+from cpmbee_job.cli.job import AsJson
+from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
+from cpmbee_job.cli.target import Context, Namespace, Output, Reference, find
+from cpmbee_job.errors import DamagedError, NotFoundError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from cpmbee_job.run import Run
+
+SHORTEST_AGE = 3600.0
+"""Seconds; what writes to a store gives up, or has written again, long before."""
+
+
+def register(app: typer.Typer) -> None:
+    checkpoints = typer.Typer(help="Look at the checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
+    checkpoints.command(name="list")(list_)
+    checkpoints.command()(verify)
+    app.add_typer(checkpoints, name="checkpoints")
+    app.command()(gc)
+
+
+def list_(
+    run: Reference,
+    as_json: AsJson = False,
+    context: Context = None,
+    namespace: Namespace = None,
+    output: Output = None,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """List the checkpoints of a run, the one that it would go on from first.
+
+    Example: cpmbee-job checkpoints list ccpm/0a1b2c3d4e5f
+    """
+    from cpmbee_job.launch.runs.checkpoints import list_checkpoints
+
+    found = _open(run, context, namespace, output, endpoint_url, path_style)
+    listed = list_checkpoints(found.store)
+    if as_json:
+        console.print_json({"url": found.url, "checkpoints": [one.record() for one in listed]})
+        return
+    for one in listed:
+        written = "" if one.modified is None else f"{datetime.fromtimestamp(one.modified, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        line = f"step {one.step}  attempt {one.attempt}  {filesize.decimal(one.size or 0)}  {written}"
+        typer.echo(line + (f"  {one.problem}" if one.problem else ""))
+    if not listed:
+        console.say("no checkpoints (yet)")
+
+
+def verify(
+    run: Reference,
+    as_json: AsJson = False,
+    context: Context = None,
+    namespace: Namespace = None,
+    output: Output = None,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Read all checkpoints and deltas of a run, compare their hashes, and count the rows that it has seen.
+
+    Ends with 4 where something is not as it was written.
+
+    Example: cpmbee-job checkpoints verify ccpm/0a1b2c3d4e5f
+    """
+    from cpmbee_job.launch.runs.checkpoints import verify_run
+
+    found = _open(run, context, namespace, output, endpoint_url, path_style)
+    report = verify_run(found)
+    if as_json:
+        console.print_json(report.record())
+    else:
+        for one in report.checkpoints:
+            typer.echo(f"checkpoint of step {one.step}, attempt {one.attempt}: {one.problem or 'whole'}")
+        for name, problem in report.deltas.items():
+            typer.echo(f"delta {name}: {problem or 'whole'}")
+        typer.echo(report.row_words())
+    if report.problems:
+        newest = next((one for one in report.checkpoints if one.problem is None), None)
+        where = "from the beginning" if newest is None else f"after step {newest.step}"
+        raise DamagedError(f"{found.url}: {len(report.problems)} damaged; the run would go on {where}")
+
+
+def gc(
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUTPUT", envvar="CPMBEE_OUTPUT", help="Where runs lie (`output` of the spec).", show_default=False
+        ),
+    ],
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it, instead of only saying what would go.")] = False,
+    older_than: Annotated[
+        float,
+        typer.Option("--older-than", parser=seconds, metavar="TIME", help="Leave what is newer, like 90m, 24h, 7d."),
+    ] = "24h",  # type: ignore[assignment]
+    as_json: AsJson = False,
+    endpoint_url: EndpointUrl = None,
+    path_style: PathStyle = None,
+) -> None:
+    """Find what no run needs: superseded and half-written checkpoints, prepared data and uploads that no run names,
+    uploads that were cut. Says what would go; docs/formats.md has the rules.
+
+    Example: cpmbee-job gc s3://bucket/runs --delete
+    """
+    from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
+
+    if older_than < SHORTEST_AGE:
+        raise UsageError("--older-than: an hour at least, or it could hit who is writing now")
+    settings = storage(endpoint_url, path_style).seen_by_launcher()
+    findings = find_garbage(output, settings, time.time() - older_than)
+    for note in findings.notes:
+        console.warn(note)
+    garbage = findings.garbage
+    if delete:
+        garbage = tuple(collect(findings, settings, lambda one: console.say(f"deleted {one.url}")))
+    num_bytes = sum(one.num_bytes for one in garbage)
+    if as_json:
+        found = [{"kind": one.kind, "url": one.url, "why": one.why, "bytes": one.num_bytes} for one in garbage]
+        console.print_json({"output": output, "deleted": delete, "bytes": num_bytes, "garbage": found})
+        return
+    if not delete:
+        for one in garbage:
+            typer.echo(f"{one.kind:<12}{filesize.decimal(one.num_bytes):>10}  {one.url}  ({one.why})")
+    words = "deleted" if delete else "could go (--delete)" if garbage else "found"
+    console.say(f"{filesize.decimal(num_bytes)} in {len(garbage)} places {words}")
+
+
+def _open(
+    run: str,
+    context: str | None,
+    namespace: str | None,
+    output: str | None,
+    endpoint_url: str | None,
+    path_style: bool | None,
+) -> "Run":
+    found, _ = find(run, context, namespace, output, storage(endpoint_url, path_style))
+    if found.store_problem is not None:
+        raise StoreError(found.store_problem)
+    if found.run is None:
+        raise NotFoundError(f"{found.url}: no run there (yet)")
+    return found.run

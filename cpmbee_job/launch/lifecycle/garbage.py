@@ -1,0 +1,207 @@
+"""What lies under an output and no run needs (`gc`), and how it goes.
+
+Nothing goes that was written a short while ago: whoever writes now has written there lately. Of the rest these go:
+
+- checkpoints beyond `train.keep_checkpoints` of their run (counted are those that are whole), and halves of checkpoints
+- deltas beyond it that neither BEST nor LAST nor a run's spec names, and halves of deltas
+- prepared data that no run is bound to, other than runs that have succeeded
+- uploads that no run's spec names, whatever has become of the run
+- uploads of single objects that were cut and not gone on with
+
+Prepared data and uploads are shared by the runs of an output. They stay while a run has begun that is not bound to its
+data yet, or while a run can't be read; both are looked at again before each folder goes.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cpmbee_job import contract
+from cpmbee_job.errors import CpmbeeError, DamagedError, NotFoundError
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.base import Leftover, ObjectInfo, Store
+from cpmbee_job.store.urls import open_store
+from cpmbee_job.train.manifests import DeltaFolder, delta_folders, manifests, pointed_deltas, superseded
+
+Kind = Literal["checkpoint", "delta", "prepared", "upload", "cut upload"]
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Objects that go together."""
+
+    kind: Kind
+    url: str
+    why: str
+    objects: tuple[ObjectInfo, ...] = ()
+    leftover: Leftover | None = None
+    store: Store = field(repr=False, kw_only=True)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.size for entry in self.objects) + (self.leftover.size if self.leftover else 0)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What may go, and what was left alone because it could not be looked at."""
+
+    garbage: tuple[Garbage, ...]
+    notes: tuple[str, ...]
+
+
+def find_garbage(output: str, storage: StorageSpec, before: float) -> Findings:
+    """What no run under `output` needs, of what was last written `before` a time (seconds since 1970)."""
+    store = open_store(output, storage)
+    runs = _Runs.of(store, storage)
+    notes = [*runs.unreadable, *runs.undecided]
+    garbage: list[Garbage] = []
+    for run in runs.readable:
+        garbage += _checkpoints(run, before)
+        try:
+            garbage += [one for one in _deltas(run, before) if not any(url.startswith(one.url) for url in runs.inputs)]
+        except DamagedError as error:
+            notes.append(f"{error.message}; its deltas are left alone")
+    shared = {"prepared": runs.prepared, "uploads": runs.uploads}
+    for folder, used in shared.items():
+        kind: Kind = "prepared" if folder == "prepared" else "upload"
+        for digest, entries in _by_folder(store.list(f"{folder}/"), 2).items():
+            if digest.rpartition("/")[2] not in used and runs.may_be_judged and _all_before(entries, before):
+                why = "no run goes on with it" if kind == "prepared" else "no run's spec names it"
+                garbage.append(Garbage(kind, f"{store.url}/{digest}/", why, tuple(entries), store=store))
+    for leftover in store.leftovers():
+        if leftover.modified < before:
+            why = "it was cut, and nobody goes on with it"
+            garbage.append(Garbage("cut upload", f"{store.url}/{leftover.key}", why, leftover=leftover, store=store))
+    return Findings(tuple(garbage), tuple(notes))
+
+
+def collect(findings: Findings, storage: StorageSpec, done: Callable[[Garbage], None]) -> list[Garbage]:
+    """Delete what was found, but for what a run has come to need since; returns what is gone."""
+    gone = []
+    for one in findings.garbage:
+        if one.kind in ("prepared", "upload"):
+            runs = _Runs.of(one.store, storage)
+            used = runs.prepared if one.kind == "prepared" else runs.uploads
+            if not runs.may_be_judged or one.url.rstrip("/").rpartition("/")[2] in used:
+                continue
+        if one.leftover is not None:
+            one.store.discard(one.leftover)
+        # First what makes the others count: half of it must look like nothing.
+        for entry in sorted(one.objects, key=lambda entry: (not _names_others(entry.key), entry.key)):
+            one.store.delete(entry.key)
+        gone.append(one)
+        done(one)
+    return gone
+
+
+def _names_others(key: str) -> bool:
+    return re.search(r"/(manifest(\.\d+)?|index|part-\d+)\.json$", key) is not None
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of an output, and what they need of what they share."""
+
+    readable: tuple[Run, ...]
+    unreadable: tuple[str, ...]
+    undecided: tuple[str, ...]
+    """Those that are about to be bound to some prepared data."""
+    prepared: frozenset[str]
+    inputs: frozenset[str]
+    """What their specs name, each with a slash behind it."""
+
+    @property
+    def uploads(self) -> set[str]:
+        return {url.partition("/uploads/")[2].partition("/")[0] for url in self.inputs if "/uploads/" in url}
+
+    @property
+    def may_be_judged(self) -> bool:
+        """Whether it is known what all runs need."""
+        return not self.unreadable and not self.undecided
+
+    @classmethod
+    def of(cls, store: Store, storage: StorageSpec) -> "_Runs":
+        readable, unreadable, undecided = [], [], []
+        prepared: set[str] = set()
+        inputs: set[str] = set()
+        for name in store.folders():
+            for run_id in store.folders(name) if name not in contract.NOT_JOBS else ():
+                place = f"{name}/{run_id}"
+                try:
+                    run = Run.open(f"{store.url}/{place}", storage)
+                    result = run.result()
+                    if run.store.info(contract.DATA) is not None:
+                        if result is None or result["state"] != "succeeded":
+                            prepared |= {one["prepared"] for split in _splits(run) for one in split["sets"]}
+                    elif result is None:
+                        undecided.append(f"{place} is not bound to its data yet; prepared data and uploads stay")
+                except NotFoundError:
+                    continue  # no run's folder
+                except (CpmbeeError, KeyError, TypeError) as error:
+                    unreadable.append(f"{place} can't be read; it, prepared data and uploads stay: {error}")
+                    continue
+                inputs |= {f"{url.rstrip('/')}/" for url in run.spec.inputs.values()}
+                readable.append(run)
+        return cls(tuple(readable), tuple(unreadable), tuple(undecided), frozenset(prepared), frozenset(inputs))
+
+
+def _splits(run: Run) -> list[dict[str, list[dict[str, str]]]]:
+    data = run.data()
+    return [data[split] for split in ("train", "eval") if data[split] is not None]
+
+
+def _checkpoints(run: Run, before: float) -> Iterator[Garbage]:
+    entries: dict[tuple[int, int], list[ObjectInfo]] = defaultdict(list)
+    for entry in run.store.list("checkpoints/"):
+        match = re.fullmatch(r"checkpoints/(\d+)/(?:manifest|state)\.(\d+)\.\w+", entry.key)
+        if match:
+            entries[int(match[1]), int(match[2])].append(entry)
+    whole = [found for found in manifests(run.store) if len(entries[found.step, found.attempt]) == 2]
+    beyond = {(found.step, found.attempt) for found in superseded(whole, run.spec.train.keep_checkpoints)}
+    latest = _latest(run.store)
+    for (step, attempt), parts in sorted(entries.items()):
+        is_half = len(parts) < 2
+        if (is_half or (step, attempt) in beyond) and (step, attempt) != latest and _all_before(parts, before):
+            why = "half of a checkpoint" if is_half else f"not of the newest {run.spec.train.keep_checkpoints}"
+            url = f"{run.url}/checkpoints/{step}/ (attempt {attempt})"
+            yield Garbage("checkpoint", url, why, tuple(parts), store=run.store)
+
+
+def _latest(store: Store) -> tuple[int, int] | None:
+    try:
+        record = json.loads(store.get(contract.LATEST))
+        return int(record["step"]), int(record["attempt"])
+    except (NotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _deltas(run: Run, before: float) -> Iterator[Garbage]:
+    listed = list(run.store.list("delta/"))
+    pointed = pointed_deltas(run.store)
+    entries: dict[DeltaFolder, list[ObjectInfo]] = {
+        folder: [entry for entry in listed if entry.key.startswith(folder.prefix)]
+        for folder in delta_folders(entry.key for entry in listed)
+    }
+    whole = [folder for folder, parts in entries.items() if f"{folder.prefix}manifest.json" in {p.key for p in parts}]
+    kept = set(whole[: run.spec.train.keep_checkpoints])
+    for folder, parts in entries.items():
+        if folder not in kept and folder.prefix not in pointed and _all_before(parts, before):
+            why = "neither the best nor of the newest" if folder in whole else "half of a delta"
+            yield Garbage("delta", f"{run.url}/{folder.prefix}", why, tuple(parts), store=run.store)
+
+
+def _by_folder(entries: Iterable[ObjectInfo], depth: int) -> dict[str, list[ObjectInfo]]:
+    """The objects by the first `depth` parts of their keys."""
+    found: dict[str, list[ObjectInfo]] = defaultdict(list)
+    for entry in entries:
+        found["/".join(entry.key.split("/")[:depth])].append(entry)
+    return found
+
+
+def _all_before(entries: Iterable[ObjectInfo], before: float) -> bool:
+    return all(entry.modified is not None and entry.modified < before for entry in entries)

@@ -1,0 +1,176 @@
+"""Worlds that are killed, stopped and changed at moments that a seed draws, and what stays true of their run."""
+
+import json
+import os
+import random
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.run import Run
+from cpmbee_job.train.manifests import manifests
+from cpmbee_job.train.rows import StepRows, count_rows, read_rows
+from tests.integration.jobs import losses, make_job, metrics
+from tests.integration.test_deterministic import delta, numbers
+from tests.integration.worlds import Fault, RankServer, new_run, rank_server, state, wait_for_object, wait_until_state
+
+NUM_ROWS, STEPS_PER_EPOCH, STEPS = 45, 6, 12
+OPTIONS = ("train.deterministic=true", "train.epochs=2", "train.early_stop_patience=0")
+SEED = os.environ.get("CPMBEE_SEED") or secrets.token_hex(4)
+"""In the names of the tests that draw, so that a failure can be had again: CPMBEE_SEED=... make test."""
+MOST_FAULTS = 5
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+    with rank_server(tmp_path_factory.mktemp("ranks") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Path, server: RankServer) -> Path:
+    run = new_run(job, "undisturbed", *OPTIONS)
+    assert server.start(run, 1).wait() == [0]
+    return Path(run.url)
+
+
+def rows_of(run: Run) -> list[StepRows]:
+    """The record behind the newest checkpoint."""
+    newest = manifests(run.store)[0]
+    return read_rows(run.store, newest.step, newest.attempt)
+
+
+def assert_each_row_once_an_epoch(run: Run) -> None:
+    record = rows_of(run)
+    assert [step.step for step in record] == list(range(1, STEPS + 1))
+    for epoch in (1, 2):
+        seen = Counter(row for step in record if step.epoch == epoch for row in step.rows)
+        assert seen == Counter(range(NUM_ROWS))
+    count = count_rows(record, run.data()["train"], STEPS_PER_EPOCH, drop_last=False)
+    assert (count.rows, count.twice, count.never) == (2 * NUM_ROWS, [], [])
+
+
+def end(server: RankServer, run: Run) -> None:
+    """Let the run come to its end, undisturbed from now on."""
+    assert set(server.start(run, 2).wait()) == {0}
+    assert run.result()["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_whatever_the_worlds_and_wherever_they_die_nothing_is_lost(job, server, undisturbed, number, record_property):
+    draw = random.Random(f"{SEED}-{number}")
+    record_property("seed", f"{SEED}-{number}")
+    run = new_run(job, f"drawn-{SEED}-{number}", *OPTIONS)
+    story = []
+    for _ in range(draw.randint(2, MOST_FAULTS)):
+        size = draw.randint(1, 4)
+        rank = draw.randrange(size)
+        at = "write" if rank == 0 and draw.random() < 0.6 else "step"
+        place = draw.randint(1, 30 if at == "write" else STEPS)
+        fault = Fault(
+            rank, at, place, draw.choice(["before", "after"]), draw.choice([signal.SIGKILL] * 3 + [signal.SIGTERM])
+        )
+        world = server.start(run, size, fault)
+        story.append((size, fault, world.wait()))
+        if run.result() is not None:
+            break
+    if run.result() is None:
+        story.append((2, None, server.start(run, 2).wait()))
+    assert run.result()["state"] == "succeeded", (SEED, number, story)
+    assert numbers(Path(run.url)) == numbers(undisturbed), (SEED, number, story)
+    assert delta(Path(run.url), "BEST") == delta(undisturbed, "BEST"), (SEED, number, story)
+    assert delta(Path(run.url), "LAST") == delta(undisturbed, "LAST"), (SEED, number, story)
+    assert_each_row_once_an_epoch(run)
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_a_stop_of_any_rank_is_one_of_all_after_that_step_and_costs_none(job, server, undisturbed, rank):
+    run = new_run(job, f"stop-{rank}", *OPTIONS, "train.checkpoint_interval=1000")
+    assert server.start(run, 3, Fault(rank, "step", 4, "before", signal.SIGTERM)).wait() == [0, 0, 0]
+    assert json.loads(run.store.get(contract.LATEST)) == {"step": 4, "attempt": 1}
+    assert len(losses(Path(run.url))) == 4
+    end(server, run)
+    assert [line["attempt"] for line in metrics(Path(run.url))] == [1] * 4 + [2] * (STEPS - 4)
+    assert numbers(Path(run.url)) == numbers(undisturbed)
+    assert_each_row_once_an_epoch(run)
+
+
+def test_all_worlds_of_an_epoch_leave_one_record(job, server):
+    """Without `deterministic`, and with a checkpoint at every stop: one world of each size, each for some steps."""
+    run = new_run(job, "sizes", "train.epochs=2", "train.checkpoint_interval=1000", "train.early_stop_patience=0")
+    for size, last in ((1, 2), (2, 4), (3, 7), (4, 8)):
+        assert set(server.start(run, size, Fault(0, "step", last, "before", signal.SIGTERM)).wait()) == {0}
+    end(server, run)
+    assert {line["attempt"] for line in metrics(Path(run.url))} == {1, 2, 3, 4, 5}
+    assert_each_row_once_an_epoch(run)
+
+
+def test_what_fails_again_and_again_at_the_same_step_ends_the_run_with_its_reason(job, server):
+    run = new_run(job, "poisoned", *OPTIONS, "train.checkpoint_interval=1")
+    for attempt in (1, 2, 3):
+        assert run.result() is None
+        assert set(server.start(run, 2, Fault(1, "step", 4, "before", 0)).wait()) == {1}
+        assert json.loads(run.store.get(contract.failure_key(attempt)))["step"] == 3
+    result = run.result()
+    assert (result["state"], result["attempts"]) == ("failed", 3)
+    assert result["reason"].startswith("failed 3 times at the same step: RuntimeError: CUDA out of memory")
+
+
+def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undisturbed):
+    """All of it stands still, as on a node that hangs, while another takes over; then it wakes up in mid-work."""
+    run = new_run(job, "zombie", *OPTIONS)
+    zombie = server.start(run, 2)
+    wait_for_object(run, contract.manifest_key(4, 1))
+    zombie.send(signal.SIGSTOP)
+    end(server, run)
+    before = {entry.key: entry.etag for entry in run.store.list()}
+    zombie.send(signal.SIGCONT)
+    assert 0 not in zombie.wait()
+    after = {entry.key: entry.etag for entry in run.store.list()}
+    assert {key for key in after if after[key] != before.get(key)} <= {contract.log_key(contract.pod_name(), 1)}
+    assert before.keys() <= after.keys()
+    assert numbers(Path(run.url)) == numbers(undisturbed)
+
+
+def test_two_worlds_at_once_are_told_apart(job, server, undisturbed):
+    """The older one writes on while the newer one begins: it is refused, and the newer one ends well."""
+    run = new_run(job, "two", *OPTIONS, "train.checkpoint_interval=1")
+    older = server.start(run, 1, Fault(0, "step", 3, "after", signal.SIGSTOP))
+    wait_until_state(older.pids[0], "T")
+    newer = server.start(run, 2)
+    wait_for_object(run, contract.attempt_key(2))
+    older.send(signal.SIGCONT)
+    assert 0 not in older.wait()
+    assert newer.wait() == [0, 0]
+    assert run.result()["attempts"] == 2
+    assert numbers(Path(run.url)) == numbers(undisturbed)
+    assert_each_row_once_an_epoch(run)
+
+
+def test_the_result_comes_last_from_one_rank_while_the_others_wait(job, server):
+    run = new_run(job, "last-word", "train.max_steps=2", "data.eval=null")
+    writes = server.log.with_name(f"{server.log.name}.writes")
+    writes.unlink(missing_ok=True)
+    world = server.start(run, 3, Fault(0, "step", 2, "after", signal.SIGSTOP))
+    wait_until_state(world.pids[0], "T")
+    time.sleep(1)  # time enough for the others to end, which they must not
+    assert "Z" not in [state(pid) for pid in world.pids[1:]]
+    assert run.result() is None
+    world.send(signal.SIGCONT, 0)
+    assert world.wait() == [0, 0, 0]
+    lines = [line.split(maxsplit=1) for line in writes.read_text().splitlines()]
+    assert {rank for rank, _ in lines} == {"0"}
+    assert [key for _, key in lines].count(contract.RESULT) == 1
+    assert lines[-1][1] == contract.RESULT
+    assert {contract.METRICS, contract.STATUS, contract.LATEST, contract.LAST} <= {key for _, key in lines}

@@ -1,0 +1,213 @@
+"""What `gc` takes for garbage, and all that it leaves alone."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.launch.lifecycle.garbage import Garbage, collect, find_garbage
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec, parse_spec
+from cpmbee_job.store.files import TEMPORARY
+from cpmbee_job.store.urls import open_store
+
+DAY = 86400.0
+SETTINGS = StorageSpec()
+
+
+def begin(output: Path, run_id: str, prepared: str | None = "used", **fields: str) -> Run:
+    inputs = {"model": "m/", "train": "t.jsonl"} | fields
+    text = "name: a\nmodel: {model}\ndata: {{train: {train}}}\noutput: {output}\ntrain: {{keep_checkpoints: 2}}\n"
+    run = Run.begin(parse_spec(text.format(output=output, **inputs), source="job.yaml"), run_id)
+    if prepared is not None:
+        run.bind_data({"train": {"sets": [{"prepared": prepared}]}, "eval": None})
+    return run
+
+
+def checkpoint(run: Run, step: int, attempt: int = 1, *, half: str | None = None) -> None:
+    if half != "manifest":
+        run.store.put(contract.state_key(step, attempt), b"state")
+    if half != "state":
+        run.store.put(contract.manifest_key(step, attempt), b"{}")
+
+
+def delta(run: Run, step: int, attempt: int = 1, *, whole: bool = True) -> None:
+    run.store.put(f"{contract.delta_prefix(step, attempt)}delta.safetensors", b"weights")
+    if whole:
+        run.store.put(f"{contract.delta_prefix(step, attempt)}manifest.json", b"{}")
+
+
+def age(output: Path, days: float = 3) -> None:
+    """All that is there was written so long ago."""
+    for path in output.rglob("*"):
+        if path.is_file():
+            os.utime(path, (time.time() - days * DAY,) * 2)
+
+
+def found(output: Path) -> dict[str, str]:
+    """What may go, by its place below the output, and why."""
+    garbage = find_garbage(str(output), SETTINGS, time.time() - DAY).garbage
+    return {one.url.removeprefix(f"{output}/"): one.why for one in garbage}
+
+
+def test_checkpoints_beyond_retention_and_halves_go(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6, 8):
+        checkpoint(run, step)
+    checkpoint(run, 10, half="state")
+    checkpoint(run, 12, half="manifest")
+    checkpoint(run, 6, attempt=2)  # of a newer attempt, which makes it newer than step 8
+    age(tmp_path)
+    assert found(tmp_path) == {
+        "a/r1/checkpoints/2/ (attempt 1)": "not of the newest 2",
+        "a/r1/checkpoints/4/ (attempt 1)": "not of the newest 2",
+        "a/r1/checkpoints/10/ (attempt 1)": "half of a checkpoint",
+        "a/r1/checkpoints/12/ (attempt 1)": "half of a checkpoint",
+    }
+
+
+def test_what_latest_names_stays(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6):
+        checkpoint(run, step)
+    run.store.put(contract.LATEST, contract.to_json({"step": 2, "attempt": 1}))
+    age(tmp_path)
+    assert found(tmp_path) == {}
+
+
+def test_deltas_that_are_neither_named_nor_new_go(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6, 8, 10):
+        delta(run, step, whole=step != 10)
+    run.store.put(contract.BEST, contract.to_json({"prefix": "delta/2.1/"}))
+    age(tmp_path)
+    assert found(tmp_path) == {
+        "a/r1/delta/4.1/": "neither the best nor of the newest",
+        "a/r1/delta/10.1/": "half of a delta",
+    }
+
+
+def test_a_delta_that_another_run_begins_with_stays(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6, 8):
+        delta(run, step)
+    spec = run.spec.with_fields({"lora.init_from": f"{run.url}/delta/4.1"})
+    Run.begin(spec, "r2").bind_data({"train": {"sets": [{"prepared": "used"}]}, "eval": None})
+    age(tmp_path)
+    assert set(found(tmp_path)) == {"a/r1/delta/2.1/"}
+
+
+def test_deltas_stay_where_a_pointer_is_damaged(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6):
+        delta(run, step)
+    run.store.put(contract.BEST, b"{")
+    age(tmp_path)
+    assert found(tmp_path) == {}
+    assert any("deltas are left alone" in note for note in find_garbage(str(tmp_path), SETTINGS, time.time()).notes)
+
+
+def share(output: Path, *digests: str) -> None:
+    store = open_store(str(output))
+    for digest in digests:
+        store.put(f"prepared/{digest}/part-00000.arrow", b"rows")
+        store.put(f"prepared/{digest}/index.json", b"{}")
+
+
+def test_prepared_data_stay_while_a_run_may_go_on_with_them(tmp_path: Path) -> None:
+    share(tmp_path, "used", "failed", "done", "orphan")
+    begin(tmp_path, "r1")
+    begin(tmp_path, "r2", "failed").finish("failed", "why not")
+    begin(tmp_path, "r3", "done").finish("succeeded", "finished")
+    age(tmp_path)
+    assert set(found(tmp_path)) == {"prepared/done/", "prepared/orphan/"}
+
+
+def test_uploads_that_no_spec_names_go(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for digest in ("named", "nobody"):
+        store.put(f"uploads/{digest}/train.jsonl", b"{}")
+    begin(tmp_path, "r1", train=f"{tmp_path}/uploads/named/train.jsonl").finish("succeeded", "finished")
+    age(tmp_path)
+    assert set(found(tmp_path)) == {"uploads/nobody/"}
+
+
+@pytest.mark.parametrize("state", ["not bound yet", "unreadable"])
+def test_what_runs_share_stays_while_it_is_not_known_what_one_needs(tmp_path: Path, state: str) -> None:
+    share(tmp_path, "orphan")
+    run = begin(tmp_path, "r1", prepared=None)
+    if state == "unreadable":
+        run.store.put(contract.SPEC, b"name: [")
+    age(tmp_path)
+    findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
+    assert findings.garbage == ()
+    assert any("a/r1" in note and "stay" in note for note in findings.notes)
+
+
+def test_what_was_written_lately_stays(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6):
+        checkpoint(run, step)
+    delta(run, 6, whole=False)
+    share(tmp_path, "orphan")
+    (tmp_path / f".object.123{TEMPORARY}").touch()
+    age(tmp_path, days=0.5)
+    assert found(tmp_path) == {}
+    age(tmp_path)
+    os.utime(tmp_path / "prepared" / "orphan" / "part-00000.arrow")  # somebody prepares on
+    assert "prepared/orphan/" not in found(tmp_path)
+
+
+def test_hidden_files_of_writers_that_were_killed_go(tmp_path: Path) -> None:
+    begin(tmp_path, "r1")
+    hidden = tmp_path / "a" / "r1" / f".state.123{TEMPORARY}"
+    hidden.write_bytes(b"half")
+    age(tmp_path)
+    findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
+    assert [(one.kind, one.num_bytes) for one in findings.garbage] == [("cut upload", 4)]
+    collect(findings, SETTINGS, lambda _: None)
+    assert not hidden.exists()
+
+
+def test_what_a_run_has_come_to_need_meanwhile_is_not_deleted(tmp_path: Path) -> None:
+    share(tmp_path, "first", "second", "third")
+    age(tmp_path)
+    findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
+    assert len(findings.garbage) == 3
+
+    def somebody_comes(one: Garbage) -> None:
+        if one.url.endswith("first/"):
+            begin(tmp_path, "new", "second")
+
+    gone = collect(findings, SETTINGS, somebody_comes)
+    assert [one.url.rpartition("prepared/")[2] for one in gone] == ["first/", "third/"]
+    assert {path.name for path in (tmp_path / "prepared").iterdir()} == {"second"}
+
+
+def test_what_makes_others_count_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6):
+        checkpoint(run, step)
+    age(tmp_path)
+    findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
+    deleted: list[str] = []
+    monkeypatch.setattr(type(run.store), "delete", lambda _, key: deleted.append(key))
+    collect(findings, SETTINGS, lambda _: None)
+    assert deleted == [contract.manifest_key(2, 1), contract.state_key(2, 1)]
+
+
+def test_a_run_goes_on_after_all_garbage_is_gone(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6):
+        checkpoint(run, step)
+        delta(run, step)
+    for key in (contract.BEST, contract.LAST):
+        run.store.put(key, contract.to_json({"prefix": "delta/6.1/"}))
+    age(tmp_path)
+    collect(find_garbage(str(tmp_path), SETTINGS, time.time() - DAY), SETTINGS, lambda _: None)
+    assert found(tmp_path) == {}
+    assert {path.name for path in (tmp_path / "a/r1/checkpoints").iterdir()} == {"4", "6"}
+    assert json.loads(run.store.get(contract.BEST))["prefix"] == "delta/6.1/"
