@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 
 from rich.console import Console
 from rich.table import Table
@@ -19,21 +18,7 @@ from rich.table import Table
 from benchmarks import inputs, report
 from benchmarks.measure import ROOT, Figure
 
-SUBJECTS = tuple(
-    subject
-    for subject in (
-        "tokenizer",
-        "prepare",
-        "batches",
-        "packing",
-        "step",
-        "loading",
-        "transfers",
-        "startup",
-        "scaling",
-    )
-    if find_spec(f"benchmarks.{subject}")
-)
+SUBJECTS = ("tokenizer", "prepare", "batches", "packing", "step", "loading", "transfers", "startup", "scaling")
 
 
 def main() -> None:
