@@ -18,18 +18,9 @@ from rich.table import Table
 from benchmarks import inputs, report
 from benchmarks.measure import ROOT, Figure
 
-SUBJECTS = (
-    "tokenizer",
-    "prepare",
-    "batches",
-    "packing",
-    "step",
-    "checkpoints",
-    "loading",
-    "transfers",
-    "startup",
-    "scaling",
-)
+SUBJECTS = """
+    tokenizer prepare batches packing step checkpoints loading transfers startup scaling
+""".split()
 
 
 def main() -> None:

@@ -77,14 +77,15 @@ def one_long(answer_tokens: int) -> Case:
 
 
 class OurStep:
-    """Forward, backward, clipping and update as in training; calls return the loss before the update."""
+    """Forward, backward, clipping and update as in training, over the case so many times, one after the other; calls
+    return the loss before the update."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, times: int = 1) -> None:
         self._engine = TorchEngine(_model(), _TRAIN, torch.device("cpu"))
-        self._batch = case.ours
+        self._micro_batches = [case.ours] * times
 
     def __call__(self) -> float:
-        return self._engine.step(1, [self._batch], _TRAIN.lr, wants_stop=lambda: False).loss
+        return self._engine.step(1, self._micro_batches, _TRAIN.lr, wants_stop=lambda: False).loss
 
 
 class DenseStep:
