@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ TEMPORARY = ".cpmbee-tmp"
 LOCK = ".cpmbee-lock"
 COPY_BYTES = 4 << 20
 FOLDER_TRIES = 1000
+LONGEST_LOCK = 60.0  # seconds
 REMEMBERED_FROM_BYTES = 1 << 20  # hashing less is cheaper than being wrong about a file rewritten within a clock tick
 
 
@@ -286,13 +288,30 @@ def _locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     while True:
         with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # of the open file, so threads exclude each other as well
+            _wait_for_lock(file, path)
             if not is_open_file(path, file.fileno()):
                 continue  # the holder we waited for has removed it: a lock on it excludes nobody any more
             try:
                 yield
             finally:
                 path.unlink()
+            return
+
+
+def _wait_for_lock(file: BinaryIO, path: Path) -> None:
+    """The lock is the open file's, so threads exclude each other as well. Who has it needs a moment, unless it was
+    stopped in mid-work; a killed one has it no more."""
+    deadline = time.monotonic() + LONGEST_LOCK
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"{path}: locked for {LONGEST_LOCK:.0f} s", hint="a process that writes there hangs: end it"
+                ) from error
+            time.sleep(0.002)
+        else:
             return
 
 

@@ -17,6 +17,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow
+import torch
+
 from cpmbee_job.eval.files import fetch_model
 from cpmbee_job.model.lora import _delta_model_class
 from cpmbee_job.run import Run
@@ -28,7 +31,10 @@ WRITES = ("put", "upload", "delete")
 
 
 def main() -> None:
-    _delta_model_class()  # what it imports takes seconds
+    # What these import takes seconds.
+    _delta_model_class()
+    torch.optim.AdamW([torch.zeros(1)])
+    pyarrow.chunked_array([[1]]).to_pandas()
     answer("ready")
     for line in sys.stdin:
         command = json.loads(line)

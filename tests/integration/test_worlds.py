@@ -18,7 +18,16 @@ from cpmbee_job.train.manifests import manifests
 from cpmbee_job.train.rows import StepRows, count_rows, read_rows
 from tests.integration.jobs import losses, make_job, metrics
 from tests.integration.test_deterministic import delta, numbers
-from tests.integration.worlds import Fault, RankServer, new_run, rank_server, state, wait_for_object, wait_until_state
+from tests.integration.worlds import (
+    Fault,
+    RankServer,
+    freeze,
+    new_run,
+    rank_server,
+    state,
+    wait_for_object,
+    wait_until_state,
+)
 
 NUM_ROWS, STEPS_PER_EPOCH, STEPS = 45, 6, 12
 OPTIONS = ("train.deterministic=true", "train.epochs=2", "train.early_stop_patience=0")
@@ -67,7 +76,7 @@ def end(server: RankServer, run: Run) -> None:
     assert run.result()["state"] == "succeeded"
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(8))
 def test_whatever_the_worlds_and_wherever_they_die_nothing_is_lost(job, server, undisturbed, number, record_property):
     draw = random.Random(f"{SEED}-{number}")
     record_property("seed", f"{SEED}-{number}")
@@ -132,7 +141,7 @@ def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undi
     run = new_run(job, "zombie", *OPTIONS)
     zombie = server.start(run, 2)
     wait_for_object(run, contract.manifest_key(4, 1))
-    zombie.send(signal.SIGSTOP)
+    freeze(zombie, run)
     end(server, run)
     before = {entry.key: entry.etag for entry in run.store.list()}
     zombie.send(signal.SIGCONT)
@@ -148,6 +157,7 @@ def test_two_worlds_at_once_are_told_apart(job, server, undisturbed):
     run = new_run(job, "two", *OPTIONS, "train.checkpoint_interval=1")
     older = server.start(run, 1, Fault(0, "step", 3, "after", signal.SIGSTOP))
     wait_until_state(older.pids[0], "T")
+    freeze(older, run)
     newer = server.start(run, 2)
     wait_for_object(run, contract.attempt_key(2))
     older.send(signal.SIGCONT)

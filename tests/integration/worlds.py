@@ -17,6 +17,7 @@ from typing import Any
 from cpmbee_job.data.job import prepare_job
 from cpmbee_job.run import Run
 from cpmbee_job.spec import load_spec
+from cpmbee_job.store.files import LOCK
 
 PATIENCE = 60.0
 """Seconds after which a world that has not ended by itself is ended, as a watchdog would."""
@@ -126,3 +127,15 @@ def wait_until_state(pid: int, wanted: str) -> None:
     while state(pid) != wanted:
         assert time.monotonic() < deadline, f"process {pid} is {state(pid)}, not {wanted}"
         time.sleep(0.01)
+
+
+def freeze(world: World, run: Run) -> None:
+    """Stop all its processes, at a moment when none has a lock, as a store on another machine gives none."""
+    while True:
+        world.send(signal.SIGSTOP)
+        for pid in world.pids:
+            wait_until_state(pid, "T")
+        if not list(Path(run.url).rglob(f"*{LOCK}")):
+            return
+        world.send(signal.SIGCONT)
+        time.sleep(0.02)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cpmbee_job.errors import ConflictError, NotFoundError, SpecError, StoreError
+from cpmbee_job.store import files
 from cpmbee_job.store.files import LOCK, FileStore, whole_file
 from cpmbee_job.store.urls import list_objects, open_object, open_store
 
@@ -262,3 +263,13 @@ def test_upload_of_an_unreadable_source(store: FileStore, tmp_path: Path) -> Non
     with pytest.raises(NotFoundError, match="a folder, not a file"):
         store.upload(tmp_path, "a")
     assert list(store.list()) == []
+
+
+def test_a_lock_that_is_never_given_back_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LONGEST_LOCK", 0.1)
+    with (tmp_path / LOCK).open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="locked"):
+            FileStore(str(tmp_path)).put("a", b"1")
+    FileStore(str(tmp_path)).put("a", b"1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
