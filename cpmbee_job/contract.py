@@ -23,7 +23,7 @@ SPEC_ENV = "CPMBEE_SPEC"
 """What the init step begins the run with where the store has none: a manifest alone is enough to start it."""
 POD_INDEX_ENV = "CPMBEE_POD_INDEX"
 """The pod's index; each pod starts its share of the init step elsewhere."""
-VERSION = 1
+VERSION = 2
 """Of what this file agrees on. Launcher and image with different ones don't work together."""
 VERSION_ENV = "CPMBEE_CONTRACT"
 """`VERSION` of the launcher, for the pods to compare with their own."""
