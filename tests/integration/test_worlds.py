@@ -76,10 +76,9 @@ def end(server: RankServer, run: Run) -> None:
     assert run.result()["state"] == "succeeded"
 
 
-@pytest.mark.parametrize("number", range(8))
-def test_whatever_the_worlds_and_wherever_they_die_nothing_is_lost(job, server, undisturbed, number, record_property):
+@pytest.mark.parametrize("number", range(8), ids=lambda number: f"{SEED}-{number}")
+def test_whatever_the_worlds_and_wherever_they_die_nothing_is_lost(job, server, undisturbed, number):
     draw = random.Random(f"{SEED}-{number}")
-    record_property("seed", f"{SEED}-{number}")
     run = new_run(job, f"drawn-{SEED}-{number}", *OPTIONS)
     story = []
     for _ in range(draw.randint(2, MOST_FAULTS)):
