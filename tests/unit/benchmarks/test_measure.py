@@ -36,7 +36,8 @@ def test_a_figure_without_a_mark_reaches_none():
 def test_memory_is_that_of_the_fresh_process_alone():
     block = np.ones(300 << 20, dtype=np.uint8)
     now, most = in_fresh_process(memory_after, 200)
-    assert 200 << 20 < now <= most < block.nbytes + (200 << 20)
+    for memory in (now, most):  # the kernel counts the most in strides: it may be a little less than what is there now
+        assert 200 << 20 < memory < block.nbytes + (200 << 20)
 
 
 def test_memory_of_children_counts():
