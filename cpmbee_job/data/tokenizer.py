@@ -7,7 +7,7 @@ begin no entry become one unknown piece. That is what an Aho-Corasick automaton 
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ _SHORT = 64
 class Cut(NamedTuple):
     """A text as tokens: the ids of those in the vocabulary, the others as text."""
 
-    pieces: tuple[int | str, ...]
+    pieces: Sequence[int | str]
     is_known: bool
     """Whether all are ids."""
     literals: int
@@ -112,9 +112,12 @@ class Tokenizer:
         table = dict(ext_table or {})
         extensions = {token: token_id for token_id, token in table.items()}
         num_known = len(extensions)
+        cut = self.cut(text, strict=strict)
+        if cut.is_known:
+            return list(cut.pieces), table  # type: ignore[arg-type]  # all of them are ids
         ids = [
             piece if isinstance(piece, int) else extensions.setdefault(piece, len(extensions) + self.vocab_size)
-            for piece in self.cut(text, strict=strict).pieces
+            for piece in cut.pieces
         ]
         table.update((token_id, token) for token, token_id in islice(extensions.items(), num_known, None))
         return ids, table
@@ -144,15 +147,19 @@ class Tokenizer:
 
     def _cut(self, text: str, strict: bool) -> Cut:
         pieces: list[int | str] = []
+        is_known = True
         parts, literals = self._split(text, strict) if "<" in text else ([text], 0)
         for index, part in enumerate(parts):
             if index % 2:
-                pieces.append(self._id_of.get(part, part))
+                token_id = self._id_of.get(part)
+                is_known &= token_id is not None
+                pieces.append(part if token_id is None else token_id)
                 continue
             matches = self._automaton.find_matches_as_indexes(part)
             if sum([end - start for _, start, end in matches]) == len(part):
-                pieces.extend([self._plain_ids[pattern] for pattern, _, _ in matches])
+                pieces += [self._plain_ids[pattern] for pattern, _, _ in matches]
                 continue
+            is_known = False
             position = 0
             for pattern, start, end in matches:
                 if start > position:
@@ -161,7 +168,7 @@ class Tokenizer:
                 position = end
             if position < len(part):
                 pieces.append(part[position:])
-        return Cut(tuple(pieces), str not in set(map(type, pieces)), literals)
+        return Cut(pieces, is_known, literals)
 
     def _split(self, text: str, strict: bool) -> tuple[list[str], int]:
         """Plain text and special tokens in turn, plain text first and last; and the number of literal `<`."""
