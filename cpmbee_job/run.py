@@ -73,7 +73,7 @@ class Run:
         storage = storage or StorageSpec()
         store = open_store(url, storage)
         try:
-            text = store.get(contract.SPEC).decode()
+            text = store.get(contract.SPEC)
         except NotFoundError as error:
             raise NotFoundError(f"{url}: no run there (it has no {contract.SPEC})") from error
         return cls(store.url, store, parse_spec(text, source=f"{store.url}/{contract.SPEC}"), storage)
@@ -110,7 +110,7 @@ class Run:
         self.require_same(training_fields(spec), training_fields(self.spec), "the spec")
         if spec != self.spec:
             stored, etag = self.store.get_with_etag(contract.SPEC)
-            if parse_spec(stored.decode(), source=self.url) != self.spec:
+            if parse_spec(stored, source=self.url) != self.spec:
                 raise ConflictError(f"{self.url}/{contract.SPEC}: somebody else is changing it", hint="try again")
             self.store.put(contract.SPEC, spec.to_yaml().encode(), if_match=etag)
         return replace(self, spec=spec)

@@ -25,16 +25,18 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> JobSpec:
     Raises `SpecError` that names file and dotted key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}", hint="`cpmbee-job init` writes one to start from") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     return parse_spec(text, source=str(path), overrides=overrides, base=path.absolute().parent)
 
 
-def parse_spec(text: str, *, source: str, overrides: Iterable[str] = (), base: Path | None = None) -> JobSpec:
+def parse_spec(text: str | bytes, *, source: str, overrides: Iterable[str] = (), base: Path | None = None) -> JobSpec:
     """The spec in `text`; `source` names it in errors, relative paths are taken from `base` where it is given."""
+    try:
+        text = text if isinstance(text, str) else text.decode()
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     try:
         document = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:

@@ -4,6 +4,7 @@ Without `FUZZ_EXAMPLES` the inputs are the same in every run. With it each prope
 is printed with the line that brings it back, and belongs into the corpus: `corpus/<subject>/<what it is>`.
 """
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ def altered(draw: st.DrawFn, documents: Sequence[Any]) -> Any:
             break
         node, key = draw(st.sampled_from(places))
         if draw(st.booleans()):
-            node[key] = draw(STRANGE)
+            node[key] = copy.deepcopy(draw(STRANGE))
         else:
             del node[key]
     return document

@@ -22,8 +22,9 @@ from tests.fuzz.fuzzing import altered, bounded, corpus
 from tests.unit.launch.api_server import Answer, ApiServer, api_server, pod, status
 
 CASES = [json.loads(path.read_text()) for path in sorted((Path(__file__).parents[1] / "golden" / "status").iterdir())]
-BEAT = {"state": "running", "step": 30, "total_steps": 120, "epoch": 1, "loss": 0.5, "tokens_per_s": 1.5, "eta_s": 90,
-        "updated_at": "2026-01-31T23:59:59Z", "stepped_at": "2026-01-31T23:59:59Z", "best": {"step": 2, "loss": 1}}  # fmt: skip
+BEAT = {"state": "running", "step": 30, "total_steps": 120, "epoch": 1, "loss": 1, "tokens_per_s": 1.5, "eta_s": 90,
+        "updated_at": "2026-01-31T23:59:59Z", "stepped_at": "2026-01-31T23:59:59Z",
+        "best": {"step": 2, "loss": 1}}  # fmt: skip
 RESULT = {"state": "failed", "reason": "x", "ended_at": "2026-01-31T23:59:59Z", "exit_code": 3, "steps": 4}
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 PAGE = {"items": [pod("a"), pod("b")], "metadata": {"resourceVersion": "3", "continue": ""}}

@@ -178,7 +178,7 @@ def _home(store: Store, run: str) -> str | None:
     """The namespace that the run was submitted to, as far as that is known."""
     key = f"{run}/{contract.SPEC}"
     with suppress(CpmbeeError):  # of a newer launcher, say
-        return parse_spec(store.get(key).decode(), source=f"{store.url}/{key}").cluster.namespace
+        return parse_spec(store.get(key), source=f"{store.url}/{key}").cluster.namespace
     return None
 
 
