@@ -15,6 +15,7 @@ from cpmbee_job.cli.status import describe, summary, table
 from cpmbee_job.errors import ClusterError, CpmbeeError
 from cpmbee_job.launch.kube.api import ApiCluster
 from cpmbee_job.launch.kube.cluster import PODS
+from cpmbee_job.launch.kube.fields import text
 from cpmbee_job.launch.kube.transport import Transport
 from cpmbee_job.launch.runs.listing import of_job
 from cpmbee_job.launch.runs.status import StoreRecord, describe_run
@@ -52,9 +53,9 @@ def look(seen: Any, beat: Any = None, result: Any = None) -> None:
         assert table([of_job(job)], NOW)
 
 
-@pytest.mark.parametrize("text", corpus("objects"))
-def test_known_objects(text: bytes) -> None:
-    document = json.loads(text)
+@pytest.mark.parametrize("data", corpus("objects"))
+def test_known_objects(data: bytes) -> None:
+    document = json.loads(data)
     look(document, document.get("beat"), document.get("result"))
 
 
@@ -81,12 +82,12 @@ def cluster(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> ApiC
 def test_strange_lists(server: ApiServer, cluster: ApiCluster, page: Any) -> None:
     server.answers = [Answer(body=page), Answer(body=PAGE)]
     try:
-        assert all(item["metadata"]["uid"] for item in cluster.list(PODS))
+        assert all(text(item, "metadata", "uid") for item in cluster.list(PODS))
     except ClusterError as error:
         assert error.message  # noqa: PT017
 
 
-@bounded(60)
+@bounded(25)
 @given(st.lists(altered([EVENT]), min_size=1, max_size=3))
 def test_strange_watches(server: ApiServer, cluster: ApiCluster, events: list[Any]) -> None:
     lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
@@ -94,7 +95,7 @@ def test_strange_watches(server: ApiServer, cluster: ApiCluster, events: list[An
     seen = cluster.watch(PODS, {})
     for _ in range(8):
         change = next(seen)
-        assert change is None or change[1]["metadata"]["uid"]
+        assert change is None or text(change[1], "metadata", "uid")
 
 
 @bounded(60)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 from urllib.parse import quote
 
 from kubernetes import config
@@ -142,7 +142,7 @@ class ApiCluster:
                 raise GoneError(text(item, "message"), "")
             if change != "BOOKMARK" and (change not in get_args(Change) or not text(item, "metadata", "uid")):
                 raise UnreachableError(f"{self.address}: the watch tells of no object")
-            yield change, item
+            yield cast("Change", change), item
 
     def logs(
         self, pod: str, container: str, *, follow: bool = False, previous: bool = False, since: str | None = None
