@@ -15,7 +15,12 @@ import hashlib
 import json
 import os
 import re
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json as parse_json
+
+from cpmbee_job.errors import DamagedError
 
 STORAGE_ENV = "CPMBEE_STORAGE"
 """Environment variable with the JSON of `StorageSpec` (no secrets in it), for processes that get only a run's URL."""
@@ -123,10 +128,101 @@ def to_json(record: Any) -> bytes:
     return (json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
 
 
+def from_json(data: bytes | str) -> dict[str, Any]:
+    """The object in a JSON document, whoever has written it. Raises `ValueError` for anything else, endless nesting and
+    numbers of thousands of digits included."""
+    document = parse_json(data, allow_inf_nan=False)
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")
+    return document
+
+
 def digest(value: Any) -> str:
     """Hex digest (32 digits) of a JSON value; equal values have equal digests whatever the order of their keys."""
     canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def problem(error: ValueError) -> str:
+    """What is wrong with a document and where, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))
+
+
+Number = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+def _is_file_name(name: str) -> str:
+    if name in ("", ".", "..", "manifest.json") or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} can't be one of its files")
+    return name
+
+
+class Record(BaseModel):
+    """Base of what is read back from the store. Keys that it does not name may be there too: a newer release's, say."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, data: bytes, place: str) -> Self:
+        """Raises `DamagedError`, naming `place` and the field, for what is no such record."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise DamagedError(f"{place}: {problem(error)}") from error
+
+
+class CheckpointPointer(Record):
+    """`LATEST`, and what names a checkpoint elsewhere."""
+
+    step: Number
+    attempt: Number
+
+
+class DeltaPointer(Record):
+    """`BEST` and `LAST`; in a folder that was fetched too."""
+
+    prefix: Annotated[str, Field(pattern=r"^delta/([0-9]+\.[0-9]+/)?$")]
+
+
+class DeltaFile(Record):
+    size: Number
+    sha256: str
+
+
+class DeltaManifest(Record):
+    files: dict[Annotated[str, AfterValidator(_is_file_name)], DeltaFile]
+
+
+class AttemptRecord(Record):
+    started_unix: float
+
+
+class ResultRecord(Record):
+    state: str
+    ended_at: str
+    exit_code: Number | None = None
+
+
+class PreparedSet(Record):
+    prepared: str
+    rows: Number
+    weight: float | None
+
+
+class PreparedSplit(Record):
+    rows: Number
+    sets: Annotated[tuple[PreparedSet, ...], Field(min_length=1)]
+
+
+class DataRecord(Record):
+    """As far as others than its writer and training read it."""
+
+    vocabulary: dict[str, Number]
+    train: PreparedSplit
+    eval: PreparedSplit | None
 
 
 def pod_name() -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import cpmbee_job
 from cpmbee_job import contract
-from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, RefusedError, SpecError, UsageError
+from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, RefusedError, UsageError
 from cpmbee_job.spec import JobSpec, StorageSpec, parse_spec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -73,7 +73,7 @@ class Run:
         storage = storage or StorageSpec()
         store = open_store(url, storage)
         try:
-            text = store.get(contract.SPEC).decode()
+            text = store.get(contract.SPEC)
         except NotFoundError as error:
             raise NotFoundError(f"{url}: no run there (it has no {contract.SPEC})") from error
         return cls(store.url, store, parse_spec(text, source=f"{store.url}/{contract.SPEC}"), storage)
@@ -110,7 +110,7 @@ class Run:
         self.require_same(training_fields(spec), training_fields(self.spec), "the spec")
         if spec != self.spec:
             stored, etag = self.store.get_with_etag(contract.SPEC)
-            if parse_spec(stored.decode(), source=self.url) != self.spec:
+            if parse_spec(stored, source=self.url) != self.spec:
                 raise ConflictError(f"{self.url}/{contract.SPEC}: somebody else is changing it", hint="try again")
             self.store.put(contract.SPEC, spec.to_yaml().encode(), if_match=etag)
         return replace(self, spec=spec)
@@ -134,12 +134,12 @@ class Run:
 
     def data(self) -> dict[str, Any]:
         """The record of `bind_data`. Raises `NotFoundError` where the data has not been prepared."""
-        return self._json(contract.DATA)
+        return self._read(contract.DATA, contract.DataRecord)
 
     def result(self) -> dict[str, Any] | None:
         """The run's final record, or None while it has not ended."""
         try:
-            return self._json(contract.RESULT)
+            return self._read(contract.RESULT, contract.ResultRecord)
         except NotFoundError:
             return None
 
@@ -150,7 +150,7 @@ class Run:
         try:
             self.store.put(contract.RESULT, contract.to_json(record), if_none_match=True)
         except ConflictError:
-            return self._json(contract.RESULT)
+            return self._read(contract.RESULT, contract.ResultRecord)
         return record
 
     def fail(self, error: CpmbeeError, **fields: Any) -> dict[str, Any]:
@@ -164,15 +164,11 @@ class Run:
             self.store.put(f"attempts/{result['ended_at'].replace(':', '')}.result.json", contract.to_json(result))
             self.store.delete(contract.RESULT)
 
-    def _json(self, key: str) -> dict[str, Any]:
+    def _read(self, key: str, form: type[contract.Record]) -> dict[str, Any]:
+        """All of a record. Raises `DamagedError` where it has not this form."""
         data = self.store.get(key)
-        try:
-            record = json.loads(data)
-        except ValueError as error:
-            raise SpecError(f"{self.url}/{key}: not JSON; was it written by something else?") from error
-        if not isinstance(record, dict):
-            raise SpecError(f"{self.url}/{key}: not a JSON object")
-        return record
+        form.parse(data, f"{self.url}/{key}")
+        return contract.from_json(data)
 
 
 def fail_unread(store: Store, error: CpmbeeError) -> None:

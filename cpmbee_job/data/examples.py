@@ -40,7 +40,11 @@ def parse_object(line: bytes | str) -> dict[str, Any]:
     try:
         document = _DECODER.decode(text)
     except _RepeatedKeyError as error:
-        raise DataError(f"{_path_of_repeated(text)}: this key stands twice in its object") from error
+        try:
+            place = _path_of_repeated(text)
+        except RecursionError:
+            place = "deep inside"
+        raise DataError(f"{place}: this key stands twice in its object") from error
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
@@ -83,7 +87,7 @@ class _Checker:
         for key, value in raw.items():
             place = (*path, key)
             if not isinstance(key, str):
-                raise DataError(f"{path_text(place)}: {_kind(key)} as a key; keys are text")
+                raise DataError(f"{path_text(path) or 'the example'}: {_kind(key)} as a key; keys are text")
             self.num_segments += 1
             if self.num_segments > MAX_SEGMENTS:
                 raise DataError(f"more than {MAX_SEGMENTS} keys and texts in one example")
@@ -103,8 +107,12 @@ class _Checker:
             kind = _kind(value)
             if self.strict:
                 raise DataError(f"{path_text(path)}: {kind} where text is needed", hint="put it in quotation marks")
+            try:
+                written = value.text if isinstance(value, _WrittenFloat) else json.dumps(value)
+            except ValueError as error:
+                raise DataError(f"{path_text(path)}: a number of thousands of digits") from error
             self.warnings[f"{kind} taken as text"] += 1
-            return value.text if isinstance(value, _WrittenFloat) else json.dumps(value)
+            return written
         hint = "write several texts as one text, or as an object with a key for each"
         raise DataError(f"{path_text(path)}: {_kind(value)} where text or an object is needed", hint=hint)
 

@@ -1,11 +1,12 @@
 """The index of a prepared data set: what its parts are and hold. It is written last, so a set with one is complete."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter
 
 from cpmbee_job import contract
 from cpmbee_job.errors import DataError
@@ -30,15 +31,18 @@ class PartInfo:
 
     key: str
     sha256: str
-    size: int
-    rows: int
-    examples: int
-    tokens: int
-    target_tokens: int
+    size: contract.Number
+    rows: contract.Number
+    examples: contract.Number
+    tokens: contract.Number
+    target_tokens: contract.Number
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Rows of the input that were left out, by reason."""
     warnings: Mapping[str, int] = field(default_factory=dict)
     """What was mended on the way, by kind."""
+
+
+PART = TypeAdapter(PartInfo)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Index:
     @property
     def capacity(self) -> int:
         """Tokens that the rows have room for."""
-        return self.rows * int(self.settings["max_length"] or 0)
+        return self.rows * int(self.settings.get("max_length") or 0)
 
     @cached_property
     def skipped(self) -> dict[str, int]:
@@ -108,19 +112,21 @@ class Index:
     def from_json(cls, data: bytes, source: str) -> Self:
         """Raises `DataError`, naming `source`, for what is no index, or one of another version."""
         try:
-            document = json.loads(data)
-            version = document.pop("version")
+            document = contract.from_json(data)
+            if "version" not in document:
+                raise ValueError("it has no version")
+            version = document["version"]
             if version != VERSION:
                 raise UnknownVersionError(
                     f"{source}: format version {version}, this release reads {VERSION}",
                     hint="prepare the data again with this release, or train with the one that prepared it",
                 )
-            for derived in ("totals", "skipped", "warnings"):
-                document.pop(derived)
-            parts = tuple(PartInfo(**part) for part in document.pop("parts"))
-            return cls(parts=parts, ignored=tuple(document.pop("ignored")), **document)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{source}: not an index of prepared data ({error})") from error
+            index = TypeAdapter(cls).validate_json(data, strict=True)
+            if type(index.settings.get("max_length")) not in (int, type(None)):
+                raise ValueError("settings.max_length is no number")
+            return index
+        except ValueError as error:
+            raise DataError(f"{source}: not an index of prepared data ({contract.problem(error)})") from error
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -4,17 +4,17 @@ A data set is a folder. `meta.bin` has one line of JSON for each data file: whic
 the whole data set, and their size. A block is a sequence of records, each the byte 0x1f, a length (4 bytes,
 little-endian) and a pickle; a zero byte ends the block, and zeros fill it up. No record goes over its block's end.
 
-Pickles can name any function to be called while they are read. `_PlainUnpickler` looks up no name at all, so what
-remains is dicts, lists, tuples, sets, text, bytes, numbers, booleans and None.
+Pickles can name any function to be called while they are read, and have memory set aside for values that never come.
+`_PlainUnpickler` knows only the instructions that make dicts, lists, text, bytes, numbers, booleans and None.
 """
 
 import io
-import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
+from cpmbee_job import contract
 from cpmbee_job.errors import DataError, StoreError
 from cpmbee_job.store.base import Store
 
@@ -92,7 +92,7 @@ def read_original(folder: Store) -> Iterator[tuple[str, Any]]:
 
 
 def _parse_meta_line(line: str) -> tuple[DataFile, int, int]:
-    entry = json.loads(line)
+    entry = contract.from_json(line)
     name = entry["file_name"]
     numbers = [entry[key] for key in ("block_begin", "block_end", "block_size", "nlines")]
     if not isinstance(name, str) or name in ("", ".", "..", META) or "/" in name or "\\" in name:
@@ -138,7 +138,40 @@ class _NotPlainError(Exception):
     """A pickle that needs more than plain values; the message says what."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+def _refusal(what: str) -> Callable[[Any], None]:
+    def refuse(_: Any) -> NoReturn:
+        raise _NotPlainError(what)
+
+    return refuse
+
+
+def _take(length: int) -> Callable[[Any], None]:
+    def take(unpickler: Any) -> None:
+        unpickler.stack[-length:] = [unpickler.stack[-length:]]
+
+    return take
+
+
+_LIBRARY: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
+_PLAIN = """PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4
+    FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
+    SHORT_BINBYTES BINBYTES8 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT
+    MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL INST PERSID BINPERSID"""
+
+
+class _PlainUnpickler(pickle._Unpickler):
+    """The library's reader in Python: the one in C takes gigabytes where a record of eight bytes says that it will have
+    as many values. Tuples come as lists: as keys, those that share their parts could take hours to hash."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **{getattr(pickle, name)[0]: _LIBRARY[getattr(pickle, name)[0]] for name in _PLAIN.split()},
+        pickle.EMPTY_TUPLE[0]: _LIBRARY[pickle.EMPTY_LIST[0]],
+        pickle.TUPLE[0]: _LIBRARY[pickle.LIST[0]],
+        **{code[0]: _take(n) for n, code in enumerate((pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3), start=1)},
+        **{code[0]: _refusal("a set") for code in (pickle.EMPTY_SET, pickle.FROZENSET)},
+        pickle.BYTEARRAY8[0]: _refusal("an array of bytes"),
+    }
+
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
         raise _NotPlainError(f"{module_name[:60]!r}.{global_name[:60]!r}")
 

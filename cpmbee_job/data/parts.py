@@ -15,7 +15,7 @@ from cpmbee_job.data.collate import Table
 from cpmbee_job.data.encode import Encoded, answer_order, encode_example
 from cpmbee_job.data.examples import Example
 from cpmbee_job.data.in_context import InContext, Samples
-from cpmbee_job.data.index import PartInfo
+from cpmbee_job.data.index import PART, PartInfo
 from cpmbee_job.data.pack import pack
 from cpmbee_job.data.reformat import ErrorList
 from cpmbee_job.data.shards import ExampleWriter, RowWriter, file_digest
@@ -180,10 +180,11 @@ class PartMaker:
 
     def _find(self, key: str) -> PartInfo | None:
         try:
-            record = json.loads(self._out.get(key))
-        except NotFoundError:
+            data = self._out.get(key)
+            part = PART.validate_json(data, strict=True)
+        except (NotFoundError, ValueError):  # what is damaged is made again
             return None
-        return PartInfo(**record) if record.pop("digest", None) == self._job.digest else None
+        return part if contract.from_json(data).get("digest") == self._job.digest else None
 
     def _write(self, piece: Piece, path: Path, on_bytes: Progress) -> PartInfo:
         settings = self._job.settings

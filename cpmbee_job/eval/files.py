@@ -1,10 +1,9 @@
 """Models and deltas from wherever a user says they are, as files of this machine."""
 
-import json
 from pathlib import Path
 
 from cpmbee_job import contract
-from cpmbee_job.errors import InvalidError, NotFoundError
+from cpmbee_job.errors import NotFoundError
 from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY
 from cpmbee_job.model.lora import DELTA_MANIFEST, DELTA_TENSORS, Delta, read_delta
 from cpmbee_job.model.weights import ModelFiles, find_model, is_weights
@@ -52,10 +51,7 @@ def _is_delta_folder(store: Store) -> bool:
 
 
 def _prefix(store: Store) -> str:
-    try:
-        return str(json.loads(store.get(contract.BEST))["prefix"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidError(f"{store.url}/{contract.BEST}: names no delta") from error
+    return contract.DeltaPointer.parse(store.get(contract.BEST), f"{store.url}/{contract.BEST}").prefix
 
 
 def _fetch_file(url: str, storage: StorageSpec | None, progress: Progress) -> Path:

@@ -6,12 +6,12 @@
 All other names are shared. Keys that say nothing about the computation are passed over.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cpmbee_job import contract
 from cpmbee_job.errors import ModelError
 
 CONFIG = "config.json"
@@ -128,14 +128,11 @@ class ModelConfig:
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in a `config.json`, as it is. Raises `ModelError` naming the file."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return contract.from_json(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}", hint="a model folder holds a config.json") from error
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return document
 
 
 def _mask_modules(values: Mapping[str, Any], source: str) -> tuple[tuple[bool, bool], ...] | None:

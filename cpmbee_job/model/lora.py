@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cpmbee_job import contract
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.layers import Linear
 from cpmbee_job.model.saving import save_pickled
@@ -235,10 +236,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = contract.from_json(path.read_bytes())
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(manifest, dict) or not all(
+    if not all(
         type(manifest.get(key, 1)) in (int, float) and 0 < manifest.get(key, 1) < math.inf for key in ("r", "alpha")
     ):
         raise ModelError(f"{path}: r and alpha must be numbers above 0")

@@ -1,7 +1,6 @@
 """Where each tensor's bytes lie, by the header of a safetensors file or the records of a file of `torch.save`."""
 
 import io
-import json
 import math
 import pickle
 import zipfile
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from cpmbee_job import contract
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.sources import LocalFile, MemoryFile, RangeReader, WeightFile, read_bytes
 
@@ -26,6 +27,17 @@ _LARGEST_HEADER = 100_000_000
 _ZIP_MAGIC = b"PK\x03\x04"
 _ZIP_HEADER = 30
 """Bytes of a record's own header, of fixed size; its name comes after."""
+
+
+class _Entry(contract.Record):
+    """Of a safetensors header: a tensor."""
+
+    dtype: str
+    shape: tuple[contract.Number, ...]
+    data_offsets: tuple[contract.Number, contract.Number]
+
+
+_HEADER: TypeAdapter[dict[str, _Entry | dict[str, str]]] = TypeAdapter(dict[str, _Entry | dict[str, str]])
 
 
 @dataclass(frozen=True)
@@ -68,23 +80,24 @@ def _safetensors_table(file: WeightFile) -> list[StoredTensor]:
     if length > min(file.size - 8, _LARGEST_HEADER):
         raise damaged(f"a header of {length} bytes, in a file of {file.size}")
     try:
-        header: dict[str, Any] = json.loads(read_bytes(file, 8, length))
-        header.pop("__metadata__", None)
-        fields = [
-            (name, e["dtype"], tuple(map(int, e["shape"])), *map(int, e["data_offsets"])) for name, e in header.items()
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(f"its header is none ({error})") from error
+        header = _HEADER.validate_json(read_bytes(file, 8, length))
+    except ValueError as error:
+        raise damaged(f"its header is none ({contract.problem(error)})") from error
+    header.pop("__metadata__", None)
+    fields = [(name, e) for name, e in header.items() if isinstance(e, _Entry)]
+    if len(fields) < len(header):
+        raise damaged("its header is none")
     table, end = [], 0
-    for name, code, shape, begin, stop in sorted(fields, key=lambda field: field[3:]):
-        dtype = SAFETENSORS_DTYPES.get(code)
+    for name, entry in sorted(fields, key=lambda field: field[1].data_offsets):
+        begin, stop = entry.data_offsets
+        dtype = SAFETENSORS_DTYPES.get(entry.dtype)
         if dtype is None:
             raise ModelError(
-                f"{file.name}: {name} holds {code}, where weights are real numbers",
+                f"{file.name}: {name} holds {entry.dtype}, where weights are real numbers",
                 hint="quantised weights can't be used; take those in half precision",
             )
-        tensor = StoredTensor(name, dtype, shape, file, 8 + length + begin)
-        if begin != end or stop - begin != tensor.nbytes or min(shape, default=0) < 0:
+        tensor = StoredTensor(name, dtype, entry.shape, file, 8 + length + begin)
+        if begin != end or stop - begin != tensor.nbytes:
             raise damaged(f"{name} does not lie where its header says")
         table.append(tensor)
         end = stop
@@ -99,7 +112,7 @@ def _pickled_table(file: WeightFile) -> list[StoredTensor]:
         reader = io.BufferedReader(ranges)
         try:
             records = zipfile.ZipFile(reader).infolist()
-        except zipfile.BadZipFile as error:
+        except Exception as error:  # reading a damaged file can end in any of them
             raise _not_whole(file.name, error) from error
         if all(record.compress_type == zipfile.ZIP_STORED for record in records):
             if not isinstance(file, LocalFile):
@@ -153,7 +166,7 @@ def _unpickled(name: str, load: Callable[[], Any]) -> dict[str, Tensor]:
             f"{name}: holds more than tensors, and reading that could run code",
             hint="save a plain dict of tensors: torch.save(dict(model.state_dict()), ...)",
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # reading a damaged file can end in any of them
         raise _not_whole(name, error) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise ModelError(f"{name}: not a plain dict of named tensors")

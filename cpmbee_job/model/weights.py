@@ -4,7 +4,6 @@ Weights are read by ranges into the place where they stay, so there is never a s
 read a share each and exchange them. State-dict keys are the original's; those of the hub carry the prefix `cpmbee.`.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cpmbee_job import contract
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY, ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee
@@ -214,7 +214,7 @@ def check_model(files: ModelFiles, stored: StoredWeights) -> CpmBee:
 
 def _shards_of(index: Path, there: Collection[str]) -> list[str]:
     try:
-        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: Any = contract.from_json(index.read_bytes())["weight_map"]
         names: list[str] = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not an index of safetensors files ({error})") from error

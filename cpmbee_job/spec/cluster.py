@@ -1,5 +1,6 @@
 """How a run lies on a Kubernetes cluster. Nothing here changes what is computed."""
 
+import json
 import re
 from typing import Annotated, Any, Self
 
@@ -56,6 +57,7 @@ def _only(*known: str) -> AfterValidator:
         unknown = [key for key in mapping if key not in known]
         if unknown:
             raise ValueError(f"unknown key {unknown[0]}; known here: {', '.join(known)}")
+        json.dumps(mapping, allow_nan=False)  # ValueError: numbers that are none
         return mapping
 
     return AfterValidator(check)

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -13,7 +12,11 @@ from pydantic.fields import FieldInfo
 
 from cpmbee_job.errors import SpecError, UsageError
 from cpmbee_job.spec.job import JobSpec
+from cpmbee_job.spec.strict_yaml import StrictLoader
 from cpmbee_job.spec.training import KINDS_OF_TRAIN
+
+_LONGEST_VALUE = 200
+"""Characters of a wrong value that an error shows."""
 
 
 def load_spec(path: Path, overrides: Iterable[str] = ()) -> JobSpec:
@@ -22,18 +25,20 @@ def load_spec(path: Path, overrides: Iterable[str] = ()) -> JobSpec:
     Raises `SpecError` that names file and dotted key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}", hint="`cpmbee-job init` writes one to start from") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     return parse_spec(text, source=str(path), overrides=overrides, base=path.absolute().parent)
 
 
-def parse_spec(text: str, *, source: str, overrides: Iterable[str] = (), base: Path | None = None) -> JobSpec:
+def parse_spec(text: str | bytes, *, source: str, overrides: Iterable[str] = (), base: Path | None = None) -> JobSpec:
     """The spec in `text`; `source` names it in errors, relative paths are taken from `base` where it is given."""
     try:
-        document = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        text = text if isinstance(text, str) else text.decode()
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    try:
+        document = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise SpecError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
@@ -87,9 +92,13 @@ def _describe(problem: Mapping[str, Any]) -> str:
     shown = (
         ""
         if isinstance(value, dict) or problem["type"] == "secret"
-        else f" (got {json.dumps(value, ensure_ascii=False, default=str)})"
+        else f" (got {_shortened(json.dumps(value, ensure_ascii=False, default=str))})"
     )
     return f"{key}: {message}{shown}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def _field_of(location: list[str]) -> int:
@@ -149,7 +158,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
             raise SpecError(f"--set {override}: {'.'.join(keys[: index + 1])} is not a section")
         node = inner
     try:
-        new = yaml.load(value, Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        new = yaml.load(value, Loader=StrictLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise SpecError(f"--set {override}: the value is not valid YAML") from error
     _member_of(node, keys[-1], override)
@@ -160,7 +169,7 @@ def _member_of(node: Any, key: str, override: str) -> Any:
     """What is there under a key or an index; None for a new key. Raises `SpecError` for an index that is none."""
     if isinstance(node, dict):
         return node.get(key)
-    if not key.isdigit() or int(key) >= len(node):
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
         raise SpecError(f"--set {override}: '{key}' is none of the {len(node)} members, which are counted from 0")
     return node[int(key)]
 
@@ -175,26 +184,3 @@ def _absolute_paths(document: dict[str, Any], base: Path) -> None:
         value = section.get(key) if isinstance(section, dict) else None
         if isinstance(value, str) and value and "://" not in value:
             section[key] = str(base / value) + ("/" if value.endswith("/") else "")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, and reads `1e-4` as the number it is (YAML 1.1 takes it for text)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float | bool) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", key_node.start_mark
-                )
-            if isinstance(key, str | int | float | bool):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)

@@ -1,12 +1,12 @@
 """How the object store is reached."""
 
-import json
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from cpmbee_job import contract
 from cpmbee_job.spec.types import ObjectName, Section
 
 
@@ -48,9 +48,7 @@ class StorageSpec(Section):
     @classmethod
     def as_far_as_known(cls, text: str) -> Self:
         """From JSON of a version that may be newer: what this one does not know is left out. Raises `ValueError`."""
-        given = json.loads(text)
-        if not isinstance(given, dict):
-            raise ValueError("not a JSON object")
+        given = contract.from_json(text)
         return cls.model_validate({key: given[key] for key in cls.model_fields if key in given})
 
     def seen_by_launcher(self) -> Self:

@@ -5,13 +5,14 @@ locked while a process is at it.
 """
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 from cpmbee_job import contract
 from cpmbee_job.store.cache import default_cache_dir
@@ -33,8 +34,8 @@ class Begun:
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
+            return TypeAdapter(cls).validate_json(data, strict=True)
+        except ValueError:
             return None
 
 

@@ -104,9 +104,13 @@ def move_pointer(store: Store, key: str, record: Mapping[str, Any], attempt: int
         return
 
 
+class _Attempt(contract.Record):
+    attempt: contract.Number
+
+
 def _attempt_of(pointer: bytes) -> int:
     """The attempt that wrote it, 0 for one that is damaged and may be written again."""
     try:
-        return int(json.loads(pointer)["attempt"])
-    except (ValueError, KeyError, TypeError):
+        return _Attempt.parse(pointer, "").attempt
+    except DamagedError:
         return 0

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from pydantic import TypeAdapter
+
 from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, NotFoundError
 from cpmbee_job.run import Run, now
@@ -56,9 +58,12 @@ class Failure:
     @classmethod
     def read(cls, place: Path) -> "Failure | None":
         try:
-            return cls(**json.loads(place.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
+            return _FAILURE.validate_json(place.read_bytes(), strict=True)
+        except (FileNotFoundError, ValueError):
             return None
+
+
+_FAILURE = TypeAdapter(Failure)
 
 
 def log_place(attempt: int) -> Path | None:
@@ -94,7 +99,8 @@ def newest_attempt(store: Store) -> int:
 
 def first_start(store: Store) -> float:
     """When the run's first attempt began (seconds since 1970, the store's writer's clock)."""
-    return float(json.loads(store.get(contract.attempt_key(1)))["started_unix"])
+    key = contract.attempt_key(1)
+    return contract.AttemptRecord.parse(store.get(key), f"{store.url}/{key}").started_unix
 
 
 def deadline(run: Run) -> float | None:
@@ -125,8 +131,11 @@ def record_failure(run: Run, attempt: int, failure: Failure) -> bool:
     for earlier in range(attempt - limit + 1, attempt):
         if run.store.info(contract.failure_key(earlier)) is None:
             return False
-        record = json.loads(run.store.get(contract.failure_key(earlier)))
-        if (record["reason"], record["step"]) != (failure.reason, failure.step):
+        try:
+            record = _FAILURE.validate_json(run.store.get(contract.failure_key(earlier)), strict=True)
+        except ValueError:
+            return False
+        if (record.reason, record.step) != (failure.reason, failure.step):
             return False
     return True
 

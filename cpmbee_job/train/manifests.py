@@ -1,17 +1,22 @@
 """A run's checkpoints and deltas as objects: which there are, which are whole, which are kept. Needs no torch."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cpmbee_job import contract
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.store.base import Store
 
 FORMAT_VERSION = 1
+
+
+class CheckpointManifest(contract.Record):
+    version: int
+    key: str
+    size: contract.Number
+    sha256: str
 
 
 @dataclass(frozen=True, order=True)
@@ -47,25 +52,18 @@ def read_state(store: Store, manifest: Manifest) -> bytes:
     """The state behind a manifest. Raises `DamagedError` when anything about it is not as the manifest says,
     `NotFoundError` when a part is missing, `StoreError` when the store fails."""
     record = read_manifest(store, manifest.key)
-    try:
-        key, size, sha256 = str(record["key"]), int(record["size"]), str(record["sha256"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{store.url}/{manifest.key}: names no state") from error
-    data = store.get(key)
-    if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
-        raise DamagedError(f"{store.url}/{key}: its bytes are not those that the manifest names")
+    if record.key != manifest.state_key:
+        raise DamagedError(f"{store.url}/{manifest.key}: names another state than its own: {record.key!r}")
+    data = store.get(record.key)
+    if len(data) != record.size or hashlib.sha256(data).hexdigest() != record.sha256:
+        raise DamagedError(f"{store.url}/{record.key}: its bytes are not those that the manifest names")
     return data
 
 
-def read_manifest(store: Store, key: str) -> dict[str, Any]:
-    try:
-        record = json.loads(store.get(key))
-    except ValueError as error:
-        raise DamagedError(f"{store.url}/{key}: not JSON") from error
-    if not isinstance(record, dict):
-        raise DamagedError(f"{store.url}/{key}: not a JSON object")
-    if record.get("version") != FORMAT_VERSION:
-        raise DamagedError(f"{store.url}/{key}: format version {record.get('version')}, not {FORMAT_VERSION}")
+def read_manifest(store: Store, key: str) -> CheckpointManifest:
+    record = CheckpointManifest.parse(store.get(key), f"{store.url}/{key}")
+    if record.version != FORMAT_VERSION:
+        raise DamagedError(f"{store.url}/{key}: format version {record.version}, not {FORMAT_VERSION}")
     return record
 
 
@@ -104,11 +102,9 @@ def pointed_deltas(store: Store) -> set[str]:
     found = set()
     for key in (contract.BEST, contract.LAST):
         try:
-            found.add(str(json.loads(store.get(key))["prefix"]))
+            found.add(contract.DeltaPointer.parse(store.get(key), f"{store.url}/{key}").prefix)
         except NotFoundError:
             continue
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedError(f"{store.url}/{key}: names no delta") from error
     return found
 
 
@@ -125,12 +121,7 @@ def prune_deltas(store: Store, keep: int, attempt: int) -> None:
 def check_delta(store: Store, folder: DeltaFolder) -> None:
     """Raises `DamagedError` or `NotFoundError` where a file of the folder is not as its manifest says."""
     key = f"{folder.prefix}manifest.json"
-    try:
-        files = dict(json.loads(store.get(key))["files"])
-        wanted = {str(name): (int(file["size"]), str(file["sha256"])) for name, file in files.items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{store.url}/{key}: does not name the delta's files and their hashes") from error
-    for name, (size, sha256) in wanted.items():
+    for name, file in contract.DeltaManifest.parse(store.get(key), f"{store.url}/{key}").files.items():
         data = store.get(folder.prefix + name)
-        if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+        if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
             raise DamagedError(f"{store.url}/{folder.prefix}{name}: its bytes are not those that the manifest names")

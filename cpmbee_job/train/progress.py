@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import rich.progress
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -233,18 +234,38 @@ def _etag(store: Store, key: str) -> str | None:
     return None if found is None else found.etag
 
 
+class _Line(contract.Record):
+    """What of a line of the metrics is read again."""
+
+    step: contract.Number
+    loss: float
+
+
+class _StepLine(_Line):
+    event: Literal["step"]
+    lr: float
+    grad_norm: float
+
+
+class _EvalLine(_Line):
+    event: Literal["eval"]
+
+
+_LINE: TypeAdapter[_StepLine | _EvalLine] = TypeAdapter(_StepLine | _EvalLine)
+
+
 def _kept_lines(store: Store, start_step: int) -> dict[tuple[str, int], str]:
     """Lines of the steps until `start_step`, by event and step; what somebody has damaged is left out."""
     try:
         lines = store.get(contract.METRICS).decode(errors="replace").splitlines()
     except NotFoundError:
         return {}
-    kept = {}
+    kept: dict[tuple[str, int], str] = {}
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            record = json.loads(line)
-            if record["step"] <= start_step:
-                kept[record["event"], record["step"]] = line
+        with contextlib.suppress(ValueError):
+            record = _LINE.validate_json(line)
+            if record.step <= start_step:
+                kept[record.event, record.step] = line
     return kept
 
 

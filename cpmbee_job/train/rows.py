@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from cpmbee_job import contract
 from cpmbee_job.errors import DamagedError
 from cpmbee_job.store.base import Store
@@ -23,6 +25,13 @@ class StepRows:
     step: int
     epoch: int
     rows: list[int]
+
+
+_LINE = TypeAdapter(StepRows)
+
+
+class _Header(contract.CheckpointPointer):
+    after: contract.CheckpointPointer | None
 
 
 class RowRecorder:
@@ -68,17 +77,20 @@ def read_rows(store: Store, step: int, attempt: int) -> list[StepRows]:
     Raises `NotFoundError` where a part of the record is not there, `DamagedError` where it is none, or has a gap.
     """
     found: list[StepRows] = []
-    checkpoint: Mapping[str, int] | None = {"step": step, "attempt": attempt}
+    checkpoint: contract.CheckpointPointer | None = contract.CheckpointPointer(step=step, attempt=attempt)
     while checkpoint is not None:
-        key = contract.rows_key(checkpoint["step"], checkpoint["attempt"])
+        key = contract.rows_key(checkpoint.step, checkpoint.attempt)
+        header, *lines = store.get(key).split(b"\n")
+        after = _Header.parse(header, f"{store.url}/{key}: no record of rows").after
         try:
-            header, *lines = map(json.loads, store.get(key).decode().splitlines())
-            after, steps = header["after"], [StepRows(**line) for line in lines]
-            begin = 0 if after is None else int(after["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedError(f"{store.url}/{key}: no record of rows: {error}") from error
-        if [line.step for line in steps] != list(range(begin + 1, checkpoint["step"] + 1)):
-            raise DamagedError(f"{store.url}/{key}: not the steps {begin + 1} to {checkpoint['step']}")
+            steps = [_LINE.validate_json(line, strict=True) for line in lines if line]
+        except ValueError as error:
+            raise DamagedError(f"{store.url}/{key}: no record of rows: {contract.problem(error)}") from error
+        begin = 0 if after is None else after.step
+        if after is not None and (after.step, after.attempt) >= (checkpoint.step, checkpoint.attempt):
+            raise DamagedError(f"{store.url}/{key}: names a checkpoint before it that is none")  # or it has no end
+        if len(steps) != checkpoint.step - begin or any(line.step != n for n, line in enumerate(steps, begin + 1)):
+            raise DamagedError(f"{store.url}/{key}: not the steps {begin + 1} to {checkpoint.step}")
         found[:0] = steps
         checkpoint = after
     return found

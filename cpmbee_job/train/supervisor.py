@@ -1,7 +1,6 @@
 """What a training container's entrypoint does: it keeps torchrun going until the run has ended."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from cpmbee_job import contract, lifeline, pod
-from cpmbee_job.errors import CancelledError, CpmbeeError, JobFailedError, NotFoundError, StoreError
+from cpmbee_job.errors import CancelledError, CpmbeeError, DamagedError, JobFailedError, NotFoundError, StoreError
 from cpmbee_job.run import Run, exit_code
 from cpmbee_job.store.patience import patiently
 from cpmbee_job.train.elastic import FAILURE_ENV, STALLED, Failure, deadline, deadline_words
@@ -190,8 +189,8 @@ class Supervisor:
         """Step of the newest checkpoint, which is progress; 0 where there is none, or a damaged pointer."""
         try:
             pointer = patiently(partial(self.run.store.get, contract.LATEST), in_a_hurry=self._is_stopping)
-            return int(json.loads(pointer)["step"])
-        except (NotFoundError, ValueError, KeyError, TypeError):
+            return contract.CheckpointPointer.parse(pointer, contract.LATEST).step
+        except (NotFoundError, DamagedError):
             return 0
 
     def _is_stopping(self) -> bool:

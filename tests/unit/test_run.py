@@ -9,6 +9,7 @@ from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, DataError, NotFoundError, RefusedError, UsageError
 from cpmbee_job.run import Run, check_run_id, exit_code, new_run_id
 from cpmbee_job.spec import JobSpec, TrainSpec, parse_spec
+from tests.records import data_record
 
 
 def job(output: Path, *overrides: str) -> JobSpec:
@@ -33,10 +34,10 @@ def begin(run: Run) -> None:
 
 
 def test_before_anything_is_trained_a_mistake_can_be_mended(tmp_path: Path) -> None:
-    Run.start(job(tmp_path), "r1").bind_data({"train": {"listing": "x"}, "eval": None})
+    Run.start(job(tmp_path), "r1").bind_data(data_record(listing="x"))
     run = Run.start(job(tmp_path, "train.lr=0.1"), "r1")
     assert Run.open(run.url).spec.train.lr == 0.1
-    run.bind_data({"train": {"listing": "y"}, "eval": None})
+    run.bind_data(data_record(listing="y"))
 
 
 def test_another_job_under_the_same_id_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -109,10 +110,10 @@ def test_what_may_change_is_what_the_docs_list(tmp_path: Path, field: str, value
 
 def test_changed_data_are_refused(tmp_path: Path) -> None:
     run = Run.start(job(tmp_path), "r1")
-    run.bind_data({"train": {"listing": "x"}, "eval": None})
-    run.bind_data({"train": {"listing": "x"}, "eval": None})
-    with pytest.raises(RefusedError, match=r'train\.listing: "x" -> "y"'):
-        run.bind_data({"train": {"listing": "y"}, "eval": None})
+    run.bind_data(data_record(listing="x"))
+    run.bind_data(data_record(listing="x"))
+    with pytest.raises(RefusedError, match=r'train\.sets\.0\.listing: "x" -> "y"'):
+        run.bind_data(data_record(listing="y"))
 
 
 def test_the_first_result_stays(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """What the doctor looks at in the object store: rights, conditional puts, and whether model and data are there."""
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Iterator
 
 from rich.filesize import decimal
 
+from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, CpmbeeError, ModelError, NotFoundError
 from cpmbee_job.launch.checks.findings import Finding
 from cpmbee_job.launch.inputs.identity import check_model
@@ -131,12 +131,9 @@ def _weights(store: Store, files: dict[str, ObjectInfo]) -> list[ObjectInfo]:
 
 def _json(store: Store, key: str) -> dict[str, object]:
     try:
-        document = json.loads(store.get(key))
+        return contract.from_json(store.get(key))
     except ValueError as error:
         raise ModelError(f"{store.url}/{key}: not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{store.url}/{key}: not a JSON object")
-    return document
 
 
 def _files(count: int) -> str:

@@ -1,6 +1,5 @@
 """Waits for the end of a run. Neither the API's nor the store's troubles are the run's, so they never end a wait."""
 
-import json
 import time
 from collections.abc import Callable
 
@@ -8,6 +7,7 @@ from cpmbee_job import contract
 from cpmbee_job.errors import (
     CancelledError,
     CpmbeeError,
+    DamagedError,
     InvalidError,
     JobFailedError,
     NotFoundError,
@@ -107,10 +107,10 @@ def _missing_delta(run: Run) -> str | None:
     """The key that the store lacks of what a success leaves."""
     for pointer in (contract.BEST, contract.LAST):
         try:
-            manifest = f"{json.loads(run.store.get(pointer))['prefix']}manifest.json"
+            manifest = f"{contract.DeltaPointer.parse(run.store.get(pointer), pointer).prefix}manifest.json"
         except NotFoundError:
             return pointer
-        except (ValueError, KeyError, TypeError):
+        except DamagedError:
             return f"{pointer} that names a delta"
         if run.store.info(manifest) is None:
             return manifest

@@ -4,7 +4,6 @@ Hashing comes first: the same files have the same URLs whoever uploads them, and
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpmbee_job import contract
-from cpmbee_job.errors import SpecError, StoreError
+from cpmbee_job.errors import DamagedError, SpecError, StoreError
 from cpmbee_job.launch.inputs.identity import check_model
 from cpmbee_job.spec import JobSpec
 from cpmbee_job.store.base import Progress, Store, no_progress
@@ -179,8 +178,8 @@ def _delta(path: Path) -> Path:
     if (path / _DELTA_MANIFEST).is_file() or not pointer.is_file():
         return path
     try:
-        return path / str(json.loads(pointer.read_bytes())["prefix"])
-    except (ValueError, KeyError, TypeError) as error:
+        return path / contract.DeltaPointer.parse(pointer.read_bytes(), str(pointer)).prefix
+    except DamagedError as error:
         raise SpecError(f"lora.init_from: {pointer}: names no delta") from error
 
 

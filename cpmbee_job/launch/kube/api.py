@@ -1,6 +1,5 @@
 """A `Cluster` behind the Kubernetes API."""
 
-import json
 import os
 import re
 import time
@@ -8,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 from urllib.parse import quote
 
 from kubernetes import config
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
 
+from cpmbee_job import contract
 from cpmbee_job.errors import NotFoundError, PreflightError, RejectedError, UnreachableError
 from cpmbee_job.launch.kube.cluster import CLUSTER_WIDE, Change, Cluster, Object, ignore_warning
+from cpmbee_job.launch.kube.fields import part, parts, text
 from cpmbee_job.launch.kube.transport import CONFIG_ERRORS, GoneError, Transport
 
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -45,7 +46,7 @@ class ApiCluster:
         return self._transport.address
 
     def server_version(self) -> str:
-        return str(self._transport.json("GET", "/version")["gitVersion"])
+        return text(self._transport.json("GET", "/version"), "gitVersion")
 
     def server_time(self) -> datetime:
         dates: list[str] = []
@@ -69,11 +70,11 @@ class ApiCluster:
             except GoneError as error:  # the pages were read too slowly; an empty `next_page` is the first one again
                 query["continue"] = error.next_page
                 continue
-            for item in page["items"] or ():
-                if item["metadata"]["uid"] not in seen:
-                    seen.add(item["metadata"]["uid"])
+            for uid, item in self._items(page).items():
+                if uid not in seen:
+                    seen.add(uid)
                     yield item
-            query["continue"] = page["metadata"].get("continue", "")
+            query["continue"] = text(page, "metadata", "continue")
             if not query["continue"]:
                 return
 
@@ -86,8 +87,8 @@ class ApiCluster:
         on_warning: Callable[[str], None] = ignore_warning,
     ) -> Object:
         def tell(headers: Mapping[str, str]) -> None:
-            for text in re.findall(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")):
-                on_warning(re.sub(r"\\(.)", r"\1", text))
+            for words in re.findall(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")):
+                on_warning(re.sub(r"\\(.)", r"\1", words))
 
         query = {"fieldValidation": "Strict", "dryRun": "All" if dry_run else ""}
         return self._transport.json("POST", self._path(kind), query, manifest, on_headers=tell)
@@ -104,18 +105,18 @@ class ApiCluster:
             try:
                 if version:
                     for change, item in self._changes(kind, labels, version):
-                        version = item["metadata"]["resourceVersion"]
+                        version = text(item, "metadata", "resourceVersion")
                         if change != "BOOKMARK":
                             yield from _remembered(known, change, item)
                 else:
                     # one request even for many objects: a page's version is the list's
                     answer = self._transport.json("GET", self._path(kind), {"labelSelector": _selector(labels)})
-                    items = {item["metadata"]["uid"]: item for item in answer["items"] or ()}
+                    items = self._items(answer)
                     for uid in known.keys() - items.keys():
                         yield from _remembered(known, "DELETED", known[uid])
                     for item in items.values():
                         yield from _remembered(known, "ADDED", item)
-                    version = answer["metadata"]["resourceVersion"]
+                    version = text(answer, "metadata", "resourceVersion")
                     yield None
                     continue
             except GoneError:
@@ -133,12 +134,15 @@ class ApiCluster:
         query |= {"labelSelector": _selector(labels), "timeoutSeconds": str(WATCH_SECONDS)}
         for line in self._transport.lines(self._path(kind), query):
             try:
-                event = json.loads(line)
+                event = contract.from_json(line)
             except ValueError as error:
                 raise UnreachableError(f"{self.address}: the watch broke off inside a line") from error
-            if event["type"] == "ERROR":
-                raise GoneError(str(event["object"].get("message")), "")
-            yield event["type"], event["object"]
+            change, item = event.get("type"), part(event, "object")
+            if change == "ERROR":
+                raise GoneError(text(item, "message"), "")
+            if change != "BOOKMARK" and (change not in get_args(Change) or not text(item, "metadata", "uid")):
+                raise UnreachableError(f"{self.address}: the watch tells of no object")
+            yield cast("Change", change), item
 
     def logs(
         self, pod: str, container: str, *, follow: bool = False, previous: bool = False, since: str | None = None
@@ -157,6 +161,12 @@ class ApiCluster:
                 yield stamp.rstrip("\n"), text.removesuffix("\n")
         except RejectedError as error:  # 400: the container is waiting to start, or has no previous log
             raise NotFoundError(f"{pod}: no log of {container}: {error.message}") from error
+
+    def _items(self, answer: Object) -> dict[str, Object]:
+        """The objects of a list by their uid. Raises `UnreachableError` for an answer that is none: a proxy's, say."""
+        if "items" not in answer:
+            raise UnreachableError(f"{self.address}: the answer is no list of objects")
+        return {uid: item for item in parts(answer, "items") if (uid := text(item, "metadata", "uid"))}
 
     def _path(self, kind: str, all_namespaces: bool = False) -> str:
         group, _, plural = kind.rpartition("/")
@@ -204,12 +214,12 @@ def _selector(labels: Mapping[str, str] | None) -> str:
 
 def _remembered(known: dict[str, Object], change: Change, item: Object) -> Iterator[tuple[Change, Object]]:
     """The change, if it is news: after a new list, objects that did not change are none."""
-    uid = item["metadata"]["uid"]
+    uid = text(item, "metadata", "uid")
     before = known.pop(uid, None)
     if change != "DELETED":
         known[uid] = item
     if change == "ADDED" and before is not None:
-        if before["metadata"]["resourceVersion"] == item["metadata"]["resourceVersion"]:
+        if text(before, "metadata", "resourceVersion") == text(item, "metadata", "resourceVersion"):
             return
         change = "MODIFIED"
     yield change, item

@@ -5,6 +5,9 @@ from typing import Any
 
 from cpmbee_job.launch.kube.cluster import Object
 
+_LARGEST = 1e300
+"""Whole numbers may be larger than any that can be calculated with."""
+
 
 def part(item: Any, *path: str) -> Object:
     """The object at that path, an empty one where there is none."""
@@ -33,7 +36,7 @@ def one_line(item: Any, *path: str) -> str:
 
 def number(item: Any, *path: str) -> float | None:
     found = _at(item, path)
-    is_number = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < float("inf")
+    is_number = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < _LARGEST
     return found if is_number else None
 
 

@@ -18,7 +18,7 @@ import yaml
 from kubernetes.client import ApiClient
 from kubernetes.config.config_exception import ConfigException
 
-from cpmbee_job import __version__
+from cpmbee_job import __version__, contract
 from cpmbee_job.errors import (
     ClusterError,
     ConflictError,
@@ -28,6 +28,7 @@ from cpmbee_job.errors import (
     UnreachableError,
 )
 from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.fields import parts, text
 
 TIMEOUT = urllib3.Timeout(connect=6, read=60)
 """Seconds to connect, and without a byte: streams that are silent for longer are opened again by those who read them,
@@ -93,7 +94,7 @@ class Transport:
         """The answer's JSON object."""
 
         def read(response: urllib3.BaseHTTPResponse) -> Object:
-            answer: Object = json.loads(response.data)
+            answer: Object = contract.from_json(response.data)
             on_headers(response.headers)
             return answer
 
@@ -222,16 +223,15 @@ def _as_error(response: urllib3.BaseHTTPResponse, request: str) -> CpmbeeError:
     """The API's `Status` as one of our errors, in its own words."""
     answer = _body(response)
     status = response.status
-    message = str(answer.get("message") or f"{request}: status {status}")
-    details = answer.get("details") or {}
+    message = text(answer, "message") or f"{request}: status {status}"
     if status == 404:
         return NotFoundError(message)
     if status == 409:
         return ConflictError(message)
     if status == 410:
-        return GoneError(message, str((answer.get("metadata") or {}).get("continue") or ""))
+        return GoneError(message, text(answer, "metadata", "continue"))
     if status in (400, 413, 422):
-        causes = [(str(c.get("field", "")), str(c.get("message", ""))) for c in details.get("causes") or ()]
+        causes = [(text(one, "field"), text(one, "message")) for one in parts(answer, "details", "causes")]
         return RejectedError(message, causes)
     if status in _RETRIED:
         return UnreachableError(f"the Kubernetes API is in trouble: {message}")
@@ -248,11 +248,10 @@ def _body(response: urllib3.BaseHTTPResponse) -> Object:
     data = b""
     try:
         data = response.data
-        answer = json.loads(data)
+        return contract.from_json(data)
     except (*_NETWORK_ERRORS, ValueError):
         words = data[:500].decode(errors="replace").strip()  # a proxy's, say
         return {"message": f"status {response.status} {response.reason or ''}: {words}".rstrip(": ")}
-    return answer if isinstance(answer, dict) else {"message": str(answer)}
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -3,13 +3,11 @@
 import fcntl
 import filecmp
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from cpmbee_job import contract
 from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, StoreError, UsageError
@@ -79,10 +77,11 @@ def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
     for attempt in range(1, _TRIES + 1):
         prefix = _prefix(store, pointer)
         try:
-            manifest = _manifest(store, prefix)
-            with bar("delta", sum(size for size, _ in manifest.values())) as progress:
-                for name, (size, sha256) in manifest.items():
-                    _fetch_checked(store, prefix + name, folder / DELTA_FOLDER / name, size, sha256, progress)
+            key = prefix + _MANIFEST
+            manifest = contract.DeltaManifest.parse(store.get(key), f"{store.url}/{key}").files
+            with bar("delta", sum(file.size for file in manifest.values())) as progress:
+                for name, file in manifest.items():
+                    _fetch_checked(store, prefix + name, folder / DELTA_FOLDER / name, file.size, file.sha256, progress)
             store.download(prefix + _MANIFEST, folder / DELTA_FOLDER / _MANIFEST)
         except NotFoundError:
             if attempt == _TRIES or _prefix(store, pointer) == prefix:
@@ -96,28 +95,13 @@ def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
 
 def _prefix(store: Store, pointer: str) -> str:
     try:
-        return str(json.loads(store.get(pointer))["prefix"])
+        return contract.DeltaPointer.parse(store.get(pointer), f"{store.url}/{pointer}").prefix
     except NotFoundError as error:
         raise NotFoundError(
             f"{store.url}: no delta yet (there is no {pointer})",
             hint="a delta is written at the end, and by every evaluation that is the best so far; "
             "`--what metrics,logs` fetches what there is",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{store.url}/{pointer}: names no delta") from error
-
-
-def _manifest(store: Store, prefix: str) -> dict[str, tuple[int, str]]:
-    """The delta's files, each with size and SHA-256."""
-    place = f"{store.url}/{prefix}{_MANIFEST}"
-    try:
-        files: dict[str, Any] = json.loads(store.get(prefix + _MANIFEST))["files"]
-        found = {name: (int(file["size"]), str(file["sha256"])) for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{place}: does not name the delta's files and their hashes") from error
-    if strange := [name for name in found if Path(name).name != name or name in ("", "..", _MANIFEST)]:
-        raise DamagedError(f"{place}: {strange[0]!r} can't be one of its files")
-    return found
 
 
 def _fetch_checked(store: Store, key: str, path: Path, size: int, sha256: str, progress: Progress) -> None:

@@ -12,7 +12,6 @@ Prepared data and uploads are shared by the runs of an output. They stay while a
 data yet, or while a run can't be read; both are looked at again before each folder goes.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -142,7 +141,7 @@ class _Runs:
                         undecided.append(f"{place} is not bound to its data yet; prepared data and uploads stay")
                 except NotFoundError:
                     continue  # no run's folder
-                except (CpmbeeError, KeyError, TypeError) as error:
+                except CpmbeeError as error:
                     unreadable.append(f"{place} can't be read; it, prepared data and uploads stay: {error}")
                     continue
                 inputs |= {f"{url.rstrip('/')}/" for url in run.spec.inputs.values()}
@@ -174,9 +173,9 @@ def _checkpoints(run: Run, before: float) -> Iterator[Garbage]:
 
 def _latest(store: Store) -> tuple[int, int] | None:
     try:
-        record = json.loads(store.get(contract.LATEST))
-        return int(record["step"]), int(record["attempt"])
-    except (NotFoundError, ValueError, KeyError, TypeError):
+        latest = contract.CheckpointPointer.parse(store.get(contract.LATEST), contract.LATEST)
+        return latest.step, latest.attempt
+    except (NotFoundError, DamagedError):
         return None
 
 

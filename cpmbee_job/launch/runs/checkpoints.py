@@ -34,11 +34,11 @@ def list_checkpoints(store: Store) -> list[CheckpointEntry]:
     for found in manifests(store):
         size, problem = None, None
         try:
-            size = int(read_manifest(store, found.key)["size"])
+            size = read_manifest(store, found.key).size
             if sizes.get(found.state_key) != size:
                 there = sizes.get(found.state_key)
                 problem = "its state is missing" if there is None else f"its state has {there} bytes, not {size}"
-        except (DamagedError, NotFoundError, KeyError, ValueError, TypeError) as error:
+        except (DamagedError, NotFoundError) as error:
             problem = str(error)
         entries.append(CheckpointEntry(found.step, found.attempt, size, found.modified, problem))
     return entries

@@ -1,6 +1,5 @@
 """All runs at a glance: the cluster's by their PyTorchJobs alone, the store's by one folder listing and small reads."""
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -170,17 +169,16 @@ def _stored(store: Store, name: str, run_id: str, known: RunEntry | None, namesp
 def _read(store: Store, key: str) -> Object:
     """The JSON object, an empty one where there is none."""
     try:
-        found = json.loads(store.get(key))
+        return contract.from_json(store.get(key))
     except NotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _home(store: Store, run: str) -> str | None:
     """The namespace that the run was submitted to, as far as that is known."""
     key = f"{run}/{contract.SPEC}"
     with suppress(CpmbeeError):  # of a newer launcher, say
-        return parse_spec(store.get(key).decode(), source=f"{store.url}/{key}").cluster.namespace
+        return parse_spec(store.get(key), source=f"{store.url}/{key}").cluster.namespace
     return None
 
 

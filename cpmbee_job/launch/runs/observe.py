@@ -1,6 +1,5 @@
 """Asks cluster and store about a run, in few requests, and describes what they say."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -86,10 +85,9 @@ def _read_store(found: FoundRun, notes: list[str]) -> StoreRecord:
 def _read_heartbeat(run: Run) -> dict[str, Any] | None:
     """`status.json`, None while there is none."""
     try:
-        status = json.loads(run.store.get(contract.STATUS))
+        return contract.from_json(run.store.get(contract.STATUS))
     except (NotFoundError, ValueError):
         return None
-    return status if isinstance(status, dict) else None
 
 
 def _look(cluster: Cluster, found: FoundRun, notes: list[str], *, ended: bool) -> _Seen:

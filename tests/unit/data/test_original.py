@@ -75,7 +75,7 @@ def test_records_come_in_order_with_their_places(tmp_path: Path) -> None:
 def test_plain_values_of_every_protocol_are_read(tmp_path: Path, protocol: int) -> None:
     row = {"a": [1, -(2**70), 1.5, True, None, ("x", "y")], "b": {"c": "文"}}
     write_dataset(tmp_path, {"data": [[pickle.dumps(row, protocol=protocol)]]})
-    assert contents(tmp_path) == [row]
+    assert contents(tmp_path) == [row | {"a": [*row["a"][:-1], ["x", "y"]]}]  # tuples come as lists
 
 
 def test_masked_files_are_left_out(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from cpmbee_job.errors import InvalidError, ModelError, NotFoundError
+from cpmbee_job.errors import DamagedError, ModelError, NotFoundError
 from cpmbee_job.eval.files import fetch_delta
 from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.lora import insert_lora, save_delta_folder
@@ -38,7 +38,7 @@ def test_a_run_without_a_best_delta_yet_is_refused(run_folder):
 
 def test_a_pointer_that_names_nothing_is_refused(run_folder):
     (run_folder / "delta" / "BEST").write_text("{}", encoding="utf-8")
-    with pytest.raises(InvalidError, match="BEST"):
+    with pytest.raises(DamagedError, match="BEST: prefix"):
         fetch_delta(str(run_folder))
 
 

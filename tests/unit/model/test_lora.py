@@ -265,7 +265,7 @@ def test_a_pair_that_is_none_is_refused(model, tmp_path, change, words):
 def test_an_alpha_that_is_no_number_is_refused(model, tmp_path, alpha):
     save_delta_folder(tmp_path / "d", random_delta(model).state, {"r": 4, "alpha": 8}, save_name="x")
     (tmp_path / "d" / "manifest.json").write_text(f'{{"r": 4, "alpha": {alpha}}}')
-    with pytest.raises(ModelError, match="numbers above 0"):
+    with pytest.raises(ModelError, match=r"numbers above 0|not valid JSON"):
         read_delta(tmp_path / "d")
 
 

@@ -13,6 +13,7 @@ from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.files import TEMPORARY
 from cpmbee_job.store.urls import open_store
+from tests.records import data_record
 
 DAY = 86400.0
 SETTINGS = StorageSpec()
@@ -23,7 +24,7 @@ def begin(output: Path, run_id: str, prepared: str | None = "used", **fields: st
     text = "name: a\nmodel: {model}\ndata: {{train: {train}}}\noutput: {output}\ntrain: {{keep_checkpoints: 2}}\n"
     run = Run.begin(parse_spec(text.format(output=output, **inputs), source="job.yaml"), run_id)
     if prepared is not None:
-        run.bind_data({"train": {"sets": [{"prepared": prepared}]}, "eval": None})
+        run.bind_data(data_record(prepared=prepared))
     return run
 
 
@@ -95,7 +96,7 @@ def test_a_delta_that_another_run_begins_with_stays(tmp_path: Path) -> None:
     for step in (2, 4, 6, 8):
         delta(run, step)
     spec = run.spec.with_fields({"lora.init_from": f"{run.url}/delta/4.1"})
-    Run.begin(spec, "r2").bind_data({"train": {"sets": [{"prepared": "used"}]}, "eval": None})
+    Run.begin(spec, "r2").bind_data(data_record(prepared="used"))
     age(tmp_path)
     assert set(found(tmp_path)) == {"a/r1/delta/2.1/"}
 

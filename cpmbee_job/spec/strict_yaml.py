@@ -1,0 +1,71 @@
+"""YAML as job specs are written in it, whoever has written them: what can't be a spec is refused with its place."""
+
+import json
+import re
+from typing import Any
+
+import yaml
+
+MAX_DEPTH = 64
+MAX_NODES = 100_000
+"""Values of a document, those counted again that aliases repeat."""
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice and documents without end, and reads `1e-4` as the number it is (YAML
+    1.1 takes it for text). All that it raises is a `YAMLError`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._num_nodes = 0
+        self._sizes: dict[int, int] = {}
+        """Nodes in each node that is read to its end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias, before = self.check_event(yaml.AliasEvent), self._num_nodes
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self._depth == MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} levels deep", mark)
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and id(node) not in self._sizes:
+            raise yaml.composer.ComposerError(None, None, "an alias to what it stands in", mark)
+        self._num_nodes += self._sizes[id(node)] if is_alias else 1
+        if self._num_nodes > MAX_NODES:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_NODES:,} values", mark)
+        if not is_alias:
+            self._sizes[id(node)] = self._num_nodes - before
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            found = super().construct_object(node, deep)
+            if isinstance(found, str):
+                found.encode()
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            words = "half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else f"no value of {node.tag}"
+            raise yaml.constructor.ConstructorError(None, None, words, node.start_mark) from error
+        return found
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in (
+            node.value if isinstance(node, yaml.MappingNode) else ()
+        ):  # what is none, the library refuses
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool):
+                written = key if isinstance(key, str) else json.dumps(key)
+                if written in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key!r} is written twice", key_node.start_mark
+                    )
+                seen.add(written)
+        return super().construct_mapping(node, deep)
+
+
+StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)

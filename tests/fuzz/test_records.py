@@ -1,0 +1,205 @@
+"""Any bytes in the place of a record of the store: its readers find it damaged or do without, in words."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import ones
+
+from cpmbee_job import contract
+from cpmbee_job.data.index import INDEX, Index
+from cpmbee_job.errors import CpmbeeError
+from cpmbee_job.eval.files import fetch_delta
+from cpmbee_job.launch.follow.wait import _missing_delta
+from cpmbee_job.launch.inputs.upload import _delta
+from cpmbee_job.launch.lifecycle.garbage import find_garbage
+from cpmbee_job.launch.runs.checkpoints import list_checkpoints, verify_run
+from cpmbee_job.launch.runs.listing import list_runs
+from cpmbee_job.launch.runs.observe import _read_heartbeat
+from cpmbee_job.pod import storage_as_far_as_known
+from cpmbee_job.run import Run, exit_code
+from cpmbee_job.spec import StorageSpec, parse_spec
+from cpmbee_job.store.s3_records import Begun
+from cpmbee_job.train.checkpoint import move_pointer, newest_checkpoint, write_checkpoint
+from cpmbee_job.train.elastic import Failure, deadline, record_failure
+from cpmbee_job.train.engine import EngineState
+from cpmbee_job.train.exports import NO_EXPORTS
+from cpmbee_job.train.progress import Journal
+from cpmbee_job.train.rows import RowRecorder, read_rows
+from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
+from tests.records import data_record
+
+FAILURE = Failure("reason", 3, False, 100)
+DELTA = contract.delta_prefix(2, 1)
+PART = {"key": "part-00000.arrow", "sha256": "0", "size": 1, "rows": 2, "examples": 3, "tokens": 4, "target_tokens": 5}
+INDEX_RECORD: dict[str, Any] = json.loads(
+    Index.from_json(
+        contract.to_json(
+            {"version": 1, "digest": "d", "kind": "rows", "settings": {"max_length": 8}, "vocab": "v", "source": "s",
+             "listing": "l", "parts": [PART]}
+        ),
+        "index",
+    ).to_json()
+)  # fmt: skip
+
+
+def begin(folder: Path) -> Run:
+    """A run with one record of each kind, in which everything can be read."""
+    text = f"name: a\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {folder}\ntrain: {{max_failures: 2, deadline: 9}}\n"
+    run = Run.begin(parse_spec(text, source="job.yaml"), "r1")
+    run.bind_data(data_record(rows=2))
+    recorder = RowRecorder(lambda own: [own], None)
+    for step in (1, 2):
+        recorder.note(step, step - 1, [0])
+    recorder.gather()
+    recorder.write(run.store, 2, 1)
+    write_checkpoint(
+        run.store, 2, 1, EngineState({"parameter/a": ones(3)}, {"loss_scale": {"value": 2.0}}), {"step": 2}
+    )
+    run.store.put(f"{DELTA}x.pt", b"")
+    file = {"size": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+    run.store.put(f"{DELTA}manifest.json", contract.to_json({"r": 8, "alpha": 16, "files": {"x.pt": file}}))
+    for pointer in (contract.BEST, contract.LAST):
+        move_pointer(run.store, pointer, {"step": 2, "prefix": DELTA}, attempt=1)
+    run.store.put(contract.attempt_key(1), contract.to_json({"attempt": 1, "started_unix": 1.5}))
+    run.store.put(contract.failure_key(1), contract.to_json(vars(FAILURE)))
+    step = {"event": "step", "step": 1, "loss": 1.5, "lr": 0.1, "grad_norm": 1}
+    run.store.put(contract.METRICS, json.dumps(step).encode() + b"\n" + b'{"event": "eval", "step": 2, "loss": 1}\n')
+    run.store.put(contract.STATUS, contract.to_json({"state": "running", "step": 1, "loss": 0.5}))
+    run.finish("failed", "reason", exit_code=3)
+    return run
+
+
+def journal(run: Run) -> None:
+    settings: dict[str, Any] = {
+        "attempt": 1,
+        "world_size": 1,
+        "total_steps": 9,
+        "task_name": "task",
+        "flush_interval": 99,
+    }
+    Journal(run.store, start_step=9, exports=NO_EXPORTS, **settings).drop()
+
+
+def record_again(run: Run) -> None:
+    run.store.delete(contract.failure_key(2))
+    record_failure(run, 2, FAILURE)
+
+
+READERS: dict[str, list[Callable[[Run], object]]] = {
+    contract.SPEC: [lambda run: Run.open(run.url)],
+    contract.DATA: [lambda run: run.data(), verify_run],
+    contract.RESULT: [lambda run: exit_code(run.result() or {})],
+    contract.STATUS: [_read_heartbeat],
+    contract.METRICS: [journal],
+    contract.LATEST: [lambda run: move_pointer(run.store, contract.LATEST, {"step": 2}, 2**62)],
+    contract.BEST: [
+        lambda run: fetch_delta(run.url),
+        _missing_delta,
+        lambda run: _delta(Path(run.url)),
+        lambda run: move_pointer(run.store, contract.BEST, {"step": 2, "prefix": DELTA}, 2**62),
+    ],
+    contract.manifest_key(2, 1): [
+        lambda run: list_checkpoints(run.store),
+        lambda run: newest_checkpoint(run.store, lambda _: None),
+    ],
+    contract.state_key(2, 1): [lambda run: newest_checkpoint(run.store, lambda _: None)],
+    contract.rows_key(2, 1): [lambda run: read_rows(run.store, 2, 1), verify_run],
+    f"{DELTA}manifest.json": [verify_run],
+    contract.attempt_key(1): [deadline],
+    contract.failure_key(1): [record_again],
+}
+ALL: list[Callable[[Run], object]] = [
+    lambda run: list_runs(None, output=run.spec.output),
+    lambda run: find_garbage(run.spec.output, StorageSpec(), 2e9),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return begin(tmp_path_factory.mktemp("records"))
+
+
+def read(run: Run, key: str, data: bytes) -> None:
+    before = run.store.get(key)
+    run.store.put(key, data)
+    try:
+        for reader in READERS[key] + ALL:
+            try:
+                reader(run)
+            except CpmbeeError as error:
+                assert error.message  # noqa: PT017
+    finally:
+        run.store.put(key, before)
+
+
+@pytest.mark.parametrize("key", READERS)
+def test_all_is_read_while_nothing_is_damaged(tmp_path: Path, key: str) -> None:
+    run = begin(tmp_path)
+    for reader in READERS[key] + ALL:
+        if reader is not READERS[contract.BEST][0]:  # no weights lie there
+            reader(run)
+    assert verify_run(run).problems == []
+    assert newest_checkpoint(run.store, pytest.fail) is not None
+
+
+@pytest.mark.parametrize("data", corpus("records"))
+@pytest.mark.parametrize("key", READERS)
+def test_known_bytes(run: Run, key: str, data: bytes) -> None:
+    read(run, key, data)
+
+
+@pytest.mark.parametrize("key", READERS)
+@bounded(25)
+@given(draw=st.data())
+def test_damaged_records(run: Run, key: str, draw: st.DataObject) -> None:
+    data = run.store.get(key)
+    strategy = damaged([data], [b"-1", b"1e999", b"9" * 5000, b"[" * 3000, b"NaN"])
+    if key.endswith((".json", "T")):
+        strategy |= damaged_json([json.loads(data)])
+    if key.endswith(".jsonl"):
+        lines = damaged_json([json.loads(line) for line in data.splitlines()])
+        strategy |= st.lists(lines, max_size=4).map(b"\n".join)
+    read(run, key, draw.draw(strategy))
+
+
+@pytest.mark.parametrize("data", corpus("records"))
+def test_known_bytes_in_small_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    small(tmp_path, monkeypatch, data)
+
+
+@bounded(200)
+@given(damaged_json([INDEX_RECORD, vars(FAILURE), {"id": "x", "writer": "w", "sha256": None, "checks_crc": True}]))
+def test_damaged_small_records(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        small(tmp_path_factory.getbasetemp(), monkeypatch, data)
+
+
+def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Those of a prepared data set, of this machine's uploads, of a container."""
+    try:
+        index = Index.from_json(data, INDEX)
+    except CpmbeeError as error:
+        assert error.message.startswith(INDEX)  # noqa: PT017
+    else:
+        assert index.to_json()
+    assert isinstance(Begun.parse(data), Begun | None)
+    (folder / "failure").write_bytes(data)
+    assert isinstance(Failure.read(folder / "failure"), Failure | None)
+    if b"\0" not in data:
+        monkeypatch.setenv(contract.STORAGE_ENV, data.decode(errors="replace"))
+        try:
+            storage_as_far_as_known()
+        except ValueError as error:
+            assert str(error)  # noqa: PT017
+
+
+def test_one_checkpoint_s_rows_that_name_themselves_have_an_end(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    header = {"step": 2, "attempt": 1, "after": {"step": 2, "attempt": 1}}
+    run.store.put(contract.rows_key(2, 1), json.dumps(header).encode())
+    assert verify_run(run).rows is None
