@@ -114,7 +114,7 @@ class Laptop:
         return [pod["metadata"]["name"] for pod in get("pods", "-n", self.namespace, "-l", selector)["items"]]
 
     def kill(self, run: str, index: int | None = None) -> None:
-        """As if the node of that pod, or those of all pods, had gone."""
+        """Delete that pod, or all, with a second or two to end in."""
         kubectl("delete", "pod", "-n", self.namespace, *self.pods(run, index), "--grace-period=0", "--force")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cpmbee_job import contract
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.cluster.conftest import Laptop
@@ -28,7 +29,7 @@ def test_whatever_happens_to_its_pods_a_run_goes_on(laptop: Laptop, recoveries: 
         "epochs": 1000,
         "max_steps": 300,
         "train_iters": 300,
-        "global_batch_size": 32,
+        "global_batch_size": 48,
         "eval_interval": 100,
         "early_stop_patience": 0,
     }
@@ -50,6 +51,7 @@ def test_whatever_happens_to_its_pods_a_run_goes_on(laptop: Laptop, recoveries: 
     disturb("worker 1 killed", partial(laptop.kill, run, 1), 2, 2)
     disturb("worker 0 killed", partial(laptop.kill, run, 0), 2, 2)
     disturb("all workers killed", partial(laptop.kill, run), 2, 2)
+    disturb("processes of worker 1 crashed", partial(crash, laptop, run, 1), 2, 2)
     drained = disturb("node drained", partial(drain, laptop, run), 2, 2)
     grown = disturb("scaled from 2 to 3", partial(scale, laptop, 3), 2, 3)
     shrunk = disturb("scaled from 3 to 1", partial(scale, laptop, 1), 3, 1)
@@ -105,6 +107,13 @@ def assert_undisturbed(laptop: Laptop, run: str) -> None:
     assert found == pytest.approx(losses(Path(local.out.strip())), rel=1e-4)
 
 
+def crash(laptop: Laptop, run: str, index: int) -> None:
+    """End all processes of a worker's container, none of which is asked before."""
+    (name,) = laptop.pods(run, index)
+    soon = "(sleep 1; kill -s KILL -- -1) > /dev/null 2>&1 &"  # `exec` itself is to end well
+    kubectl("exec", "-n", laptop.namespace, name, "-c", contract.TRAIN_CONTAINER, "--", "sh", "-c", soon)
+
+
 def scale(laptop: Laptop, replicas: int) -> None:
     (job,) = get("pytorchjobs", "-n", laptop.namespace)["items"]
     kubectl("scale", "pytorchjob", job["metadata"]["name"], "-n", laptop.namespace, f"--replicas={replicas}")
@@ -115,7 +124,7 @@ def drain(laptop: Laptop, run: str) -> None:
     (name,) = laptop.pods(run, 1)
     pod = get("pod", name, "-n", laptop.namespace)
     node = pod["spec"]["nodeName"]
-    ours = f"--pod-selector=cpmbee-job/run={run.split('/')[1]}"
+    ours = f"--pod-selector={contract.RUN_LABEL}={run.split('/')[1]}"
     try:
         kubectl("drain", node, ours, "--delete-emptydir-data", "--ignore-daemonsets", "--timeout=180s")
     finally:
