@@ -18,6 +18,7 @@ from cpmbee_job.launch.kube.cluster import INDEX_LABEL
 from tests.cluster import s3
 from tests.cluster.images import TRAIN
 from tests.cluster.kubectl import apply, fresh_namespace, get, kubectl
+from tests.cluster.recoveries import RECOVERIES, Recovery, table
 from tests.integration.jobs import Outcome, cli
 
 TRAIN_IMAGE = os.environ.get("CPMBEE_TRAIN_IMAGE", TRAIN)
@@ -52,6 +53,18 @@ def s3_server(cluster: None) -> Iterator[S3]:
             finally:
                 for name, value in before.items():
                     os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
+def recoveries(pytestconfig: pytest.Config) -> list[Recovery]:
+    """What is put in here is shown in the end."""
+    return pytestconfig.stash.setdefault(RECOVERIES, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if found := config.stash.get(RECOVERIES, []):
+        terminalreporter.section("recoveries")
+        terminalreporter.write(table(found))
 
 
 @pytest.fixture
@@ -100,10 +113,9 @@ class Laptop:
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         return [pod["metadata"]["name"] for pod in get("pods", "-n", self.namespace, "-l", selector)["items"]]
 
-    def kill(self, run: str, index: int) -> None:
-        """As if its node had gone."""
-        for name in self.pods(run, index):
-            kubectl("delete", "pod", "-n", self.namespace, name, "--grace-period=0", "--force")
+    def kill(self, run: str, index: int | None = None) -> None:
+        """Delete that pod, or all, with a second or two to end in."""
+        kubectl("delete", "pod", "-n", self.namespace, *self.pods(run, index), "--grace-period=0", "--force")
 
 
 @pytest.fixture

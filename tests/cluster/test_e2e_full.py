@@ -1,14 +1,13 @@
 """What goes wrong on a real cluster, said in words; `make e2e-full`."""
 
 import json
-from functools import partial
 
 import pytest
 
 from tests.cluster import s3
 from tests.cluster.conftest import Laptop
 from tests.cluster.kubectl import apply, eventually, get
-from tests.cluster.test_e2e import has_failed, metrics
+from tests.cluster.test_e2e import has_failed
 
 pytestmark = [pytest.mark.e2e_full, pytest.mark.timeout(900)]
 
@@ -20,10 +19,6 @@ def problem(laptop: Laptop, run: str, *words: str) -> str:
         return next((p for p in laptop.status(run)["problems"] if all(word in p for word in words)), None)
 
     return eventually(said, f"status names {words}", seconds=240) or ""
-
-
-def has_done(laptop: Laptop, run: str, step: int) -> bool:
-    return (laptop.status(run)["step"] or 0) >= step
 
 
 def test_an_image_that_can_not_be_pulled_is_named(laptop: Laptop):
@@ -85,26 +80,6 @@ def test_a_spec_that_the_webhook_refuses_is_refused_before_anything_is_written(l
     assert get("pytorchjobs", "-n", laptop.namespace)["items"] == []
     listed = laptop.run("list", "--output", laptop.spec["output"], "--json", "-n", laptop.namespace)
     assert json.loads(listed.out)["runs"] == []
-
-
-def test_an_init_step_that_is_killed_goes_on(laptop: Laptop):
-    run = laptop.submit().out.strip()
-    eventually(lambda: laptop.pods(run, 1), "worker-1 is there")
-    laptop.kill(run, 1)
-    waited = laptop.ask("wait", run, "--timeout=10m")
-    assert waited.code == 0, waited.err
-
-
-def test_workers_that_are_killed_come_back_and_no_step_is_lost(laptop: Laptop):
-    laptop.spec["train"]["epochs"] = 8
-    laptop.spec["workers"] |= {"min": 1}
-    run = laptop.submit().out.strip()
-    for index, step in ((1, 3), (0, 12)):
-        eventually(partial(has_done, laptop, run, step), f"it has done {step} steps")
-        laptop.kill(run, index)
-    waited = laptop.ask("wait", run, "--timeout=12m")
-    assert waited.code == 0, waited.err
-    assert len({line["attempt"] for line in metrics(laptop, run)}) > 1
 
 
 def test_a_quota_that_is_too_small_is_said(laptop: Laptop):
