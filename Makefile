@@ -50,7 +50,7 @@ e2e-full: setup  ## The same and what goes wrong: images, quotas, memory, creden
 test: setup  ## Run the tests (CPMBEE_REFERENCE=folder adds the original's answers)
 	$(BIN)/pytest
 
-bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 3 minutes; see docs/performance.md)
+bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 2 minutes; see docs/performance.md)
 	@$(BIN)/python -m benchmarks
 
 check: setup  ## Format, lint, types, import rules, generated files

@@ -1,8 +1,8 @@
 """Who attends to whom in a flat stream of examples, and the biases of doing so.
 
 Examples never see each other, so each attends within itself: memory grows with the sum of squares of the examples'
-lengths, not with the square of a row's. Tensor names end in their shape, see `inputs`; Q queries, K keys, P tokens of all
-groups, padding included.
+lengths, not with the square of a row's. Tensor names end in their shape, see `inputs`; Q queries, K keys, P tokens of
+all groups, padding included.
 """
 
 from dataclasses import dataclass
