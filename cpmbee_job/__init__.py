@@ -9,6 +9,6 @@ __version__ = version("cpmbee-job")
 # anything else wants the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# torch's allocator reads it. Large tensors are mapped anew each time; in pages of 2 MB instead of 4 KB, where the kernel
-# gives them on request, that is hundreds of times fewer page faults.
+# torch's allocator reads it. Large tensors are mapped anew each time; in pages of 2 MB, where the kernel gives them on
+# request, that is many times fewer page faults than in pages of 4 KB.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -175,22 +175,29 @@ class _Extensions:
 
 def _read_tree(example: Example, answer_order: random.Random | None) -> _Tree:
     segments = [(_ROOT, -1, True, False)]
-
-    def grow(node: Example, parent: int, in_answer: bool) -> None:
-        items = list(node.items())
-        if in_answer and answer_order is not None:
-            answer_order.shuffle(items)
-        for key, value in items:
-            number = len(segments)
-            segments.append((key, parent, True, False))
-            value_in_answer = in_answer or (parent == 0 and key == ANSWER)
-            if isinstance(value, dict):
-                grow(value, number, value_in_answer)
-            else:
-                segments.append((value, number, False, value_in_answer))
-
-    grow(example, 0, False)
+    _read_below(example, 0, False, answer_order, segments)
     return _Tree(*zip(*segments, strict=True))
+
+
+# No function inside the one above: it would be in a cycle with itself, and keep every tree for the garbage collector.
+def _read_below(
+    node: Example,
+    parent: int,
+    in_answer: bool,
+    answer_order: random.Random | None,
+    segments: list[tuple[str, int, bool, bool]],
+) -> None:
+    items = list(node.items())
+    if in_answer and answer_order is not None:
+        answer_order.shuffle(items)
+    for key, value in items:
+        number = len(segments)
+        segments.append((key, parent, True, False))
+        value_in_answer = in_answer or (parent == 0 and key == ANSWER)
+        if isinstance(value, dict):
+            _read_below(value, number, value_in_answer, answer_order, segments)
+        else:
+            segments.append((value, number, False, value_in_answer))
 
 
 def _base_token(tokenizer: Tokenizer, token: str, strict: bool) -> tuple[str, int]:
