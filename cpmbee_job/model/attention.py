@@ -5,6 +5,7 @@ lengths, not with the square of a row's. Tensor names end in their shape, see `i
 all groups, padding included.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,14 +65,15 @@ class GroupedAttention:
 
     def __call__(self, layer: int, q_NHh: Tensor, k_NHh: Tensor, v_NHh: Tensor) -> Tensor:  # noqa: ARG002
         sizes = [group.gather_BL.numel() for group in self.groups]
-        padded = (_Pad.apply(x, self.gather_P, self.restore_N).split(sizes) for x in (q_NHh, k_NHh, v_NHh))
+        pad: Callable[[Tensor, Tensor, Tensor], Tensor] = _Pad.apply
+        unpad: Callable[[Tensor, Tensor], Tensor] = _Unpad.apply
+        padded = (torch.split(pad(x, self.gather_P, self.restore_N), sizes) for x in (q_NHh, k_NHh, v_NHh))
         outs = []
         for group, bias_BHLL, *of_group in zip(self.groups, self.biases, *padded, strict=True):
             q, k, v = (x.unflatten(0, group.gather_BL.shape).transpose(1, 2) for x in of_group)
             out_BHLh = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHLL, dropout_p=self.dropout_p)
             outs.append(out_BHLh.transpose(1, 2).flatten(0, 1))
-        out_NHh: Tensor = _Unpad.apply(torch.cat(outs), self.restore_N)
-        return out_NHh
+        return unpad(torch.cat(outs), self.restore_N)
 
 
 class _Pad(torch.autograd.Function):
