@@ -53,7 +53,7 @@ test: setup  ## Run the tests (CPMBEE_REFERENCE=folder adds the original's answe
 fuzz: setup  ## Look for inputs that break the readers (FUZZ_EXAMPLES=2000 of each kind)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} $(BIN)/pytest tests/fuzz --timeout=0
 
-bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 3 minutes; see docs/performance.md)
+bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 2 minutes; see docs/performance.md)
 	@$(BIN)/python -m benchmarks
 
 check: setup  ## Format, lint, types, import rules, generated files

@@ -1,7 +1,7 @@
 """`make bench`: every promise about speed and memory, measured; see docs/performance.md.
 
 `python -m benchmarks [SUBJECT ...]` prints the table, `--json` one document, `--write` records both in docs/. With
-BENCH_QUICK=1 inputs are smaller and repeats fewer: 3 minutes on 2 cores, and under 10 without.
+BENCH_QUICK=1 inputs are smaller and repeats fewer: under 2 minutes on 2 quiet cores, and under 10 without.
 """
 
 import argparse

@@ -73,7 +73,7 @@ def figures(quick: bool) -> Iterator[Figure]:
         yield _memory(what, _answer(converting)["memory"], size // 2, 1.0)
 
         yield _shares(root / "fp32", size)
-        yield from _speed(store, size, 3)
+        yield from _speed(store, size, 1 if quick else 3)
 
 
 def make_model(folder: Path, num_layers: int, dtype: torch.dtype, *, as_bin: bool = False) -> int:

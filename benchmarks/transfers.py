@@ -7,10 +7,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 import boto3
 
@@ -34,12 +32,14 @@ class CutError(Exception):
 def figures(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="cpmbee-benchmark-") as name:
         folder = Path(name)
-        with _server(folder) as server:
-            yield from _speed(folder, server, 128 * MIB if quick else 1024 * MIB)
+        key, secret = "benchmark", "benchmark-secret"
+        os.environ |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "CPMBEE_CACHE": str(folder / "cache")}
+        with embedded_s3(folder / "server", access_key=key, secret_key=secret, buckets=[BUCKET]) as server:
+            yield from _speed(folder, server, *((128 * MIB, 1, 2) if quick else (1024 * MIB, 3, 5)))
             yield from _cut(folder, server, 128 * MIB)
 
 
-def _speed(folder: Path, server: EmbeddedS3, size: int) -> Iterator[Figure]:
+def _speed(folder: Path, server: EmbeddedS3, size: int, uploads: int, downloads: int) -> Iterator[Figure]:
     source, copy, theirs = _random_file(folder / "source", size), folder / "copy", folder / "theirs"
     store, client = _store(server.endpoint_url), _client(server.endpoint_url)
 
@@ -54,14 +54,17 @@ def _speed(folder: Path, server: EmbeddedS3, size: int) -> Iterator[Figure]:
         )
 
     yield row(
-        "upload", lambda: store.upload(source, "ours"), lambda: client.upload_file(str(source), BUCKET, "x/theirs"), 3
+        "upload",
+        lambda: store.upload(source, "ours"),
+        lambda: client.upload_file(str(source), BUCKET, "x/theirs"),
+        uploads,
     )
     os.sync()  # what the uploads have left to write is none of the downloads' business
     yield row(
         "download",
         lambda: store.download("ours", copy),
         lambda: client.download_file(BUCKET, "x/theirs", str(theirs)),
-        5,
+        downloads,
     )
     if copy.read_bytes() != source.read_bytes():
         raise AssertionError("what came back is not what was sent")
@@ -118,21 +121,6 @@ def _random_file(path: Path, size: int) -> Path:
         for _ in range(size // MIB):
             file.write(os.urandom(MIB))
     return path
-
-
-@contextmanager
-def _server(folder: Path) -> Iterator[EmbeddedS3]:
-    key, secret = "benchmark", "benchmark-secret"
-    environment = {
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "CPMBEE_CACHE": str(folder / "cache"),
-    }
-    with (
-        patch.dict(os.environ, environment),
-        embedded_s3(folder / "server", access_key=key, secret_key=secret, buckets=[BUCKET]) as server,
-    ):
-        yield server
 
 
 def _store(endpoint_url: str) -> S3Store:

@@ -11,6 +11,7 @@ import json
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class Encoded:
     segment_rel: NDArray[np.uint8]
     """(S * S,) bucket of the relation of a segment (row) to another; read-only, shared by examples of one shape."""
     is_key: NDArray[np.bool_]
-    """(S,) whether the segment is a key (or the root), not a text."""
+    """(S,) whether the segment is a key (or the root), not a text; read-only and shared likewise."""
     num_segments: int
     ext_table: dict[int, str]
     """Tokens that the vocabulary lacks, by the id that the tokenizer gave them."""
@@ -47,21 +48,13 @@ class Encoded:
     """How many `<` were taken for plain text."""
 
 
-class _Segments:
-    """The tree in the order in which it is read, as columns."""
+class _Tree(NamedTuple):
+    """The segments in the order in which they are read, as columns."""
 
-    def __init__(self) -> None:
-        self.texts = [_ROOT]
-        self.parents = [-1]
-        self.is_key = [True]
-        self.is_answer = [False]
-
-    def add(self, text: str, parent: int, *, is_key: bool = False, is_answer: bool = False) -> int:
-        self.texts.append(text)
-        self.parents.append(parent)
-        self.is_key.append(is_key)
-        self.is_answer.append(is_answer)
-        return len(self.texts) - 1
+    texts: tuple[str, ...]
+    parents: tuple[int, ...]
+    is_key: tuple[bool, ...]
+    is_answer: tuple[bool, ...]
 
     def path(self, segment: int) -> str:
         """The keys that lead to a key or a text."""
@@ -71,6 +64,17 @@ class _Segments:
             keys.append(self.texts[key])
             key = self.parents[key]
         return path_text(reversed(keys))
+
+
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """What examples whose trees differ only in their texts have in common; read-only."""
+
+    numbers: NDArray[np.int32]
+    """(S,) 0, 1, 2, ..."""
+    context: NDArray[np.int8]
+    is_key: NDArray[np.bool_]
+    segment_rel: NDArray[np.uint8]
 
 
 def encode_example(
@@ -89,7 +93,7 @@ def encode_example(
     fails, on a `<` that begins no token of the model. For an in-context sample, which stands `after` another example,
     the tokens that the vocabulary lacks keep the numbers that they have there.
     """
-    segments = _read_tree(example, answer_order)
+    tree = _read_tree(example, answer_order)
     extensions = _Extensions(tokenizer, strict)
     for token in after.ext_table.values() if after is not None else ():
         extensions.add(token)
@@ -98,7 +102,7 @@ def encode_example(
     subs: list[int] = []
     lengths: list[int] = []
     literals = 0
-    for segment, text in enumerate(segments.texts):
+    for segment, text in enumerate(tree.texts):
         start = len(ids)
         ids.append(tokenizer.bos_id)
         try:
@@ -117,21 +121,24 @@ def encode_example(
                         subs.append(sub)
                     ids.append(base_id)
         except DataError as error:
-            raise DataError(f"{segments.path(segment)}: {error.message}", hint=error.hint) from error
-        if not segments.is_answer[segment]:
+            raise DataError(f"{tree.path(segment)}: {error.message}", hint=error.hint) from error
+        if not tree.is_answer[segment]:
             ids.append(tokenizer.eos_id)
         lengths.append(len(ids) - start)
 
     input_id_subs = np.zeros(len(ids), dtype=np.int32)
     if places:
         input_id_subs[places] = subs
+    build = _cached_shape if len(lengths) <= _CACHED_SEGMENTS else _build_shape
+    shape = build(tree.parents, tree.is_key, tree.is_answer, max_depth)
+    segment_ids = np.repeat(shape.numbers, lengths)
     return Encoded(
         input_ids=np.array(ids, dtype=np.int32),
         input_id_subs=input_id_subs,
-        context=np.repeat(np.array([not answer for answer in segments.is_answer], dtype=np.int8), lengths),
-        segment_ids=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        segment_rel=_relations(tuple(segments.parents), max_depth),
-        is_key=np.array(segments.is_key),
+        context=shape.context.take(segment_ids),
+        segment_ids=segment_ids,
+        segment_rel=shape.segment_rel,
+        is_key=shape.is_key,
         num_segments=len(lengths),
         ext_table={tokenizer.vocab_size + number: token for number, token in enumerate(extensions.known)},
         token_id_table=extensions.token_id_table,
@@ -166,23 +173,31 @@ class _Extensions:
         return base_id, sub
 
 
-def _read_tree(example: Example, answer_order: random.Random | None) -> _Segments:
-    segments = _Segments()
+def _read_tree(example: Example, answer_order: random.Random | None) -> _Tree:
+    segments = [(_ROOT, -1, True, False)]
+    _read_below(example, 0, False, answer_order, segments)
+    return _Tree(*zip(*segments, strict=True))
 
-    def grow(node: Example, parent: int, in_answer: bool) -> None:
-        items = list(node.items())
-        if in_answer and answer_order is not None:
-            answer_order.shuffle(items)
-        for key, value in items:
-            segment = segments.add(key, parent, is_key=True)
-            value_in_answer = in_answer or (parent == 0 and key == ANSWER)
-            if isinstance(value, dict):
-                grow(value, segment, value_in_answer)
-            else:
-                segments.add(value, segment, is_answer=value_in_answer)
 
-    grow(example, 0, False)
-    return segments
+# No function inside the one above: it would be in a cycle with itself, and keep every tree for the garbage collector.
+def _read_below(
+    node: Example,
+    parent: int,
+    in_answer: bool,
+    answer_order: random.Random | None,
+    segments: list[tuple[str, int, bool, bool]],
+) -> None:
+    items = list(node.items())
+    if in_answer and answer_order is not None:
+        answer_order.shuffle(items)
+    for key, value in items:
+        number = len(segments)
+        segments.append((key, parent, True, False))
+        value_in_answer = in_answer or (parent == 0 and key == ANSWER)
+        if isinstance(value, dict):
+            _read_below(value, number, value_in_answer, answer_order, segments)
+        else:
+            segments.append((value, number, False, value_in_answer))
 
 
 def _base_token(tokenizer: Tokenizer, token: str, strict: bool) -> tuple[str, int]:
@@ -195,16 +210,26 @@ def _base_token(tokenizer: Tokenizer, token: str, strict: bool) -> tuple[str, in
     return "<unk>", tokenizer.unk_id
 
 
+def _build_shape(
+    parents: tuple[int, ...], is_key: tuple[bool, ...], is_answer: tuple[bool, ...], max_depth: int
+) -> _Shape:
+    shape = _Shape(
+        numbers=np.arange(len(parents), dtype=np.int32),
+        context=np.array([not answer for answer in is_answer], dtype=np.int8),
+        is_key=np.array(is_key),
+        segment_rel=_relations(parents, max_depth),
+    )
+    for array in vars(shape).values():
+        array.flags.writeable = False
+    return shape
+
+
+_CACHED_SEGMENTS = 64
+_cached_shape = lru_cache(maxsize=1024)(_build_shape)
+
+
 def _relations(parents: tuple[int, ...], max_depth: int) -> NDArray[np.uint8]:
     """Buckets of all pairs of segments of a tree, in which a parent stands before its children."""
-    return (
-        _cached_relations(parents, max_depth)
-        if len(parents) <= _CACHED_SEGMENTS
-        else _build_relations(parents, max_depth)
-    )
-
-
-def _build_relations(parents: tuple[int, ...], max_depth: int) -> NDArray[np.uint8]:
     if max_depth > 15:
         raise ValueError("buckets of more than 15 levels do not fit into a byte")
     lines: list[tuple[int, ...]] = []  # of each segment: the way from the root to itself
@@ -223,9 +248,4 @@ def _build_relations(parents: tuple[int, ...], max_depth: int) -> NDArray[np.uin
     buckets = up * max_depth + down
     buckets += buckets > 0  # bucket 1 is for in-context samples
     relations: NDArray[np.uint8] = buckets.astype(np.uint8).reshape(-1)
-    relations.flags.writeable = False
     return relations
-
-
-_CACHED_SEGMENTS = 64
-_cached_relations = lru_cache(maxsize=1024)(_build_relations)

@@ -5,6 +5,7 @@ leaves that piece alone; whoever finds them all writes the index. So any number 
 data set without knowing of each other, and what one that was killed has left undone, the next run does.
 """
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -254,6 +255,7 @@ def _start_worker(job: Job, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     _maker = PartMaker(job, open_store(job.input_url, job.storage), open_store(job.output_url, job.storage))
+    gc.freeze()  # what has been imported stays; looking through all of it again and again takes time
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

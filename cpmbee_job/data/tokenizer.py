@@ -156,8 +156,9 @@ class Tokenizer:
                 pieces.append(part if token_id is None else token_id)
                 continue
             matches = self._automaton.find_matches_as_indexes(part)
-            if sum([end - start for _, start, end in matches]) == len(part):
-                pieces += [self._plain_ids[pattern] for pattern, _, _ in matches]
+            patterns, starts, ends = zip(*matches, strict=True) if matches else ((), (), ())
+            if sum(ends) - sum(starts) == len(part):
+                pieces += map(self._plain_ids.__getitem__, patterns)
                 continue
             is_known = False
             position = 0

@@ -1,10 +1,13 @@
 """Who attends to whom in a flat stream of examples, and the biases of doing so.
 
 Examples never see each other, so each attends within itself: memory grows with the sum of squares of the examples'
-lengths, not with the square of a row's. Tensor names end in their shape, see `inputs`; Q queries, K keys.
+lengths, not with the square of a row's. Tensor names end in their shape, see `inputs`; Q queries, K keys, P tokens of
+all groups, padding included.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -55,21 +58,55 @@ class GroupedAttention:
 
     def __init__(self, position_bias: BucketPositionBias, inputs: ModelInputs, dropout_p: float) -> None:
         self.groups = inputs.groups
-        self.restore = inputs.restore
+        self.gather_P = torch.cat([group.gather_BL.flatten() for group in inputs.groups])
+        self.restore_N = inputs.restore
         self.dropout_p = dropout_p
         self.biases = [_group_bias(position_bias, inputs, group) for group in inputs.groups]
 
     def __call__(self, layer: int, q_NHh: Tensor, k_NHh: Tensor, v_NHh: Tensor) -> Tensor:  # noqa: ARG002
-        padded = []
-        for group, bias_BHLL in zip(self.groups, self.biases, strict=True):
-            index = group.gather_BL.flatten()
-            q, k, v = (
-                x.index_select(0, index).view(*group.gather_BL.shape, *x.shape[1:]).transpose(1, 2)
-                for x in (q_NHh, k_NHh, v_NHh)
-            )
+        sizes = [group.gather_BL.numel() for group in self.groups]
+        pad: Callable[[Tensor, Tensor, Tensor], Tensor] = _Pad.apply
+        unpad: Callable[[Tensor, Tensor], Tensor] = _Unpad.apply
+        padded = (torch.split(pad(x, self.gather_P, self.restore_N), sizes) for x in (q_NHh, k_NHh, v_NHh))
+        outs = []
+        for group, bias_BHLL, *of_group in zip(self.groups, self.biases, *padded, strict=True):
+            q, k, v = (x.unflatten(0, group.gather_BL.shape).transpose(1, 2) for x in of_group)
             out_BHLh = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHLL, dropout_p=self.dropout_p)
-            padded.append(out_BHLh.transpose(1, 2).flatten(0, 1))
-        return torch.cat(padded).index_select(0, self.restore)
+            outs.append(out_BHLh.transpose(1, 2).flatten(0, 1))
+        return unpad(torch.cat(outs), self.restore_N)
+
+
+class _Pad(torch.autograd.Function):
+    """The tokens (N, ...) as the groups have them, (P, ...). Padding has no gradient (no query sees it, and as a query
+    it is dropped), so that the way back is a gather as well, not the sum over repeated tokens that torch makes of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_N: Tensor, gather_P: Tensor, restore_N: Tensor) -> Tensor:
+        ctx.save_for_backward(restore_N)
+        return x_N.index_select(0, gather_P)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (restore_N,) = ctx.saved_tensors
+        return gradients[0].index_select(0, restore_N), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """Back from (P, ...) to (N, ...), where no token of the padded ones stands twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x_P: Tensor, restore_N: Tensor) -> Tensor:
+        ctx.save_for_backward(restore_N)
+        ctx.num_padded = len(x_P)
+        return x_P.index_select(0, restore_N)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (restore_N,) = ctx.saved_tensors
+        (gradient_N,) = gradients
+        zeros_P = gradient_N.new_zeros(ctx.num_padded, *gradient_N.shape[1:])
+        return zeros_P.index_copy_(0, restore_N, gradient_N), None
 
 
 def _group_bias(position_bias: BucketPositionBias, inputs: ModelInputs, group: AttentionGroup) -> Tensor:
