@@ -96,8 +96,9 @@ def checkpoint_written(run: str, stepped_at: float) -> None:
 
 @contextmanager
 def served(run: str, folder: Path) -> Iterator[dict[str, str]]:
-    """Serve the metrics of this pod on the port that the environment names, where it names one. Yields what workers
-    need in their environment. A port that can't be had is no reason not to train."""
+    """Serve the metrics of this pod on the port that the environment names, where it names one (0: any that is free,
+    which is said). Yields what workers need in their environment. A port that can't be had is no reason not to train.
+    """
     port = os.environ.get(contract.METRICS_PORT_ENV)
     if not port:
         yield {}
@@ -117,7 +118,8 @@ def served(run: str, folder: Path) -> Iterator[dict[str, str]]:
         sys.stderr.write(f"no metrics on port {port} ({contract.METRICS_PORT_ENV}): {error}\n")
         yield {}
         return
-    sys.stderr.write(f"metrics on port {server.server_port}\n")
+    if not int(port):
+        sys.stderr.write(f"metrics on port {server.server_port}\n")
     try:
         yield {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
     finally:
