@@ -35,6 +35,12 @@ VERSION_ENV = "CPMBEE_CONTRACT"
 LAUNCHER_ENV = "CPMBEE_LAUNCHER_VERSION"
 """Version of the launcher, for words."""
 
+METRICS_PORT_ENV = "CPMBEE_METRICS_PORT"
+"""The port on which the training container serves its metrics; nowhere where it is empty or missing."""
+METRICS_PORT = 9464
+"""The one in a manifest."""
+METRICS_PORT_NAME = "metrics"
+
 CPUS_ENV = "CPMBEE_CPUS"
 """The container's limit of CPUs: the kernel shows a container all of its node's."""
 
@@ -75,6 +81,11 @@ NOT_JOBS = {"prepared", "uploads"}
 
 def run_url(output: str, name: str, run_id: str) -> str:
     return f"{output.rstrip('/')}/{name}/{run_id}"
+
+
+def run_name(url: str) -> str:
+    """`<name>/<run id>` of the run at `url`."""
+    return "/".join(url.rsplit("/", 2)[1:])
 
 
 def uploads_url(output: str) -> str:

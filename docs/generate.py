@@ -1,8 +1,8 @@
 """Write what can be generated of docs/ and k8s/: `python docs/generate.py`, with `--check` only compare.
 
-spec.md and job.schema.json come from the spec's model, cli.md from the command line's own help,
-status.schema.json, list.schema.json and check.schema.json from what these verbs print with --json; of k8s/ the
-roles from what the verbs ask, and beside each job.yaml what `render` makes of it.
+spec.md and job.schema.json come from the spec's model, cli.md from the command line's own help, the table of metrics.md
+from the metrics' definitions, status.schema.json, list.schema.json and check.schema.json from what these verbs print
+with --json; of k8s/ the roles from what the verbs ask, and beside each job.yaml what `render` makes of it.
 """
 
 import json
@@ -22,10 +22,12 @@ from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.spec import JobSpec, load_spec
 from cpmbee_job.spec.reading import sections_of
+from cpmbee_job.train.metrics import ENTRYPOINT, WORKERS
 
 ROOT = Path(__file__).parents[1]
 MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/kube/permissions.py.\n"
 NOTE = "<!-- Written by `make docs`; change the source it comes from instead. -->\n"
+TABLE_NOTE = "<!-- The table is written by `make docs` from cpmbee_job/train/metrics.py. -->\n"
 
 
 def spec_page() -> str:
@@ -74,6 +76,18 @@ def commands(command: Any, path: list[str]) -> list[tuple[list[str], Any]]:
     return found
 
 
+def metrics_page() -> str:
+    """The page as it is, with the table anew."""
+    page = (ROOT / "docs/metrics.md").read_text()
+    before, mark, rest = page.partition(TABLE_NOTE)
+    _, blank, after = rest.partition("\n\n")
+    rows = ["| metric | type | what it is |", "|---|---|---|"]
+    for family in [*WORKERS.collect(), *ENTRYPOINT.collect()]:
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
+    return before + mark + "\n".join(rows) + blank + after
+
+
 def role(kind: str, name: str, *permissions: Permission) -> str:
     metadata = {"name": name}
     manifest = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata}
@@ -95,6 +109,7 @@ def main() -> None:
         "docs/spec.md": spec_page(),
         "docs/job.schema.json": json.dumps(JobSpec.model_json_schema(), indent=2, ensure_ascii=False) + "\n",
         "docs/cli.md": cli_page(),
+        "docs/metrics.md": metrics_page(),
         "docs/check.schema.json": schema(CheckReport),
         "docs/status.schema.json": schema(RunStatus),
         "docs/list.schema.json": schema(Listing),

@@ -14,6 +14,7 @@ from botocore.loaders import create_loader
 
 from cpmbee_job.errors import SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.traffic import watch
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -64,7 +65,7 @@ def make_client(storage: StorageSpec, limits: Limits, *, sign_bodies: bool | Non
         core = botocore.session.Session()
         core.register_component("data_loader", _API_MODELS)
         session = boto3.session.Session(botocore_session=core)
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=storage.endpoint_url,
             region_name=storage.region or session.region_name or "us-east-1",
@@ -75,3 +76,5 @@ def make_client(storage: StorageSpec, limits: Limits, *, sign_bodies: bool | Non
         raise SpecError(f"storage.endpoint_url: {error}", hint="like https://host:port") from error
     except boto.BotoCoreError as error:
         raise StoreError(f"the S3 client can't be set up: {' '.join(str(error).split())}") from error
+    watch(client)
+    return client

@@ -49,6 +49,8 @@ class Checkpoint:
     attempt: int
     engine: EngineState
     progress: dict[str, Any]
+    modified: float | None = None
+    """When its manifest was written, in seconds since 1970 by the store's clock."""
 
 
 def read_checkpoint(store: Store, manifest: Manifest) -> Checkpoint:
@@ -58,7 +60,7 @@ def read_checkpoint(store: Store, manifest: Manifest) -> Checkpoint:
     header_length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + header_length])["__metadata__"]["cpmbee"])
     state = EngineState(safetensors.torch.load(data), header["engine"])
-    return Checkpoint(manifest.step, manifest.attempt, state, header["progress"])
+    return Checkpoint(manifest.step, manifest.attempt, state, header["progress"], manifest.modified)
 
 
 def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:

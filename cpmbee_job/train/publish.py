@@ -17,6 +17,7 @@ from cpmbee_job.model.lora import save_delta_folder
 from cpmbee_job.model.weights import ModelFiles
 from cpmbee_job.run import Run, now, training_fields
 from cpmbee_job.store.patience import patiently
+from cpmbee_job.train import metrics
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.checkpoint import (
     Checkpoint,
@@ -64,6 +65,7 @@ class Publisher:
         self._rows.note(batch.step, batch.epoch, batch.own_rows)
 
     def checkpoint(self, position: Position) -> None:
+        stepped_at = time.time()
         state = self._engine.state()
         self._rows.gather()
         if self._world.rank == 0:
@@ -72,6 +74,7 @@ class Publisher:
                 self._progress.flush,  # a checkpoint's steps have their lines in the metrics
                 partial(self._rows.write, store, step, attempt),
                 partial(write_checkpoint, store, step, attempt, state, position.record()),
+                partial(metrics.checkpoint_written, contract.run_name(self._run.url), stepped_at),
                 partial(prune_checkpoints, store, self._run.spec.train.keep_checkpoints, attempt),
                 size=num_bytes(state.tensors),
                 may_be_dropped=True,

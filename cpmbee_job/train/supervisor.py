@@ -16,6 +16,7 @@ from cpmbee_job import contract, lifeline, pod
 from cpmbee_job.errors import CancelledError, CpmbeeError, DamagedError, JobFailedError, NotFoundError, StoreError
 from cpmbee_job.run import Run, exit_code
 from cpmbee_job.store.patience import patiently
+from cpmbee_job.train import metrics
 from cpmbee_job.train.elastic import FAILURE_ENV, STALLED, Failure, deadline, deadline_words
 from cpmbee_job.train.memory import MemoryWatch
 
@@ -50,6 +51,8 @@ class Supervisor:
         self.processes = processes
         self.stopping = False
         self.torchrun: subprocess.Popen[bytes] | None = None
+        self.run_name = contract.run_name(run.url)
+        self.metrics_environment: dict[str, str] = {}
         self.memory = MemoryWatch(self._newest_checkpoint)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
@@ -59,7 +62,10 @@ class Supervisor:
         """Returns with the run's own end, or after a requested stop."""
         idle_starts, pause, newest = 0, 1.0, self._newest_checkpoint()
         hung_at: list[int] = []
-        with tempfile.TemporaryDirectory(prefix="cpmbee-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="cpmbee-") as folder,
+            metrics.served(self.run_name, Path(folder)) as self.metrics_environment,
+        ):
             failure_file = Path(folder) / "failure.json"
             while True:
                 result = patiently(self.run.result, in_a_hurry=self._is_stopping)
@@ -110,10 +116,12 @@ class Supervisor:
             "OMP_NUM_THREADS": str(max(1, pod.num_cpus() // processes)),
             **os.environ,
             **lifeline.as_owner(),
+            **self.metrics_environment,
             FAILURE_ENV: str(failure_file),
             "TMPDIR": str(failure_file.parent),  # a killed process leaves its scratch files to us
         }
         self.memory.begin()
+        metrics.TORCHRUN_STARTS.labels(self.run_name).inc()
         self.torchrun = subprocess.Popen([*command, "-m", "cpmbee_job.train.worker", self.run.url], env=environment)
         if self.stopping:
             self.torchrun.terminate()

@@ -28,7 +28,9 @@ from cpmbee_job.model.weights import ModelFiles, load_model
 from cpmbee_job.run import Run
 from cpmbee_job.store.cache import default_cache_dir
 from cpmbee_job.store.patience import patiently
+from cpmbee_job.store.traffic import observe
 from cpmbee_job.store.urls import open_store
+from cpmbee_job.train import metrics
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
 from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from cpmbee_job.train.deterministic import DeterministicEngine, compute_deterministically
@@ -50,6 +52,7 @@ from cpmbee_job.train.elastic import (
 from cpmbee_job.train.exports import NO_EXPORTS, Exports
 from cpmbee_job.train.loop import Position, train
 from cpmbee_job.train.manifests import Manifest
+from cpmbee_job.train.metered import Metered
 from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
 from cpmbee_job.train.publish import Publisher
 from cpmbee_job.train.torch_engine import TorchEngine
@@ -67,6 +70,7 @@ def main() -> None:
     end_with_torchrun()
     lifeline.end_with(lifeline.owner(), _orphaned)
     log_to_console()
+    observe(metrics.S3Traffic(contract.run_name(sys.argv[1])))
     known = Failure.here()
     if known is not None and known.permanent:
         return
@@ -136,7 +140,9 @@ class _Attempt:
         self.stop = StopRequest()
         self.position = Position()
         self.progress: Progress = Silent()
+        self.run_name = contract.run_name(run.url)
         self.number = world.agree(lambda: claim_attempt(run.store, world.size))
+        metrics.ATTEMPT.labels(self.run_name).set(self.number)
         self.log_file = _log_to_file(self.number) if world.local_rank == 0 else None
 
     def execute(self, locate_model: Callable[[], ModelFiles], exports: Exports) -> None:
@@ -164,6 +170,8 @@ class _Attempt:
         if found is not None:
             engine.load_state(found.engine)
             self.position = Position.from_record(found.progress)
+            if found.modified is not None:
+                metrics.CHECKPOINT.labels(self.run_name).set(found.modified)
 
         # Report
         if world.rank == 0:
@@ -176,6 +184,7 @@ class _Attempt:
                 task_name=spec.train.task_name,
                 exports=exports,
             )
+        self.progress = Metered(self.progress, self.run_name, world, total_steps)
         self.progress.say(
             f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes"
             + (f", going on after step {self.position.step}" if self.position.step else "")
@@ -223,7 +232,7 @@ class _Attempt:
             if found is None:
                 return None
             chosen.append(found)
-            return Manifest(found.attempt, found.step)
+            return Manifest(found.attempt, found.step, found.modified)
 
         manifest = self.world.agree(choose)
         if manifest is None:

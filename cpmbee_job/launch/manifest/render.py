@@ -190,7 +190,10 @@ def _prepare_container(spec: JobSpec, url: str) -> Object:
 def _train_container(spec: JobSpec, url: str) -> Object:
     workers = spec.workers
     devices: dict[str, str | int] = {workers.gpu_resource: workers.gpus} if workers.gpus else {}
-    return _container(contract.TRAIN_CONTAINER, contract.train_command(url), {}, spec, devices | workers.resources)
+    env: Object = {contract.METRICS_PORT_ENV: str(contract.METRICS_PORT)}
+    ports = [{"name": contract.METRICS_PORT_NAME, "containerPort": contract.METRICS_PORT}]
+    devices |= workers.resources
+    return _container(contract.TRAIN_CONTAINER, contract.train_command(url), env, spec, devices) | {"ports": ports}
 
 
 def _container(name: str, command: list[str], env: Object, spec: JobSpec, devices: dict[str, str | int]) -> Object:

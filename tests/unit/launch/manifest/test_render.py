@@ -136,6 +136,21 @@ def test_only_the_training_container_asks_for_devices() -> None:
     assert set(pod["initContainers"][0]["resources"]["limits"]) == {"cpu", "memory", "ephemeral-storage"}
 
 
+def test_only_the_training_container_serves_metrics_on_the_port_that_its_policy_lets_in() -> None:
+    manifest = rendered()
+    assert "CPMBEE_METRICS_PORT" not in env_of(manifest, "initContainers")
+    (container,) = pod_of(manifest)["containers"]
+    (port,) = container["ports"]
+    assert str(port["containerPort"]) == env_of(manifest, "containers")["CPMBEE_METRICS_PORT"]
+    policy = yaml.safe_load((GOLDEN[0].parents[3] / "k8s/base/network-policy.yaml").read_text())
+    assert port["name"] in [
+        open_port["port"] for rule in policy["spec"]["ingress"] for open_port in rule.get("ports", ())
+    ]
+    nowhere = "{name: pytorch, env: [{name: CPMBEE_METRICS_PORT, value: ''}]}"
+    off = rendered(f"cluster.pod_overlay={{spec: {{containers: [{nowhere}]}}}}")
+    assert env_of(off, "containers")["CPMBEE_METRICS_PORT"] == ""
+
+
 def test_the_limit_of_restarts_grows_with_the_pods_that_it_sums() -> None:
     assert rendered()["spec"]["runPolicy"]["backoffLimit"] == 3
     assert rendered("workers={count: 2, max: 8}")["spec"]["runPolicy"]["backoffLimit"] == 24
