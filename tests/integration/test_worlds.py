@@ -16,8 +16,7 @@ from cpmbee_job import contract
 from cpmbee_job.run import Run
 from cpmbee_job.train.manifests import manifests
 from cpmbee_job.train.rows import StepRows, count_rows, read_rows
-from tests.integration.jobs import losses, make_job, metrics
-from tests.integration.test_deterministic import delta, numbers
+from tests.integration.jobs import delta, losses, make_job, metrics, numbers
 from tests.integration.worlds import (
     Fault,
     RankServer,
