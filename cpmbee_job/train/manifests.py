@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,25 @@ def manifests(store: Store) -> list[Manifest]:
         if match is not None:
             found.append(Manifest(attempt=int(match[2]), step=int(match[1]), modified=entry.modified))
     return sorted(found, reverse=True)
+
+
+def usable(store: Store) -> Iterator[Manifest]:
+    """Those that a run may go on from, newest first. What an attempt has passed over stays so, though it holds by now,
+    or has come only now, from a writer that was thought to be dead: the metrics are those of the later attempt."""
+    begins = {
+        int(match[1]): entry.key
+        for entry in store.list("attempts/")
+        if (match := re.fullmatch(r"attempts/(\d+)\.begin\.json", entry.key)) is not None
+    }
+    begun_after: dict[int, tuple[int, int]] = {}
+    for manifest in manifests(store):
+        for attempt, key in begins.items():
+            if attempt > manifest.attempt and attempt not in begun_after:
+                after = json.loads(store.get(key))
+                begun_after[attempt] = (after["attempt"], after["step"])
+        later = (after for attempt, after in begun_after.items() if attempt > manifest.attempt)
+        if all((manifest.attempt, manifest.step) <= after for after in later):
+            yield manifest
 
 
 def read_state(store: Store, manifest: Manifest) -> bytes:

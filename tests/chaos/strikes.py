@@ -11,22 +11,25 @@ from cpmbee_job import contract
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run import Run
 from cpmbee_job.train.elastic import newest_attempt
-from cpmbee_job.train.manifests import Manifest, manifests, read_state
+from cpmbee_job.train.manifests import Manifest, manifests, read_state, usable
 from tests.chaos.plan import Fault
 from tests.chaos.pod import Pod, send
 from tests.integration.faults import METHODS, FaultProxy, Held, Kind
 from tests.integration.jobs import descendants, is_alive
 
-READ_KINDS: dict[str, Kind] = {"slow reads": "trickle", "truncated reads": "truncate", "altered reads": "alter"}
+MANY = 1 << 30
+READS: dict[str, tuple[Kind, int]] = {
+    "slow reads": ("trickle", 4),
+    "truncated reads": ("truncate", MANY),
+    "altered reads": ("alter", 4),
+}
+"""What becomes of them, and of how many: a slow one takes seconds, and what is never read unaltered is damaged."""
 OBJECTS = "/runs/"
 """What is altered: a list has no checksum in S3, nor has a range of the model."""
-SLOW_READS = 4
-"""A read takes seconds, so these are few."""
 LONGEST_GRACE = 60.0
 """Seconds that a pod has between SIGTERM and SIGKILL."""
 ZOMBIE_SECONDS = 3.0
 """For which it goes on, until its kubelet hears that its pod is gone."""
-MANY = 1 << 30
 
 
 class Wait(Protocol):
@@ -55,7 +58,7 @@ def strike(fault: Fault, target: Target, held: Held | None) -> None:
 
 def newest_valid(run: Run) -> int:
     """The step that the run has to go on after, at least."""
-    for manifest in manifests(run.store):
+    for manifest in usable(run.store):
         with suppress(DamagedError, NotFoundError):
             read_state(run.store, manifest)
             return manifest.step
@@ -153,13 +156,13 @@ def _burst(fault: Fault, target: Target, held: Held | None) -> None:
 
 def _reading(fault: Fault, target: Target, held: Held | None) -> None:
     """A world that begins reads most."""
-    kind = READ_KINDS[fault.kind.name]
-    target.proxy.fail(kind, SLOW_READS if kind == "trickle" else MANY, key=OBJECTS if kind == "alter" else "")
+    target.proxy.clear()
+    kind, times = READS[fault.kind.name]
+    target.proxy.fail(kind, times, key=OBJECTS if kind == "alter" else "")
     if fault.moment != "preparing":
         send(_rank(fault, target), signal.SIGKILL)
     _release(held, drop=True)
-    before = newest_attempt(target.run.store)
-    target.wait(lambda: newest_attempt(target.run.store) > before)
+    target.wait(lambda: target.proxy.hits)
     target.wait(lambda: False, fault.seconds)
     target.proxy.clear()
 

@@ -150,6 +150,20 @@ def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undi
     assert numbers(Path(run.url)) == numbers(undisturbed)
 
 
+def test_a_checkpoint_that_comes_after_the_next_attempt_has_begun_is_not_gone_on_from(job, server, undisturbed):
+    """The last write of a world that was thought to be dead: the metrics, and what is lost, are the later one's."""
+    run = new_run(job, "late", *OPTIONS, "train.checkpoint_interval=4")
+    late = contract.manifest_key(8, 1)
+    assert server.start(run, 1, Fault(0, "step", 8, "before", signal.SIGTERM)).wait() == [0]
+    manifest = run.store.get(late)
+    run.store.delete(late)
+    assert server.start(run, 1, Fault(0, "step", 6, "before", 0)).wait() == [1]
+    run.store.put(late, manifest)
+    end(server, run)
+    assert numbers(Path(run.url)) == numbers(undisturbed)
+    assert_each_row_once_an_epoch(run)
+
+
 def test_two_worlds_at_once_are_told_apart(job, server, undisturbed):
     """The older one writes on while the newer one begins: it is refused, and the newer one ends well."""
     run = new_run(job, "two", *OPTIONS, "train.checkpoint_interval=1")
