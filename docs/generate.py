@@ -25,9 +25,7 @@ from cpmbee_job.spec import JobSpec, load_spec
 from cpmbee_job.spec.reading import sections_of
 
 ROOT = Path(__file__).parents[1]
-MANIFEST_PLACE = {"name", "output"}
-"""With another one of these it is another run."""
-NOTE = "# Written by `make docs` from cpmbee_job/launch/kube/permissions.py.\n"
+MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/kube/permissions.py.\n"
 PLACE = {"name", "output"}
 """With another one of these it is another run."""
 NOTE = "<!-- Written by `make docs`; change the source it comes from instead. -->\n"
@@ -35,7 +33,7 @@ NOTE = "<!-- Written by `make docs`; change the source it comes from instead. --
 
 def spec_page() -> str:
     lines = [NOTE, "# The job spec", "", (JobSpec.__doc__ or "").strip(), ""]
-    lines += ["A run that goes on refuses another value of what *stays*, with what differs; the rest may be another.", ""]
+    lines += ["A run that goes on refuses another value of what *stays*, and says what differs.", ""]
     lines += ["| field | default | when a run goes on | what it is |", "|---|---|---|---|"]
     lines += spec_rows(JobSpec, "")
     return "\n".join(lines) + "\n"
