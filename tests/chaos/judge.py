@@ -65,7 +65,7 @@ def judge(driver: Driver, undisturbed: str, storage: StorageSpec, ended_early: s
         seed=driver.plan.seed,
         planned=len(driver.plan.faults),
         struck=len(struck),
-        seconds=round(driver.elapsed, 1),
+        seconds=driver.elapsed,
         steps=driver.record.step,
         executed=driver.record.executed,
         attempts=newest_attempt(run.store),

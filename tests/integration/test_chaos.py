@@ -13,6 +13,7 @@ from tests.chaos.plan import KINDS, draw
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(600)
 def test_five_faults_cost_nothing():
     seed = os.environ.get("CPMBEE_SEED", "")
     environment = os.environ | {"CHAOS_FAULTS": "5", "CHAOS_SEED": seed}
