@@ -9,6 +9,7 @@ Moment = Literal["preparing", "starting", "training", "evaluating", "checkpointi
 
 ANY: tuple[Moment, ...] = ("preparing", "starting", "training", "evaluating", "checkpointing", "publishing", "ending")
 WITH_RANKS: tuple[Moment, ...] = ("starting", "training", "evaluating", "checkpointing", "publishing", "ending")
+EARLY: tuple[Moment, ...] = ("preparing", "starting")
 IN_THE_LOOP: tuple[Moment, ...] = ("training", "evaluating", "checkpointing", "publishing")
 READING: tuple[Moment, ...] = ("preparing", "training", "evaluating", "checkpointing")
 
@@ -154,14 +155,13 @@ def _moments(kind: Kind, before: Sequence[Fault], count: int, size: int) -> list
     """At which the next fault can be of that kind."""
     if size < kind.least_size:
         return []
+    possible = IN_THE_LOOP
     if not before:
-        possible: set[Moment] = {"preparing"}
+        possible = ("preparing",)
     elif len(before) == count - 1:
-        possible = {"ending"}
-    else:
-        possible = set(IN_THE_LOOP)
-        if before[-1].kind.name in SUDDEN:
-            possible |= {"preparing", "starting"}
+        possible = ("ending",)
+    elif before[-1].kind.name in SUDDEN and set(kind.moments) & set(EARLY):
+        possible = EARLY
     return [moment for moment in kind.moments if moment in possible]
 
 
