@@ -43,13 +43,14 @@ class Struck:
     attempts_recorded: int
     """Of them, those that had done a step."""
     log_begin: int
-    """Where the pods' log was, in bytes."""
+    """Where the pods' log was, in bytes; `log_end` the same at its recovery."""
     came: bool
     """Whether its moment had come."""
     damaged_step: int = 0
     """Of the newest valid checkpoint before it was damaged."""
     recovered_after: float | None = None
     """Seconds until a step came that had not been done before."""
+    log_end: int = 0
     restarts: int = 0
     """Attempts until then."""
     lost: int = 0
@@ -194,6 +195,7 @@ class Driver:
 
     def _recovered(self, struck: Struck) -> None:
         struck.recovered_after = self.elapsed - struck.at
+        struck.log_end = self.log.stat().st_size
         struck.restarts = newest_attempt(self.run.store) - struck.attempts_before
         words = struck.fault.words() if struck.came else f"{struck.fault.words()} (which did not come)"
         self._tell(

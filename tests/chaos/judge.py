@@ -103,10 +103,9 @@ def _figures(kind: str, struck: list[Struck]) -> KindFigures:
 def _judge_damage(driver: Driver, complain: Any) -> None:
     """A checkpoint that does not hold is passed over, and that is said."""
     text = driver.log.read_bytes()
-    for number, one in enumerate(driver.struck):
-        end = driver.struck[number + 1].log_begin if number + 1 < len(driver.struck) else len(text)
+    for one in driver.struck:
         is_seen = one.fault.variant in ("altered", "cut", "no state") and one.valid_step < one.damaged_step
-        if is_seen and one.recovered_after is not None and PASSED_OVER not in text[one.log_begin : end]:
+        if is_seen and one.recovered_after is not None and PASSED_OVER not in text[one.log_begin : one.log_end]:
             complain(f"fault {one.fault.number}: nothing was said of the damaged checkpoint")
 
 
