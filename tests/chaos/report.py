@@ -51,7 +51,7 @@ def write(page: Path, verdict: Verdict) -> None:
 
 def _cells(figures: KindFigures) -> tuple[str, ...]:
     numbers = (figures.lost_mean, figures.lost_max, figures.recovery_mean, figures.recovery_max)
-    return (figures.kind, str(figures.faults), str(figures.restarts), *(f"{number:.3g}" for number in numbers))
+    return (figures.kind, str(figures.faults), str(figures.restarts), *(f"{round(number, 1):g}" for number in numbers))
 
 
 def _count(number: int | None) -> str:
