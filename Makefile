@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test fuzz bench check format docs lock clean
+.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test fuzz chaos bench check format docs lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ test: setup  ## Run the tests (CPMBEE_REFERENCE=folder adds the original's answe
 
 fuzz: setup  ## Look for inputs that break the readers (FUZZ_EXAMPLES=2000 of each kind)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} $(BIN)/pytest tests/fuzz --timeout=0
+
+chaos: setup  ## One run under random faults, and what it lost (CHAOS_FAULTS=60 CHAOS_SEED=...; see docs/reliability.md)
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 2 minutes; see docs/performance.md)
 	@$(BIN)/python -m benchmarks

@@ -3,6 +3,7 @@
 <output>/<name>/<run>/
     spec.yaml  data.json  status.json  metrics.jsonl  result.json
     attempts/<attempt>.json                                    who tried when; numbered by conditional put
+    attempts/<attempt>.begin.json                              the checkpoint that it went on from
     checkpoints/<step>/state.<attempt>.safetensors, manifest.<attempt>.json     checkpoints/LATEST
     rows/<step>.<attempt>.jsonl                                 which rows were trained on since the checkpoint before
     delta/<step>.<attempt>/  delta/BEST  delta/LAST
@@ -108,6 +109,10 @@ def train_command(url: str) -> list[str]:
 
 def attempt_key(attempt: int) -> str:
     return f"attempts/{attempt:05d}.json"
+
+
+def begin_key(attempt: int) -> str:
+    return f"attempts/{attempt:05d}.begin.json"
 
 
 def failure_key(attempt: int) -> str:

@@ -20,19 +20,23 @@ from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PER
 from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
 from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
+from cpmbee_job.run import training_fields
 from cpmbee_job.spec import JobSpec, load_spec
 from cpmbee_job.spec.reading import sections_of
 from cpmbee_job.train.metrics import ENTRYPOINT, WORKERS
 
 ROOT = Path(__file__).parents[1]
 MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/kube/permissions.py.\n"
+PLACE = {"name", "output"}
+"""With another one of these it is another run."""
 NOTE = "<!-- Written by `make docs`; change the source it comes from instead. -->\n"
 TABLE_NOTE = "<!-- The table is written by `make docs` from cpmbee_job/train/metrics.py. -->\n"
 
 
 def spec_page() -> str:
     lines = [NOTE, "# The job spec", "", (JobSpec.__doc__ or "").strip(), ""]
-    lines += ["| field | default | what it is |", "|---|---|---|"]
+    lines += ["A run that goes on refuses another value of what *stays*, and says what differs.", ""]
+    lines += ["| field | default | when a run goes on | what it is |", "|---|---|---|---|"]
     lines += spec_rows(JobSpec, "")
     return "\n".join(lines) + "\n"
 
@@ -46,10 +50,18 @@ def spec_rows(model: type[BaseModel], prefix: str) -> list[str]:
             continue
         default = "required" if field.is_required() else f"`{json.dumps(field.default, ensure_ascii=False)}`"
         words = " ".join(filter(None, [field.description, choices(field.annotation)]))
-        rows.append(f"| `{prefix}{name}` | {default} | {words.replace('|', chr(92) + '|')} |")
+        change = "stays" if stays(f"{prefix}{name}") else "may change"
+        rows.append(f"| `{prefix}{name}` | {default} | {change} | {words.replace('|', chr(92) + '|')} |")
         for section in sections:
             rows += spec_rows(section, f"{prefix}{name}[].")
     return rows
+
+
+def stays(key: str) -> bool:
+    """Whether a run that goes on must have the same there."""
+    section, _, _ = key.partition(".")
+    fields = training_fields(load_spec(ROOT / "k8s" / "example" / "job.yaml"))
+    return key in fields if section == "train" else section in {field.partition(".")[0] for field in fields} | PLACE
 
 
 def choices(annotation: Any) -> str:

@@ -38,7 +38,7 @@ def list_(
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
-    """List the checkpoints of a run, the one that it would go on from first.
+    """List the checkpoints of a run, newest first. It would go on from the first of which nothing else is said.
 
     Example: cpmbee-job checkpoints list ccpm/0a1b2c3d4e5f
     """
@@ -52,7 +52,8 @@ def list_(
     for one in listed:
         written = "" if one.modified is None else f"{datetime.fromtimestamp(one.modified, UTC):%Y-%m-%dT%H:%M:%SZ}"
         line = f"step {one.step}  attempt {one.attempt}  {filesize.decimal(one.size or 0)}  {written}"
-        typer.echo(line + (f"  {one.problem}" if one.problem else ""))
+        words = one.problem or ("passed over by a later attempt" if one.is_overtaken else "")
+        typer.echo(f"{line}  {words}".rstrip())
     if not listed:
         console.say("no checkpoints (yet)")
 
@@ -85,7 +86,7 @@ def verify(
             typer.echo(f"delta {name}: {problem or 'whole'}")
         typer.echo(report.row_words())
     if report.problems:
-        newest = next((one for one in report.checkpoints if one.problem is None), None)
+        newest = next((one for one in report.checkpoints if one.can_be_gone_on_from), None)
         where = "from the beginning" if newest is None else f"after step {newest.step}"
         raise DamagedError(f"{found.url}: {len(report.problems)} damaged; the run would go on {where}")
 

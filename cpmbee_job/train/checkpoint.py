@@ -18,7 +18,7 @@ from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError, Refuse
 from cpmbee_job.store.base import Store
 from cpmbee_job.train.elastic import newest_attempt
 from cpmbee_job.train.engine import EngineState
-from cpmbee_job.train.manifests import FORMAT_VERSION, Manifest, manifests, read_state
+from cpmbee_job.train.manifests import FORMAT_VERSION, Manifest, read_state, usable
 
 
 def write_checkpoint(store: Store, step: int, attempt: int, state: EngineState, progress: Mapping[str, Any]) -> None:
@@ -66,12 +66,18 @@ def read_checkpoint(store: Store, manifest: Manifest) -> Checkpoint:
 def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint whose hashes hold, or None where there is none. Those that don't hold are passed over, and
     said; a store that fails is no reason to pass over one."""
-    for found in manifests(store):
+    for found in usable(store):
         try:
             return read_checkpoint(store, found)
         except (DamagedError, NotFoundError, KeyError, TypeError, ValueError) as error:
             warn(f"the checkpoint of step {found.step} can't be used, going back to the one before: {error}")
     return None
+
+
+def record_begin(store: Store, attempt: int, found: Checkpoint | None) -> None:
+    """Put on record, before anything else is written, that `attempt` goes on from there: see `usable`."""
+    after = {"attempt": 0, "step": 0} if found is None else {"attempt": found.attempt, "step": found.step}
+    store.put(contract.begin_key(attempt), contract.to_json(after))
 
 
 def write_folder(store: Store, prefix: str, folder: Path) -> None:

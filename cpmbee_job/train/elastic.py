@@ -46,8 +46,11 @@ class Failure:
         known = self.here()
         if place and (known is None or (self.permanent and not known.permanent)):
             draft = Path(f"{place}.{os.getpid()}")
-            draft.write_text(json.dumps(asdict(self)), encoding="utf-8")
-            draft.replace(place)
+            try:
+                draft.write_text(json.dumps(asdict(self)), encoding="utf-8")
+                draft.replace(place)
+            except OSError as error:  # such as a full disk, on which this end may still be put on record elsewhere
+                sys.stderr.write(f"{self.reason!r} could not be left for the entrypoint: {error}\n")
 
     @classmethod
     def here(cls) -> "Failure | None":

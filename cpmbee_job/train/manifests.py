@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from cpmbee_job import contract
 from cpmbee_job.errors import DamagedError, NotFoundError
@@ -46,6 +47,30 @@ def manifests(store: Store) -> list[Manifest]:
         if match is not None:
             found.append(Manifest(attempt=int(match[2]), step=int(match[1]), modified=entry.modified))
     return sorted(found, reverse=True)
+
+
+def usable(store: Store) -> Iterator[Manifest]:
+    """Those that a run may go on from, newest first. What an attempt has passed over stays so, though it holds by now,
+    or has come only now, from a writer that was thought to be dead: the metrics are those of the later attempt."""
+    begins = {
+        int(match[1]): entry.key
+        for entry in store.list("attempts/")
+        if (match := re.fullmatch(r"attempts/(\d+)\.begin\.json", entry.key)) is not None
+    }
+
+    @cache
+    def begun_after(attempt: int) -> tuple[int, int] | None:
+        key = begins[attempt]
+        try:
+            after = contract.CheckpointPointer.parse(store.get(key), f"{store.url}/{key}")
+        except (DamagedError, NotFoundError):  # it tells nothing
+            return None
+        return after.attempt, after.step
+
+    for manifest in manifests(store):
+        later = [begun_after(attempt) for attempt in begins if attempt > manifest.attempt]
+        if all(after is None or (manifest.attempt, manifest.step) <= after for after in later):
+            yield manifest
 
 
 def read_state(store: Store, manifest: Manifest) -> bytes:

@@ -32,7 +32,7 @@ from cpmbee_job.store.traffic import observe
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train import metrics
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
-from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, record_begin
 from cpmbee_job.train.deterministic import DeterministicEngine, compute_deterministically
 from cpmbee_job.train.elastic import (
     FAILURE_ENV,
@@ -229,6 +229,7 @@ class _Attempt:
 
         def choose() -> Manifest | None:
             found = newest_checkpoint(self.run.store, warn=log.warning)
+            record_begin(self.run.store, self.number, found)
             if found is None:
                 return None
             chosen.append(found)

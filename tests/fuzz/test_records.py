@@ -66,6 +66,7 @@ def begin(folder: Path) -> Run:
     for pointer in (contract.BEST, contract.LAST):
         move_pointer(run.store, pointer, {"step": 2, "prefix": DELTA}, attempt=1)
     run.store.put(contract.attempt_key(1), contract.to_json({"attempt": 1, "started_unix": 1.5}))
+    run.store.put(contract.begin_key(2), contract.to_json({"attempt": 1, "step": 2}))
     run.store.put(contract.failure_key(1), contract.to_json(vars(FAILURE)))
     step = {"event": "step", "step": 1, "loss": 1.5, "lr": 0.1, "grad_norm": 1}
     run.store.put(contract.METRICS, json.dumps(step).encode() + b"\n" + b'{"event": "eval", "step": 2, "loss": 1}\n')
@@ -111,6 +112,10 @@ READERS: dict[str, list[Callable[[Run], object]]] = {
     contract.rows_key(2, 1): [lambda run: read_rows(run.store, 2, 1), verify_run],
     f"{DELTA}manifest.json": [verify_run],
     contract.attempt_key(1): [deadline],
+    contract.begin_key(2): [
+        lambda run: list_checkpoints(run.store),
+        lambda run: newest_checkpoint(run.store, lambda _: None),
+    ],
     contract.failure_key(1): [record_again],
 }
 ALL: list[Callable[[Run], object]] = [

@@ -16,15 +16,18 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 Kind = Literal[
-    "error", "slow_down", "hang", "drop", "drop_answer", "truncate", "alter", "alter_sent", "trickle", "skew"
+    "error", "slow_down", "expired", "hang", "drop", "drop_answer", "truncate", "alter", "alter_sent", "trickle", "skew"
 ]
-"""500; 503 SlowDown; no answer in time; connection closed before the request went on; ... after it was carried out;
-half of the answer's body; one changed byte in it; one in the request's; the body in pieces, after a pause each;
-a `Date` of tomorrow."""
+"""500; 503 SlowDown; 400 ExpiredToken; no answer in time; connection closed before the request went on; ... after it
+was carried out; half of the answer's body; one changed byte in it; one in the request's; the body in pieces, after a
+pause each; a `Date` of tomorrow."""
 
 HANG_SECONDS = 1.5
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
 PIECES = 6
+LONGEST_HOLD = 60.0
+"""Seconds after which a held request goes on, whatever became of those who wanted it held."""
+REFUSALS = {"error": (500, "InternalError"), "slow_down": (503, "SlowDown"), "expired": (400, "ExpiredToken")}
 
 
 @dataclass
@@ -33,6 +36,27 @@ class Fault:
     times: int
     method: str
     key: str
+
+
+class Held:
+    """A request that waits in the proxy, or will: `before` it goes on to the server, or with the answer in hand."""
+
+    def __init__(self, method: str, key: str, *, before: bool) -> None:
+        self.method, self.key, self.before = method, key, before
+        self.reached = threading.Event()
+        self._released = threading.Event()
+        self._drop = False
+
+    def release(self, *, drop: bool = False) -> None:
+        """Let it go on; `drop`: the request, or its answer, gets lost."""
+        self._drop = drop
+        self._released.set()
+
+    def wait(self) -> bool:
+        """In the request's thread; whether it gets lost."""
+        self.reached.set()
+        self._released.wait(LONGEST_HOLD)
+        return self._drop
 
 
 class FaultProxy:
@@ -50,12 +74,35 @@ class FaultProxy:
         self.url = ""
         self._gets: list[str] = []
         self._planned: list[Fault] = []
+        self._held: list[Held] = []
         self._lock = threading.Lock()
 
     def fail(self, kind: Kind, times: int = 1, *, method: str = "GET", key: str = "") -> None:
         """The next `times` requests with that method whose path, query and `Range` contain `key`."""
         with self._lock:
             self._planned.append(Fault(kind, times, method, key))
+
+    def hold(self, key: str, *, method: str = "PUT", before: bool) -> Held:
+        """Have the next request that fits wait until it is released."""
+        held = Held(method, key, before=before)
+        with self._lock:
+            self._held.append(held)
+        return held
+
+    def let_go(self, held: Held) -> None:
+        """Don't wait for it any more; it is released if it has come."""
+        with self._lock:
+            if held in self._held:
+                self._held.remove(held)
+        held.release()
+
+    def next_held(self, method: str, path: str) -> Held | None:
+        with self._lock:
+            for held in self._held:
+                if held.method == method and held.key in path:
+                    self._held.remove(held)
+                    return held
+        return None
 
     def be_away(self) -> None:
         """From now on no request goes through, until `clear`."""
@@ -130,14 +177,18 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:  # the client is gone
             self.close_connection = True
             return
+        held = self.faults.next_held(self.command, self.path)
+        if held is not None and held.before and held.wait():
+            self.close_connection = True
+            return
         kind = self.faults.next_fault(self.command, self.path, self.headers.get("Range", ""))
-        if kind in ("error", "slow_down"):
+        if kind in REFUSALS:
             self._refuse(kind)
         elif kind in ("hang", "drop"):
             time.sleep(HANG_SECONDS if kind == "hang" else 0)
             self.close_connection = True
         else:
-            self._forward(body, kind)
+            self._forward(body, kind, None if held is None or held.before else held)
 
     do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815 (names of http.server)
 
@@ -145,11 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Says nothing."""
 
     def _refuse(self, kind: Kind) -> None:
-        status, code = (500, "InternalError") if kind == "error" else (503, "SlowDown")
+        status, code = REFUSALS[kind]
         body = f"<Error><Code>{code}</Code><Message>planned by a test</Message></Error>".encode()
         self._answer(status, {"Content-Type": "application/xml", "Content-Length": str(len(body))}, body)
 
-    def _forward(self, body: bytes, kind: Kind | None) -> None:
+    def _forward(self, body: bytes, kind: Kind | None, held: Held | None) -> None:
         if kind == "alter_sent":
             body = _altered(body)
         connection = http.client.HTTPConnection(self.faults.target, timeout=30)
@@ -161,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
-        if kind == "drop_answer":
+        if (held is not None and held.wait()) or kind == "drop_answer":
             self.close_connection = True
             return
         left_out = {"connection", "transfer-encoding", *self.faults.hidden}

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpmbee_job import contract
 from cpmbee_job.demo import make_model, reports
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.urls import open_store
 
 JOB = """\
 name: weather
@@ -68,16 +71,31 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "cpmbee_job.cli", *(str(a) for a in arguments)]
 
 
-def metrics(run: Path, event: str = "step") -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line["event"] == event]
+def metrics(run: Path | str, event: str = "step", storage: StorageSpec | None = None) -> list[dict[str, Any]]:
+    text = open_store(str(run), storage).get(contract.METRICS).decode()
+    return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path | str, storage: StorageSpec | None = None) -> list[float]:
     """The loss of each step; asserts that there is exactly one line for each, from 1."""
-    lines = metrics(run)
+    lines = metrics(run, storage=storage)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return [line["loss"] for line in lines]
+
+
+def numbers(run: Path | str, storage: StorageSpec | None = None) -> list[Any]:
+    """All that the metrics say of training, but for speed and attempts."""
+    steps, evaluations = (metrics(run, event, storage) for event in ("step", "eval"))
+    of_steps = [(line["step"], line["loss"], line["grad_norm"], line["tokens"]) for line in steps]
+    return of_steps + [(line["step"], line["loss"], line["best"]) for line in evaluations]
+
+
+def delta(run: Path | str, pointer: str, storage: StorageSpec | None = None) -> dict[str, bytes]:
+    """The files of the delta that `pointer` (BEST, LAST) names, but for its manifest, which has the time in it."""
+    store = open_store(str(run), storage)
+    prefix = json.loads(store.get(f"delta/{pointer}"))["prefix"]
+    files = {entry.key.removeprefix(prefix): store.get(entry.key) for entry in store.list(prefix)}
+    return {name: data for name, data in files.items() if name != "manifest.json"}
 
 
 def wait_for(path: Path, seconds: float = 60.0) -> None:
@@ -89,9 +107,13 @@ def wait_for(path: Path, seconds: float = 60.0) -> None:
 
 def wait_until_gone(pids: list[int], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
-    while alive := [pid for pid in pids if _status(pid)]:
+    while alive := [pid for pid in pids if is_alive(pid)]:
         assert time.monotonic() < deadline, f"{[_arguments(pid) for pid in alive]} are still there"
         time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    return bool(_status(pid))
 
 
 def children(pid: int) -> list[int]:

@@ -1,28 +1,14 @@
 """`train.deterministic`: the same bytes, whatever the number of processes and whatever happens to them."""
 
-import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.integration.jobs import cli, descendants, losses, make_job, metrics, start, wait_for
+from tests.integration.jobs import cli, delta, descendants, losses, make_job, metrics, numbers, start, wait_for
 
 OPTIONS = ["--set", "train.deterministic=true", "--set", "train.epochs=4", "--set", "train.batch_size=2"]
-
-
-def delta(run: Path, pointer: str) -> dict[str, bytes]:
-    """The files of a delta but for its manifest, which has the time in it."""
-    folder = run / json.loads((run / "delta" / pointer).read_text())["prefix"]
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
-
-
-def numbers(run: Path) -> list[Any]:
-    """All that the metrics say of training, but for speed and attempts."""
-    of_steps = [(line["step"], line["loss"], line["grad_norm"], line["tokens"]) for line in metrics(run)]
-    return of_steps + [(line["step"], line["loss"], line["best"]) for line in metrics(run, "eval")]
 
 
 @pytest.fixture(scope="module")

@@ -19,18 +19,12 @@ from cpmbee_job.store.s3 import S3Store
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.manifests import manifests, read_state
 from tests.integration.conftest import QUICK
+from tests.integration.disk import small_disk
 from tests.integration.faults import METHODS, FaultProxy
 from tests.integration.jobs import cli, losses, make_job, metrics, start
 
 OUTAGE = 60.0
 """Seconds."""
-
-
-def local_losses(run: Path | str, storage: StorageSpec) -> list[float]:
-    lines = [json.loads(line) for line in open_store(str(run), storage).get(contract.METRICS).splitlines()]
-    steps = [line for line in lines if line["event"] == "step"]
-    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
-    return [line["loss"] for line in steps]
 
 
 def test_training_goes_on_through_bursts_of_errors_and_an_outage_of_a_minute(
@@ -60,7 +54,7 @@ def test_training_goes_on_through_bursts_of_errors_and_an_outage_of_a_minute(
     assert "the store fails, trying again" in err
     record = json.loads(store.get(contract.RESULT))
     assert (record["state"], record["attempts"]) == ("succeeded", 1)
-    assert local_losses(store.url, s3_storage) == pytest.approx(losses(tmp_path / "runs/weather/calm"), rel=1e-4)
+    assert losses(store.url, s3_storage) == pytest.approx(losses(tmp_path / "runs/weather/calm"), rel=1e-4)
     for manifest in manifests(store):
         read_state(store, manifest)
 
@@ -127,35 +121,28 @@ def test_credentials_that_expire_are_asked_for_again(s3, bucket: str, s3_storage
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def one_megabyte(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MB, for who may make one."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path / "small", "1m") as is_there:
+        if not is_there:
+            pytest.skip("no file system can be mounted here")
+        yield tmp_path / "small"
 
 
 def test_a_full_disk_ends_the_command_in_words_and_the_run_goes_on_when_there_is_room(
-    small_disk: Path, tmp_path: Path
+    one_megabyte: Path, tmp_path: Path
 ) -> None:
     job = make_job(tmp_path)
-    filler = small_disk / "filler"
+    filler = one_megabyte / "filler"
     filler.write_bytes(bytes(600_000))
-    options = ["--run-id", "full", "--set", f"output={small_disk}/runs", "--set", "train.checkpoint_interval=1"]
+    options = ["--run-id", "full", "--set", f"output={one_megabyte}/runs", "--set", "train.checkpoint_interval=1"]
     options += ["--set", "train.keep_checkpoints=100"]
     done = cli("local", job, *options)
     assert done.code == DiskError.exit_code, done.err
     assert "No space left on device" in done.err
-    assert f"free space on the disk of {small_disk}" in done.err
+    assert f"free space on the disk of {one_megabyte}" in done.err
     assert "Traceback" not in done.err
-    run = small_disk / "runs" / "weather" / "full"
+    run = one_megabyte / "runs" / "weather" / "full"
     store = open_store(str(run))
     for manifest in manifests(store):
         read_state(store, manifest)  # no half of one counts

@@ -16,8 +16,7 @@ from cpmbee_job import contract
 from cpmbee_job.run import Run
 from cpmbee_job.train.manifests import manifests
 from cpmbee_job.train.rows import StepRows, count_rows, read_rows
-from tests.integration.jobs import losses, make_job, metrics
-from tests.integration.test_deterministic import delta, numbers
+from tests.integration.jobs import delta, losses, make_job, metrics, numbers
 from tests.integration.worlds import (
     Fault,
     RankServer,
@@ -149,6 +148,20 @@ def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undi
     assert {key for key in after if after[key] != before.get(key)} <= {contract.log_key(contract.pod_name(), 1)}
     assert before.keys() <= after.keys()
     assert numbers(Path(run.url)) == numbers(undisturbed)
+
+
+def test_a_checkpoint_that_comes_after_the_next_attempt_has_begun_is_not_gone_on_from(job, server, undisturbed):
+    """The last write of a world that was thought to be dead: the metrics, and what is lost, are the later one's."""
+    run = new_run(job, "late", *OPTIONS, "train.checkpoint_interval=4")
+    late = contract.manifest_key(8, 1)
+    assert server.start(run, 1, Fault(0, "step", 8, "before", signal.SIGTERM)).wait() == [0]
+    manifest = run.store.get(late)
+    run.store.delete(late)
+    assert server.start(run, 1, Fault(0, "step", 6, "before", 0)).wait() == [1]
+    run.store.put(late, manifest)
+    end(server, run)
+    assert numbers(Path(run.url)) == numbers(undisturbed)
+    assert_each_row_once_an_epoch(run)
 
 
 def test_two_worlds_at_once_are_told_apart(job, server, undisturbed):

@@ -1,14 +1,14 @@
 """The checkpoints of a run as a user sees them: which there are, and whether they are as they were written."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run import Run
 from cpmbee_job.store.base import Store
-from cpmbee_job.train.manifests import check_delta, delta_folders, manifests, read_manifest, read_state
+from cpmbee_job.train.manifests import check_delta, delta_folders, manifests, read_manifest, read_state, usable
 from cpmbee_job.train.rows import RowCount, count_rows, read_rows
 
 
@@ -20,7 +20,13 @@ class CheckpointEntry:
     """Bytes of the state, None where its manifest can't be read."""
     modified: float | None
     """When the manifest was written, in seconds since 1970."""
+    is_overtaken: bool
+    """Whether a later attempt has passed over it, so that no other goes on from it."""
     problem: str | None
+
+    @property
+    def can_be_gone_on_from(self) -> bool:
+        return self.problem is None and not self.is_overtaken
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -31,6 +37,7 @@ def list_checkpoints(store: Store) -> list[CheckpointEntry]:
     """All that have a manifest, newest first; looked for, not read."""
     sizes = {entry.key: entry.size for entry in store.list("checkpoints/")}
     entries = []
+    going_on = set(usable(store))
     for found in manifests(store):
         size, problem = None, None
         try:
@@ -40,7 +47,7 @@ def list_checkpoints(store: Store) -> list[CheckpointEntry]:
                 problem = "its state is missing" if there is None else f"its state has {there} bytes, not {size}"
         except (DamagedError, NotFoundError) as error:
             problem = str(error)
-        entries.append(CheckpointEntry(found.step, found.attempt, size, found.modified, problem))
+        entries.append(CheckpointEntry(found.step, found.attempt, size, found.modified, found not in going_on, problem))
     return entries
 
 
@@ -70,15 +77,13 @@ def verify_run(run: Run) -> Verification:
     """Read everything. Raises `StoreError` where the store fails."""
     store = run.store
     checkpoints = [
-        CheckpointEntry(
-            entry.step, entry.attempt, entry.size, entry.modified, _problem(partial(read_state, store, manifest))
-        )
+        replace(entry, problem=_problem(partial(read_state, store, manifest)))
         for entry, manifest in zip(list_checkpoints(store), manifests(store), strict=True)
     ]
     folders = delta_folders(entry.key for entry in store.list("delta/"))
     deltas = {folder.prefix: _problem(partial(check_delta, store, folder)) for folder in folders}
     rows, rows_problem = None, "no checkpoint has a record of them"
-    newest = next((entry for entry in checkpoints if entry.problem is None), None)
+    newest = next((entry for entry in checkpoints if entry.can_be_gone_on_from), None)
     if newest is not None:
         try:
             data, train = run.data()["train"], run.spec.train

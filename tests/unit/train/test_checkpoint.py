@@ -8,12 +8,14 @@ import torch
 
 from cpmbee_job import contract
 from cpmbee_job.errors import RefusedError, StoreError
+from cpmbee_job.launch.runs.checkpoints import list_checkpoints
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.checkpoint import (
     move_pointer,
     newest_checkpoint,
+    record_begin,
     write_checkpoint,
 )
 from cpmbee_job.train.elastic import claim_attempt
@@ -77,6 +79,19 @@ def test_the_newest_attempt_of_a_step_counts(store: Store) -> None:
     write(store, 5, attempt=10)
     store.delete(contract.state_key(5, 2))
     assert newest_step(store) == 5
+
+
+def test_what_an_attempt_has_passed_over_stays_so(store: Store) -> None:
+    """Also while a record of where an attempt has begun can't be read: it tells nothing."""
+    write(store, 5)
+    before = newest_checkpoint(store, warn=pytest.fail)
+    record_begin(store, 2, before)
+    write(store, 10)  # of attempt 1, which has only seemed to be dead
+    assert newest_step(store) == 5
+    listed = list_checkpoints(store)
+    assert [(one.step, one.is_overtaken) for one in listed] == [(10, True), (5, False)]
+    store.put(contract.begin_key(2), b"{")
+    assert newest_step(store) == 10
 
 
 def test_an_older_attempt_may_not_move_a_pointer(store: Store) -> None:

@@ -67,6 +67,15 @@ def test_a_permanent_failure_has_the_last_word(tmp_path: Path, monkeypatch: pyte
     assert Failure.read(place) == Failure("bad data", 3, permanent=True, exit_code=3)
 
 
+def test_a_failure_that_finds_no_room_is_said_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is gone; on a full disk it is the same."""
+    monkeypatch.setenv(FAILURE_ENV, str(tmp_path / "gone" / "failure.json"))
+    Failure("lost contact", 3, permanent=False, exit_code=1).write()
+    assert "'lost contact' could not be left for the entrypoint: [Errno 2]" in capsys.readouterr().err
+
+
 def test_the_watchdog_ends_a_process_that_stands_still() -> None:
     program = (
         "import time; from cpmbee_job.train.elastic import Watchdog\n"
