@@ -6,9 +6,12 @@
     checkpoints/<step>/state.<attempt>.safetensors, manifest.<attempt>.json     checkpoints/LATEST
     rows/<step>.<attempt>.jsonl                                 which rows were trained on since the checkpoint before
     delta/<step>.<attempt>/  delta/BEST  delta/LAST
+    delta/<step>.<attempt>/scores/<eval digest>.json            what `evaluate --record` has found
     tensorboard/  logs/<pod>/<attempt>.log
 <output>/prepared/<digest>/part-00000.arrow ...  index.json
 <output>/uploads/<digest of the content>/...                   files of the launcher's machine
+<where promoted deltas lie>/
+    delta/<digest>/  delta/BEST                                 as in a run's folder, so that it may be named as one is
 """
 
 import hashlib
@@ -112,6 +115,12 @@ def rows_key(step: int, attempt: int) -> str:
 
 def delta_prefix(step: int, attempt: int) -> str:
     return f"delta/{step}.{attempt}/"
+
+
+DELTA_MANIFEST = "manifest.json"
+"""In a delta's folder; written after all that it names."""
+SCORES = "scores/"
+"""In a delta's folder."""
 
 
 def log_key(pod: str, attempt: int) -> str:

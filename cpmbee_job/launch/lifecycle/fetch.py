@@ -3,13 +3,11 @@
 import fcntl
 import filecmp
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from cpmbee_job import contract
 from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, StoreError, UsageError
@@ -17,13 +15,13 @@ from cpmbee_job.launch.inputs.upload import Bar, no_bar
 from cpmbee_job.store.base import ObjectInfo, Progress, Store
 from cpmbee_job.store.checksums import file_digest
 from cpmbee_job.store.files import explained, is_open_file, temporary_name
+from cpmbee_job.train.deltas import pointed_delta, read_delta
 
 OBJECTS = {"metrics": contract.METRICS, "result": contract.RESULT, "spec": contract.SPEC, "status": contract.STATUS}
 FOLDERS = {"logs": "logs/", "tensorboard": "tensorboard/"}
 KINDS = ("delta", *OBJECTS, *FOLDERS)
 DEFAULT = ("delta", "metrics", "result", "spec", "logs")
 DELTA_FOLDER = "delta"
-_MANIFEST = "manifest.json"
 _TRIES = 3
 """Looks at a delta that training may replace and prune meanwhile."""
 
@@ -77,50 +75,25 @@ def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
     """Returns the names of its files, below `folder`."""
     pointer = contract.LAST if last else contract.BEST
     for attempt in range(1, _TRIES + 1):
-        prefix = _prefix(store, pointer)
+        prefix = pointed_delta(store, pointer)
         try:
-            manifest = _manifest(store, prefix)
-            with bar("delta", sum(size for size, _ in manifest.values())) as progress:
-                for name, (size, sha256) in manifest.items():
-                    _fetch_checked(store, prefix + name, folder / DELTA_FOLDER / name, size, sha256, progress)
-            store.download(prefix + _MANIFEST, folder / DELTA_FOLDER / _MANIFEST)
+            files = read_delta(store, prefix).files
+            with bar("delta", sum(size for size, _ in files.values())) as progress:
+                for name, (size, sha256) in files.items():
+                    fetch_checked(store, prefix + name, folder / DELTA_FOLDER / name, size, sha256, progress)
+            store.download(prefix + contract.DELTA_MANIFEST, folder / DELTA_FOLDER / contract.DELTA_MANIFEST)
         except NotFoundError:
-            if attempt == _TRIES or _prefix(store, pointer) == prefix:
+            if attempt == _TRIES or pointed_delta(store, pointer) == prefix:
                 raise
             continue  # there is a better one by now
         break
     # So `--delta` takes the whole folder too, as it takes a run's.
     (folder / contract.BEST).write_bytes(contract.to_json({"prefix": f"{DELTA_FOLDER}/"}))
-    return [contract.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*manifest, _MANIFEST))]
+    return [contract.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*files, contract.DELTA_MANIFEST))]
 
 
-def _prefix(store: Store, pointer: str) -> str:
-    try:
-        return str(json.loads(store.get(pointer))["prefix"])
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"{store.url}: no delta yet (there is no {pointer})",
-            hint="a delta is written at the end, and by every evaluation that is the best so far; "
-            "`--what metrics,logs` fetches what there is",
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{store.url}/{pointer}: names no delta") from error
-
-
-def _manifest(store: Store, prefix: str) -> dict[str, tuple[int, str]]:
-    """The delta's files, each with size and SHA-256."""
-    place = f"{store.url}/{prefix}{_MANIFEST}"
-    try:
-        files: dict[str, Any] = json.loads(store.get(prefix + _MANIFEST))["files"]
-        found = {name: (int(file["size"]), str(file["sha256"])) for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{place}: does not name the delta's files and their hashes") from error
-    if strange := [name for name in found if Path(name).name != name or name in ("", "..", _MANIFEST)]:
-        raise DamagedError(f"{place}: {strange[0]!r} can't be one of its files")
-    return found
-
-
-def _fetch_checked(store: Store, key: str, path: Path, size: int, sha256: str, progress: Progress) -> None:
+def fetch_checked(store: Store, key: str, path: Path, size: int, sha256: str, progress: Progress) -> None:
+    """The object, in a file, where it is what its manifest says. Raises `DamagedError`."""
     if _holds(path, size, sha256):  # it came before the cut
         progress(size)
         return
