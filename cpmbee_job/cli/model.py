@@ -138,7 +138,7 @@ def evaluate(
     kept = _recordable(delta, settings) if record else None
     files = fetch_model(model, settings)
     tokenizer = _tokenizer(files)
-    examples = _examples(source, settings, format_name)
+    examples = [(location, _as_trained(example)) for location, example in _examples(source, settings, format_name)]
     loaded = _load(model, files, delta if kept is None else kept.url, settings)
     if kept is not None and kept.manifest.get("base_digest") != loaded.base_digest:
         raise RefusedError(f"--record: {kept.url} was trained on other weights than those of {model}")
@@ -160,6 +160,14 @@ def evaluate(
         for key, value in report.items():
             shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
             console.stdout.print(f"{key.replace('_', ' '):15}{shown}", markup=False)
+
+
+def _as_trained(example: "Example") -> "Example":
+    """With its nested answer in the order in which training sees it, so that both find the same loss."""
+    from cpmbee_job.data.encode import answer_order, shuffle_answer
+
+    order = answer_order(example)
+    return example if order is None else shuffle_answer(example, order)
 
 
 def _recordable(url: str | None, settings: StorageSpec) -> "StoredDelta":
