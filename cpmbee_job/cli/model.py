@@ -181,8 +181,8 @@ def _recordable(url: str | None, settings: StorageSpec) -> "StoredDelta":
     try:
         return read_delta(open_store(folder, settings), "")
     except NotFoundError as error:
-        raise UsageError(
-            f"--record: {url} has no manifest, so it can't be told which delta it is", hint="name a folder that has one"
+        raise NotFoundError(
+            f"{url}: no delta with a manifest there, to keep scores with", hint="name a run's folder, or a delta's"
         ) from error
 
 

@@ -53,6 +53,8 @@ class Signals:
 
     def arrived(self, number: int, _frame: FrameType | None) -> None:
         """The handler."""
+        if self.come:  # the first has been heard
+            return
         self.come = signal.Signals(number).name
         if not self._held:
             raise Signalled
@@ -90,14 +92,14 @@ def cancelling(enabled: bool, see: "Callable[[RunStatus], None]") -> Iterator[Si
     if not enabled:
         yield signals
         return
-    before = {number: signal.signal(number, signals.arrived) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        for number in SIGNALS:
+            signal.signal(number, signals.arrived)
         yield signals
     except BaseException:  # that of the signal, or of a submit that it had to wait for
         if not signals.come:
             raise
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # the next comes soon, and must not hit what is done now
         raise signals.cancel(see) from None
     finally:
         for number, handler in before.items():
