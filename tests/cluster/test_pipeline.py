@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from cpmbee_job.train.deltas import StoredDelta, read_delta
 from tests.cluster import s3
 from tests.cluster.conftest import Laptop
 from tests.cluster.kubectl import apply, get, kubectl
+from tests.integration.jobs import install
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -55,15 +55,12 @@ def test_a_pipeline_trains_once_promotes_and_refuses_what_is_worse(laptop: Lapto
     assert laptop.job.is_file()
     examples = folder / "examples"
     assert laptop.run("reformat", "--input", folder / "raw", "--output", examples, "--format", "ccpm").code == 0
-    (folder / "bin").mkdir()
-    command = folder / "bin" / "cpmbee-job"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cpmbee_job.cli "$@"\n')
-    command.chmod(0o755)
+    programs = install(folder / "bin")
     production = f"{laptop.spec['output']}-production"
 
     def pipeline(key: str) -> "subprocess.CompletedProcess[str]":
         environment = {
-            "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
+            "PATH": f"{programs}:/usr/bin:/bin",
             "HOME": str(folder),
             "KUBECONFIG": str(kubeconfig),
             **s3.CREDENTIALS,

@@ -68,6 +68,16 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "cpmbee_job.cli", *(str(a) for a in arguments)]
 
 
+def install(folder: Path) -> Path:
+    """A folder for a PATH, with the command line in it and nothing else."""
+    folder.mkdir()
+    program = folder / "cpmbee-job"
+    root = Path(__file__).parents[2]
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m cpmbee_job.cli "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
 def metrics(run: Path, event: str = "step") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line["event"] == event]

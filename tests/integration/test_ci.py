@@ -21,7 +21,7 @@ from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.deltas import StoredDelta, read_delta
 from tests.fake_cluster import FakeCluster
 from tests.integration.conftest import CREDENTIALS
-from tests.integration.jobs import make_job
+from tests.integration.jobs import install, make_job
 from tests.integration.kubelet import kubelet
 from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import jobs
@@ -88,10 +88,7 @@ def pipeline(cluster: FakeCluster, tmp_path: Path, bucket: str, s3_storage: Stor
     spec["storage"] = {"endpoint_url": s3_storage.endpoint_url, "secret": "s3"}
     spec["train"] |= {"epochs": 1, "eval_interval": 2}
     path.write_text(yaml.safe_dump(spec))
-    (tmp_path / "bin").mkdir()
-    command = tmp_path / "bin" / "cpmbee-job"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cpmbee_job.cli "$@"\n')
-    command.chmod(0o755)
+    install(tmp_path / "bin")
     with kubernetes_api(cluster, tmp_path) as kubeconfig:
         yield Pipeline(tmp_path, cluster, kubeconfig, bucket, s3_storage)
 
