@@ -45,9 +45,12 @@ class Report:
         self._began = time.monotonic()
 
     def see(self, status: "RunStatus") -> None:
-        self.status = status
+        """A look at the run; one that has begun before the run was cancelled may end after it, and is no news then."""
+        if self.status is None or self.status.phase != "cancelled":
+            self.status = status
 
     def markdown(self) -> str:
+        """For a page that others write to as well: a heading, a table, and what went wrong as it was said."""
         status, lines = self.status, []
         name = self.title if status is None else status.reference
         end = "error" if status is None else status.phase if status.ended or self.error is None else "not ended"
@@ -64,11 +67,12 @@ class Report:
             lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]
         if self.error is not None:
             words = _words(self.error)
-            fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", words)), 3)
+            fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", words))])
             lines += [f"{fence}text", words, fence, ""]
         return "\n".join(lines) + "\n"
 
     def junit(self) -> bytes:
+        """One test case. What is wrong with the job is a failure, what keeps us from knowing is an error."""
         error, taken = self.error, f"{time.monotonic() - self._began:.3f}"
         about_job = error is not None and getattr(error, "exit_code", 1) in (3, 100, 101, 103)
         counts = {
@@ -81,7 +85,7 @@ class Report:
         name = self.title if self.status is None else self.status.reference
         case = ET.SubElement(suite, "testcase", {"classname": "cpmbee-job", "name": name, "time": taken})
         if error is not None:
-            words = _NOT_XML.sub("�", _words(error))
+            words = _words(error)
             details = {"type": type(error).__name__, "message": words.partition("\n")[0]}
             ET.SubElement(case, "failure" if about_job else "error", details).text = words
         return bytes(ET.tostring(suites, encoding="utf-8", xml_declaration=True)) + b"\n"
@@ -92,7 +96,8 @@ def reported(title: str, summary: Path | None = None, junit: Path | None = None,
     """However the block ends: prints what was seen last of the run (`as_json`), and writes both files, as far as they
     are asked for. Raises `UsageError` before it begins where one can't be written."""
     report = Report(title)
-    with appended(summary) as write, _writable(junit):
+    _require_writable(junit)
+    with appended(summary) as write:
         try:
             yield report
         except BaseException as error:
@@ -112,21 +117,21 @@ def appended(path: Path | None) -> Iterator[Callable[[str], object]]:
     if path is None:
         yield lambda _text: None
         return
-    with _writable(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+    _require_writable(path)
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         yield file.write
 
 
-@contextmanager
-def _writable(path: Path | None) -> Iterator[None]:
-    if path is not None:
-        try:
+def _require_writable(path: Path | None) -> None:
+    try:
+        if path is not None:
             path.open("ab").close()
-        except OSError as error:
-            raise UsageError(f"{path}: can't be written: {error.strerror}") from error
-    yield
+    except OSError as error:
+        raise UsageError(f"{path}: can't be written: {error.strerror}") from error
 
 
 def _words(error: BaseException) -> str:
-    if isinstance(error, CpmbeeError):
-        return str(error)
-    return "interrupted; the run goes on" if isinstance(error, typer.Exit | KeyboardInterrupt) else repr(error)
+    """Without what XML can't have and a page must not."""
+    if isinstance(error, typer.Exit | KeyboardInterrupt):
+        return "interrupted; the run goes on"
+    return _NOT_XML.sub("�", str(error) if isinstance(error, CpmbeeError) else repr(error))

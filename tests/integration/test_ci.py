@@ -26,6 +26,8 @@ from tests.integration.kubelet import kubelet
 from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import jobs
 
+pytestmark = pytest.mark.timeout(900)  # several trainings each
+
 RECIPES = Path(__file__).parents[2] / "docs" / "ci"
 PAGE = RECIPES.with_name("ci.md")
 KEY = "17"
