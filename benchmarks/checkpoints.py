@@ -99,7 +99,7 @@ def _train(engine: TorchEngine, micro_batches: list[Collated], num_steps: int) -
         run = Run(begun.url, SlowStore(begun.url), begun.spec, begun.storage)
         files = ModelFiles(config=Path(name), vocab=Path(name), weights=())
         world = World(0, 0, 1, torch.device("cpu"))
-        publisher = Publisher(run, world, 1, engine, Silent(), files, "", NO_EXPORTS, None, lambda: None)
+        publisher = Publisher(run, world, 1, engine, Silent(), files, "", NO_EXPORTS, None, lambda: None, lambda: None)
         steps, blocked = [], []
         _timed_step(engine, 0, micro_batches)  # the first is slower
         for step in range(1, num_steps + 1):

@@ -7,9 +7,12 @@
     checkpoints/<step>/state.<attempt>.safetensors, manifest.<attempt>.json     checkpoints/LATEST
     rows/<step>.<attempt>.jsonl                                 which rows were trained on since the checkpoint before
     delta/<step>.<attempt>/  delta/BEST  delta/LAST
+    delta/<step>.<attempt>/scores/<eval digest>.json            what `evaluate --record` has found
     tensorboard/  logs/<pod>/<attempt>.log
 <output>/prepared/<digest>/part-00000.arrow ...  index.json
 <output>/uploads/<digest of the content>/...                   files of the launcher's machine
+<where promoted deltas lie>/
+    delta/<digest>/  delta/BEST                                 as in a run's folder, so that it may be named as one is
 """
 
 import hashlib
@@ -135,6 +138,12 @@ def delta_prefix(step: int, attempt: int) -> str:
     return f"delta/{step}.{attempt}/"
 
 
+DELTA_MANIFEST = "manifest.json"
+"""In a delta's folder; written after all that it names."""
+SCORES = "scores/"
+"""In a delta's folder."""
+
+
 def log_key(pod: str, attempt: int) -> str:
     return f"logs/{pod}/{attempt:05d}.log"
 
@@ -198,9 +207,9 @@ class CheckpointPointer(Record):
 
 
 class DeltaPointer(Record):
-    """`BEST` and `LAST`; in a folder that was fetched too."""
+    """`BEST` and `LAST`; where a delta was fetched, or promoted to, too."""
 
-    prefix: Annotated[str, Field(pattern=r"^delta/([0-9]+\.[0-9]+/)?$")]
+    prefix: Annotated[str, Field(pattern=r"^delta/([0-9a-f]+(\.[0-9]+)?/)?$")]
 
 
 class DeltaFile(Record):

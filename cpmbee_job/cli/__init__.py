@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from cpmbee_job import __version__
-from cpmbee_job.cli import checkpoints, console, data, doctor, extras, fetch, follow, job, model, render, status, submit
+from cpmbee_job.cli import (
+    checkpoints,
+    console,
+    data,
+    doctor,
+    extras,
+    fetch,
+    follow,
+    job,
+    model,
+    promote,
+    render,
+    status,
+    submit,
+)
 from cpmbee_job.errors import CpmbeeError, DiskError
 
 app = typer.Typer(
@@ -27,6 +41,7 @@ submit.register(app)
 status.register(app)
 follow.register(app)
 fetch.register(app)
+promote.register(app)
 checkpoints.register(app)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich import filesize
@@ -11,11 +11,8 @@ from cpmbee_job.cli import console
 from cpmbee_job.cli.follow import seconds
 from cpmbee_job.cli.job import AsJson
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
-from cpmbee_job.cli.target import Context, Namespace, Output, Reference, find
-from cpmbee_job.errors import DamagedError, NotFoundError, StoreError, UsageError
-
-if TYPE_CHECKING:
-    from cpmbee_job.run import Run
+from cpmbee_job.cli.target import Context, Namespace, Output, Reference, open_run
+from cpmbee_job.errors import DamagedError, UsageError
 
 SHORTEST_AGE = 3600.0
 """Seconds; what writes to a store gives up, or has written again, long before."""
@@ -44,7 +41,7 @@ def list_(
     """
     from cpmbee_job.launch.runs.checkpoints import list_checkpoints
 
-    found = _open(run, context, namespace, output, endpoint_url, path_style)
+    found = open_run(run, context, namespace, output, storage(endpoint_url, path_style))
     listed = list_checkpoints(found.store)
     if as_json:
         console.print_json({"url": found.url, "checkpoints": [one.record() for one in listed]})
@@ -75,7 +72,7 @@ def verify(
     """
     from cpmbee_job.launch.runs.checkpoints import verify_run
 
-    found = _open(run, context, namespace, output, endpoint_url, path_style)
+    found = open_run(run, context, namespace, output, storage(endpoint_url, path_style))
     report = verify_run(found)
     if as_json:
         console.print_json(report.record())
@@ -133,19 +130,3 @@ def gc(
             typer.echo(f"{one.kind:<12}{filesize.decimal(one.num_bytes):>10}  {one.url}  ({one.why})")
     words = "deleted" if delete else "could go (--delete)" if garbage else "found"
     console.say(f"{filesize.decimal(num_bytes)} in {len(garbage)} places {words}")
-
-
-def _open(
-    run: str,
-    context: str | None,
-    namespace: str | None,
-    output: str | None,
-    endpoint_url: str | None,
-    path_style: bool | None,
-) -> "Run":
-    found, _ = find(run, context, namespace, output, storage(endpoint_url, path_style))
-    if found.store_problem is not None:
-        raise StoreError(found.store_problem)
-    if found.run is None:
-        raise NotFoundError(f"{found.url}: no run there (yet)")
-    return found.run

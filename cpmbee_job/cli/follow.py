@@ -7,7 +7,6 @@ import json
 import re
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -21,7 +20,9 @@ from rich.text import Text
 from cpmbee_job import contract
 from cpmbee_job.cli import console
 from cpmbee_job.cli.job import AsJson
-from cpmbee_job.cli.status import summary
+from cpmbee_job.cli.report import JUnitFile, SummaryFile, reported
+from cpmbee_job.cli.signals import CancelOnSignal, cancelling, require_cancellable
+from cpmbee_job.cli.status import summary as state_line
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
 from cpmbee_job.cli.target import Context, Namespace, Output, Reference, find
 from cpmbee_job.errors import NotFoundError, UsageError
@@ -66,6 +67,9 @@ def register(app: typer.Typer) -> None:
 def wait(
     run: Reference,
     timeout: Timeout = None,
+    cancel_on_signal: CancelOnSignal = False,
+    summary: SummaryFile = None,
+    junit: JUnitFile = None,
     as_json: AsJson = False,
     context: Context = None,
     namespace: Namespace = None,
@@ -81,8 +85,11 @@ def wait(
 
     Example: cpmbee-job wait ccpm/0a1b2c3d4e5f --timeout 2h
     """
-    found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
-    stay(found, cluster, timeout, as_json=as_json)
+    with reported(run, summary, junit, as_json=as_json) as report, cancelling(cancel_on_signal, report.see) as signals:
+        found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
+        require_cancellable(cancel_on_signal, found, cluster)
+        signals.watch(found, cluster)
+        stay(found, cluster, timeout, on_status=report.see)
 
 
 def logs(
@@ -145,10 +152,10 @@ def stay(
     timeout: float | None = None,
     *,
     follow: bool = False,
-    as_json: bool = False,
+    on_status: "Callable[[RunStatus], None]",
 ) -> None:
-    """Show on stderr what becomes of the run until it has ended; with `follow` also what its pods say. `as_json` prints
-    what was seen last, however this ends.
+    """Show on stderr what becomes of the run until it has ended; with `follow` also what its pods say. `on_status` gets
+    every look at it.
 
     Any end but success is raised as the error with the run's exit code, `UnfinishedError` after `timeout` seconds;
     Ctrl-C ends the command with 130, never the run.
@@ -158,25 +165,20 @@ def stay(
     from cpmbee_job.launch.follow.wait import as_error
 
     news = _News()
-    seen: deque[RunStatus] = deque(maxlen=1)
-    try:
-        with _interruptible(found, cluster):
-            if follow:
-                waiting = begin(lambda: _wait(found, cluster, timeout, news, seen.append))
-                try:
-                    _follow(found, cluster, waiting, Choice(), _printer(console.stderr, timestamps=False))
-                except NotFoundError as nothing:  # it may have ended before any pod could speak
-                    console.say(nothing.message)
-                status = waiting.result()
-            else:
-                with news.live():
-                    status = _wait(found, cluster, timeout, news, seen.append)
-        if (error := as_error(status)) is not None:
-            raise error
-        _tell_end(status)
-    finally:
-        if as_json and seen:
-            console.print_json(seen[-1].model_dump(mode="json"))
+    with _interruptible(found, cluster):
+        if follow:
+            waiting = begin(lambda: _wait(found, cluster, timeout, news, on_status))
+            try:
+                _follow(found, cluster, waiting, Choice(), _printer(console.stderr, timestamps=False))
+            except NotFoundError as nothing:  # it may have ended before any pod could speak
+                console.say(nothing.message)
+            status = waiting.result()
+        else:
+            with news.live():
+                status = _wait(found, cluster, timeout, news, on_status)
+    if (error := as_error(status)) is not None:
+        raise error
+    _tell_end(status)
 
 
 class _News:
@@ -201,7 +203,7 @@ class _News:
         if self._troubles and not status.notes:
             self._troubles.clear()
             console.say("all can be asked again")
-        line = summary(status.model_copy(update={"problems": (), "reason": None}))
+        line = state_line(status.model_copy(update={"problems": (), "reason": None}))
         due = self._status is None and time.monotonic() - self._progress_at > LINE_SECONDS
         if status.phase != self._phase or (due and status.step is not None):
             self._phase, self._progress_at = status.phase, time.monotonic()
@@ -244,7 +246,7 @@ def _wait(
 
 
 def _tell_end(status: "RunStatus") -> None:
-    console.say(f"{status.reference}: {summary(status)}")
+    console.say(f"{status.reference}: {state_line(status)}")
 
 
 def _follow(

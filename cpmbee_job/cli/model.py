@@ -6,15 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cpmbee_job.cli import console
 from cpmbee_job.cli.outputs import keep_apart, lines_to, new_folder
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
-from cpmbee_job.errors import DataError, ModelError, SpecError, UsageError
+from cpmbee_job.errors import DataError, ModelError, NotFoundError, RefusedError, SpecError, UsageError
+from cpmbee_job.run import now
 from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.urls import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from cpmbee_job.model.lora import Delta as LoraDelta
     from cpmbee_job.model.stored import Progress
     from cpmbee_job.model.weights import ModelFiles
+    from cpmbee_job.train.deltas import StoredDelta
 
 model_app = typer.Typer(help="Make models out of models.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -111,6 +114,9 @@ def evaluate(
     per_example: Annotated[
         str | None, typer.Option("--per-example", help="File for one JSON line an example: tokens, log-probability.")
     ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the scores beside the delta, where `promote` finds them.")
+    ] = False,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens that are scored together.")] = 8192,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")] = False,
     endpoint_url: EndpointUrl = None,
@@ -119,7 +125,8 @@ def evaluate(
     """Score true answers: loss, perplexity, choices made right.
 
     The loss is the mean over target tokens, in nats. An example with `options` counts as a choice: all of them are
-    scored, and the accuracy is how often the right one scores best.
+    scored, and the accuracy is how often the right one scores best. The eval digest names the examples, whatever their
+    order or file: losses can be compared where it is the same.
 
     Example: cpmbee-job evaluate --model models/cpm-bee-10b --delta runs/ccpm/r1 --data examples/eval.jsonl
     """
@@ -128,10 +135,14 @@ def evaluate(
 
     settings = storage(endpoint_url, path_style)
     keep_apart(per_example, source, settings)
+    kept = _recordable(delta, settings) if record else None
     files = fetch_model(model, settings)
     tokenizer = _tokenizer(files)
-    examples = _examples(source, settings, format_name)
-    evaluator = Evaluator(_load(model, files, delta, settings), tokenizer, batch_tokens)
+    examples = [(location, _as_trained(example)) for location, example in _examples(source, settings, format_name)]
+    loaded = _load(model, files, delta if kept is None else kept.url, settings)
+    if kept is not None and kept.manifest.get("base_digest") != loaded.base_digest:
+        raise RefusedError(f"--record: {kept.url} was trained on other weights than those of {model}")
+    evaluator = Evaluator(loaded, tokenizer, batch_tokens)
     summary = Summary()
     lines = nullcontext(None) if per_example is None else lines_to(per_example, settings)
     with lines as write, console.item_progress("evaluate", len(examples), "examples") as progress:
@@ -140,13 +151,50 @@ def evaluate(
             if write is not None:
                 write(score.to_dict())
             progress.advance(progress.task_ids[0])
-    report = summary.to_dict()
+    report = summary.to_dict() | {"eval_digest": evaluator.digest.hexdigest()}
+    if kept is not None:
+        _record(kept, {**report, "data": source, "model": model, "evaluated_at": now()})
     if as_json:
         console.print_json(report)
     else:
         for key, value in report.items():
-            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
             console.stdout.print(f"{key.replace('_', ' '):15}{shown}", markup=False)
+
+
+def _as_trained(example: "Example") -> "Example":
+    """With its nested answer in the order in which training sees it, so that both find the same loss."""
+    from cpmbee_job.data.encode import answer_order, shuffle_answer
+
+    order = answer_order(example)
+    return example if order is None else shuffle_answer(example, order)
+
+
+def _recordable(url: str | None, settings: StorageSpec) -> "StoredDelta":
+    """The delta to keep a score with, whatever a run's or another folder stands for later."""
+    from cpmbee_job.eval.files import delta_folder
+    from cpmbee_job.train.deltas import read_delta
+
+    if url is None:
+        raise UsageError("--record keeps scores with a delta", hint="name it by --delta")
+    folder = delta_folder(url, settings)
+    try:
+        return read_delta(open_store(folder, settings), "")
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{url}: no delta with a manifest there, to keep scores with", hint="name a run's folder, or a delta's"
+        ) from error
+
+
+def _record(delta: "StoredDelta", report: dict[str, Any]) -> None:
+    from cpmbee_job.train.deltas import record_score
+
+    digest = report["eval_digest"]
+    there = record_score(delta, digest, report)
+    if there != report["loss"]:
+        console.warn(f"{delta.url} has a score on these examples already, which stays: loss {there:.6f}")
+    else:
+        console.say(f"kept with {delta.url}: eval digest {digest}")
 
 
 @model_app.command()

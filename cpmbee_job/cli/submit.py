@@ -9,6 +9,8 @@ import typer
 from cpmbee_job.cli import console
 from cpmbee_job.cli.follow import Timeout, seconds, stay
 from cpmbee_job.cli.job import AsJson, JobFile, Overrides
+from cpmbee_job.cli.report import JUnitFile, SummaryFile, reported
+from cpmbee_job.cli.signals import CancelOnSignal, cancelling
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
 from cpmbee_job.cli.target import Context, JobNamespace, Namespace, Output, Reference, connect
 from cpmbee_job.errors import UsageError
@@ -37,6 +39,9 @@ def submit_job(
     wait: Wait = False,
     follow: Follow = False,
     timeout: Timeout = None,
+    cancel_on_signal: CancelOnSignal = False,
+    summary: SummaryFile = None,
+    junit: JUnitFile = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be sent; upload, write and create nothing.")
     ] = False,
@@ -46,30 +51,45 @@ def submit_job(
 ) -> None:
     """Run a job on a cluster. The same job again finds the same run.
 
+    In a pipeline: --wait with --key for a run of its own, --cancel-on-signal, --summary and --junit (docs/ci.md).
+
     Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
     """
     from cpmbee_job.launch.lifecycle.submit import require_submittable, submit
     from cpmbee_job.launch.manifest.render import remarks, to_yaml
 
-    _check_options(wait or follow, timeout, dry_run=dry_run)
-    spec = load_spec(job, overrides or ())
-    require_submittable(spec)
-    for remark in remarks(spec):
-        console.warn(remark)
-    cluster = connect(context, namespace or spec.cluster.namespace)
-    done = submit(spec, cluster, key=key, new=new, dry_run=dry_run, bar=console.byte_bar, warn=console.warn)
-    _tell(done, dry_run=dry_run)
-    if not (wait or follow):
-        if as_json:
-            console.print_json(_document(done, dry_run=dry_run))
-        elif not dry_run:
+    stays = wait or follow
+    _check_options(stays, timeout, dry_run=dry_run, for_those_who_wait=cancel_on_signal or summary or junit)
+    with (
+        reported(str(job), summary, junit, as_json=as_json) as report,
+        cancelling(cancel_on_signal, report.see) as signals,
+    ):
+        spec = load_spec(job, overrides or ())
+        report.title = spec.name
+        require_submittable(spec)
+        for remark in remarks(spec):
+            console.warn(remark)
+        cluster = connect(context, namespace or spec.cluster.namespace)
+        done = submit(
+            spec,
+            cluster,
+            key=key,
+            new=new,
+            dry_run=dry_run,
+            bar=console.byte_bar,
+            warn=console.warn,
+            on_run=lambda found: signals.hold(found, cluster),
+        )
+        signals.watch(done.found, cluster)
+        _tell(done, dry_run=dry_run)
+        if not as_json and not dry_run:
             typer.echo(done.found.reference)
-        elif done.manifest is not None:
+        elif not as_json and done.manifest is not None:
             typer.echo(to_yaml(done.manifest), nl=False)
-        return
-    if not as_json:
-        typer.echo(done.found.reference)
-    stay(done.found, cluster, timeout, follow=follow, as_json=as_json)
+        if stays:
+            stay(done.found, cluster, timeout, follow=follow, on_status=report.see)
+        elif as_json:
+            console.print_json(_document(done, dry_run=dry_run))
 
 
 def resume_run(
@@ -101,7 +121,8 @@ def resume_run(
     if not as_json:
         typer.echo(name)
     if wait or follow:
-        stay(found, cluster, timeout, follow=follow, as_json=as_json)
+        with reported(name, as_json=as_json) as report:
+            stay(found, cluster, timeout, follow=follow, on_status=report.see)
         return
     _say_what_next(found, cluster.namespace)
     if as_json:
@@ -155,7 +176,13 @@ def _find(
     return found, home or cluster
 
 
-def _check_options(stays: bool, timeout: float | None, *, dry_run: bool = False) -> None:
+def _check_options(
+    stays: bool, timeout: float | None, *, dry_run: bool = False, for_those_who_wait: object = None
+) -> None:
+    if for_those_who_wait and not stays:
+        raise UsageError(
+            "--cancel-on-signal, --summary and --junit are about a run's end", hint="with --wait or --follow"
+        )
     if timeout is not None and not stays:
         raise UsageError("--timeout: there is nothing to wait for", hint="with --wait or --follow")
     if dry_run and stays:

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cpmbee_job.errors import PreflightError
+from cpmbee_job.errors import NotFoundError, PreflightError, StoreError
 from cpmbee_job.spec import StorageSpec
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.kube.cluster import Cluster
     from cpmbee_job.launch.runs.find import FoundRun
+    from cpmbee_job.run import Run
 
 Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig. Default: the current one.")]
 Namespace = Annotated[
@@ -60,3 +61,13 @@ def find(
 
     cluster = connect_unless(output is not None or as_url(run) is not None, context, namespace)
     return find_at_home(run, cluster, lambda home: connect(context, home), output=output, storage=settings)
+
+
+def open_run(run: str, context: str | None, namespace: str | None, output: str | None, settings: StorageSpec) -> "Run":
+    """What the store has of the run that the options mean. Raises `NotFoundError` where that is nothing yet."""
+    found, _ = find(run, context, namespace, output, settings)
+    if found.store_problem is not None:
+        raise StoreError(found.store_problem)
+    if found.run is None:
+        raise NotFoundError(f"{found.url}: no run there (yet)")
+    return found.run

@@ -93,7 +93,7 @@ def encode_example(
     fails, on a `<` that begins no token of the model. For an in-context sample, which stands `after` another example,
     the tokens that the vocabulary lacks keep the numbers that they have there.
     """
-    tree = _read_tree(example, answer_order)
+    tree = _read_tree(example if answer_order is None else shuffle_answer(example, answer_order))
     extensions = _Extensions(tokenizer, strict)
     for token in after.ext_table.values() if after is not None else ():
         extensions.add(token)
@@ -156,6 +156,18 @@ def answer_order(example: Example) -> random.Random | None:
     return random.Random(hashlib.sha256(canonical.encode()).digest())
 
 
+def shuffle_answer(example: Example, order: random.Random) -> Example:
+    """The example with the keys of its nested answer in another order."""
+
+    def shuffled(node: Example) -> Example:
+        items = list(node.items())
+        order.shuffle(items)
+        return {key: shuffled(value) if isinstance(value, dict) else value for key, value in items}
+
+    answer = example[ANSWER]
+    return {**example, ANSWER: shuffled(answer)} if isinstance(answer, dict) else example
+
+
 class _Extensions:
     """The tokens of an example that the vocabulary lacks, in order of appearance."""
 
@@ -173,29 +185,20 @@ class _Extensions:
         return base_id, sub
 
 
-def _read_tree(example: Example, answer_order: random.Random | None) -> _Tree:
+def _read_tree(example: Example) -> _Tree:
     segments = [(_ROOT, -1, True, False)]
-    _read_below(example, 0, False, answer_order, segments)
+    _read_below(example, 0, False, segments)
     return _Tree(*zip(*segments, strict=True))
 
 
 # No function inside the one above: it would be in a cycle with itself, and keep every tree for the garbage collector.
-def _read_below(
-    node: Example,
-    parent: int,
-    in_answer: bool,
-    answer_order: random.Random | None,
-    segments: list[tuple[str, int, bool, bool]],
-) -> None:
-    items = list(node.items())
-    if in_answer and answer_order is not None:
-        answer_order.shuffle(items)
-    for key, value in items:
+def _read_below(node: Example, parent: int, in_answer: bool, segments: list[tuple[str, int, bool, bool]]) -> None:
+    for key, value in node.items():
         number = len(segments)
         segments.append((key, parent, True, False))
         value_in_answer = in_answer or (parent == 0 and key == ANSWER)
         if isinstance(value, dict):
-            _read_below(value, number, value_in_answer, answer_order, segments)
+            _read_below(value, number, value_in_answer, segments)
         else:
             segments.append((value, number, False, value_in_answer))
 

@@ -15,6 +15,7 @@ import torch
 
 from cpmbee_job.data.collate import collate_examples
 from cpmbee_job.data.encode import Encoded, encode_example
+from cpmbee_job.data.eval_digest import EvalDigest, encoded_arrays
 from cpmbee_job.data.examples import ANSWER, Example
 from cpmbee_job.data.tokenizer import Tokenizer
 from cpmbee_job.errors import DataError, ModelError
@@ -94,6 +95,8 @@ class Evaluator:
         self.tokenizer = tokenizer
         self.token_budget = token_budget
         self.device = model.input_embedding.weight.device
+        self.digest = EvalDigest()
+        """Of the examples that were scored so far."""
 
     def scores(self, examples: Iterable[tuple[str, Example]]) -> Iterator[Score]:
         """The scores of (location, example) pairs, in their order.
@@ -105,6 +108,7 @@ class Evaluator:
         filled = 0
         for location, example in examples:
             job = self._job(location, example)
+            self.digest.add(encoded_arrays(job.variants[job.answer]))
             if batch and filled + job.num_tokens > self.token_budget:
                 yield from self._score(batch)
                 batch, filled = [], 0

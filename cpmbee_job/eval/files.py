@@ -38,12 +38,15 @@ def fetch_delta(url: str, storage: StorageSpec | None = None, progress: Progress
     """
     if url.endswith(_FILE_SUFFIXES):
         return read_delta(_fetch_file(url, storage, progress))
+    return read_delta(fetch_folder(delta_folder(url, storage), storage, default_cache_dir(), progress))
+
+
+def delta_folder(url: str, storage: StorageSpec | None = None) -> str:
+    """URL of the delta folder that `url` means, itself or the best of the run's folder that it names."""
     store = open_store(url, storage)
-    if not _is_delta_folder(store):
-        pointer = store.info(contract.BEST)
-        if pointer is not None:
-            url = f"{store.url}/{_prefix(store)}"
-    return read_delta(fetch_folder(url, storage, default_cache_dir(), progress))
+    if _is_delta_folder(store) or store.info(contract.BEST) is None:
+        return url
+    return f"{store.url}/{_prefix(store)}"
 
 
 def _is_delta_folder(store: Store) -> bool:

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,13 @@ class Publisher:
         base_digest: str,
         exports: Exports,
         begun_at: Checkpoint | None,
+        eval_digest: Callable[[], str | None],
         keep_log: Callable[[], None],
     ) -> None:
         self._run, self._world, self._attempt = run, world, attempt
         self._engine, self._progress, self._model, self._exports = engine, progress, model, exports
         self._base_digest = base_digest
+        self._eval_digest = cache(eval_digest)  # of many examples it takes a while: once, where nothing waits for it
         self._keep_log = keep_log  # of rank 0, before the result
         after = None if begun_at is None else {"step": begun_at.step, "attempt": begun_at.attempt}
         self._rows = RowRecorder(world.to_first, after)
@@ -98,6 +100,7 @@ class Publisher:
                 scores={
                     "eval_loss": position.best_loss if position.best_step else None,
                     "best_step": position.best_step,
+                    "eval_digest": self._eval_digest(),
                 },
                 **self._record(),
             )
@@ -151,7 +154,10 @@ class Publisher:
             "base_digest": self._base_digest,
             "spec_digest": contract.digest(training_fields(run.spec)),
             "data_digest": contract.digest(run.data()),
-            "scores": {"eval_loss": position["best_loss"] if position["best_step"] == step else None},
+            "scores": {
+                "eval_loss": position["best_loss"] if position["best_step"] == step else None,
+                "eval_digest": self._eval_digest(),
+            },
             "created_at": now(),
         }
         if is_delta:

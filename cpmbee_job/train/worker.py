@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from cpmbee_job import contract, lifeline, pod
+from cpmbee_job.data.eval_digest import dataset_digest
 from cpmbee_job.data.order import Order, SetShare, shares
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, InvalidError, RefusedError
@@ -190,7 +191,17 @@ class _Attempt:
             + (f", going on after step {self.position.step}" if self.position.step else "")
         )
         publisher = Publisher(
-            run, world, self.number, engine, self.progress, files, model.base_digest, exports, found, self._keep_log
+            run,
+            world,
+            self.number,
+            engine,
+            self.progress,
+            files,
+            model.base_digest,
+            exports,
+            found,
+            lambda: None if evaluation is None else dataset_digest(evaluation),
+            self._keep_log,
         )
 
         # Train

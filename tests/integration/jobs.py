@@ -71,6 +71,16 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "cpmbee_job.cli", *(str(a) for a in arguments)]
 
 
+def install(folder: Path) -> Path:
+    """A folder for a PATH, with the command line in it and nothing else."""
+    folder.mkdir()
+    program = folder / "cpmbee-job"
+    root = Path(__file__).parents[2]
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m cpmbee_job.cli "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
 def metrics(run: Path | str, event: str = "step", storage: StorageSpec | None = None) -> list[dict[str, Any]]:
     text = open_store(str(run), storage).get(contract.METRICS).decode()
     return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]

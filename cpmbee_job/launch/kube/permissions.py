@@ -16,13 +16,19 @@ class Permission(NamedTuple):
 
 PERMISSIONS = (
     Permission(
-        ("submit", "status", "wait", "logs", "cancel", "resume", "fetch"), "kubeflow.org", "pytorchjobs", ("get",)
+        ("submit", "status", "wait", "logs", "cancel", "resume", "fetch", "promote", "compare"),
+        "kubeflow.org",
+        "pytorchjobs",
+        ("get",),
     ),
     Permission(
-        ("list", "status", "wait", "logs", "cancel", "resume", "fetch"), "kubeflow.org", "pytorchjobs", ("list",)
+        ("list", "status", "wait", "logs", "cancel", "resume", "fetch", "promote", "compare"),
+        "kubeflow.org",
+        "pytorchjobs",
+        ("list",),
     ),
     Permission(("submit", "resume", "validate --server"), "kubeflow.org", "pytorchjobs", ("create",)),
-    Permission(("cancel", "resume"), "kubeflow.org", "pytorchjobs", ("delete",)),
+    Permission(("cancel", "resume", "--cancel-on-signal"), "kubeflow.org", "pytorchjobs", ("delete",)),
     Permission(("status", "wait", "logs", "cancel", "resume"), "", "pods", ("list",)),
     Permission(("logs",), "", "pods", ("get", "watch")),
     Permission(("logs",), "", "pods/log", ("get",)),

@@ -15,13 +15,13 @@ from cpmbee_job.launch.inputs.upload import Bar, no_bar
 from cpmbee_job.store.base import ObjectInfo, Progress, Store
 from cpmbee_job.store.checksums import file_digest
 from cpmbee_job.store.files import explained, is_open_file, temporary_name
+from cpmbee_job.train.deltas import pointed_delta, read_delta
 
 OBJECTS = {"metrics": contract.METRICS, "result": contract.RESULT, "spec": contract.SPEC, "status": contract.STATUS}
 FOLDERS = {"logs": "logs/", "tensorboard": "tensorboard/"}
 KINDS = ("delta", *OBJECTS, *FOLDERS)
 DEFAULT = ("delta", "metrics", "result", "spec", "logs")
 DELTA_FOLDER = "delta"
-_MANIFEST = "manifest.json"
 _TRIES = 3
 """Looks at a delta that training may replace and prune meanwhile."""
 
@@ -75,46 +75,37 @@ def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
     """Returns the names of its files, below `folder`."""
     pointer = contract.LAST if last else contract.BEST
     for attempt in range(1, _TRIES + 1):
-        prefix = _prefix(store, pointer)
+        prefix = pointed_delta(store, pointer)
         try:
-            key = prefix + _MANIFEST
-            manifest = contract.DeltaManifest.parse(store.get(key), f"{store.url}/{key}").files
-            with bar("delta", sum(file.size for file in manifest.values())) as progress:
-                for name, file in manifest.items():
-                    _fetch_checked(store, prefix + name, folder / DELTA_FOLDER / name, file.size, file.sha256, progress)
-            store.download(prefix + _MANIFEST, folder / DELTA_FOLDER / _MANIFEST)
+            files = read_delta(store, prefix).files
+            with bar("delta", sum(file.size for file in files.values())) as progress:
+                for name, file in files.items():
+                    fetch_checked(store, prefix + name, folder / DELTA_FOLDER / name, file, progress)
+            store.download(prefix + contract.DELTA_MANIFEST, folder / DELTA_FOLDER / contract.DELTA_MANIFEST)
         except NotFoundError:
-            if attempt == _TRIES or _prefix(store, pointer) == prefix:
+            if attempt == _TRIES or pointed_delta(store, pointer) == prefix:
                 raise
             continue  # there is a better one by now
         break
     # So `--delta` takes the whole folder too, as it takes a run's.
     (folder / contract.BEST).write_bytes(contract.to_json({"prefix": f"{DELTA_FOLDER}/"}))
-    return [contract.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*manifest, _MANIFEST))]
+    return [contract.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*files, contract.DELTA_MANIFEST))]
 
 
-def _prefix(store: Store, pointer: str) -> str:
-    try:
-        return contract.DeltaPointer.parse(store.get(pointer), f"{store.url}/{pointer}").prefix
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"{store.url}: no delta yet (there is no {pointer})",
-            hint="a delta is written at the end, and by every evaluation that is the best so far; "
-            "`--what metrics,logs` fetches what there is",
-        ) from error
-
-
-def _fetch_checked(store: Store, key: str, path: Path, size: int, sha256: str, progress: Progress) -> None:
-    if _holds(path, size, sha256):  # it came before the cut
-        progress(size)
+def fetch_checked(store: Store, key: str, path: Path, file: contract.DeltaFile, progress: Progress) -> None:
+    """The object, in a file, where it is what its manifest says. Raises `DamagedError`."""
+    if _holds(path, file):  # it came before the cut
+        progress(file.size)
         return
     store.download(key, path, progress)
-    if not _holds(path, size, sha256):
+    if not _holds(path, file):
         raise DamagedError(f"{store.url}/{key}: its bytes are not those that the manifest names")
 
 
-def _holds(path: Path, size: int, sha256: str) -> bool:
-    return path.is_file() and path.stat().st_size == size and file_digest(path, hashlib.sha256()).hex() == sha256
+def _holds(path: Path, file: contract.DeltaFile) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    return file_digest(path, hashlib.sha256()).hex() == file.sha256
 
 
 def _keep_only(folder: Path, names: list[str]) -> None:

@@ -54,9 +54,10 @@ def submit(
     dry_run: bool = False,
     bar: Bar = no_bar,
     warn: Callable[[str], None] = ignore_warning,
+    on_run: Callable[[FoundRun], None] = lambda _found: None,
 ) -> Submission:
     """Begin the run that the spec and the key mean, or adopt it; `new` begins another one. `dry_run` writes nothing.
-    `warn` gets what the cluster has to say about the manifest.
+    `warn` gets what the cluster has to say about the manifest, `on_run` the run before anything of it is written.
 
     Raises `SpecError` for what no cluster could run or this one does not take, `PreflightError` where cluster, store or
     inputs are out of reach, `RefusedError` for a run that has ended otherwise than well.
@@ -70,7 +71,7 @@ def submit(
         send(uploads, open_store(contract.uploads_url(spec.output), storage), bar)
     # where the run is, for those who find it in the store
     spec = spec.with_fields({"cluster.namespace": cluster.namespace})
-    submitter = _Submitter(spec, storage, cluster, identity.identity(spec, storage, key), dry_run, warn)
+    submitter = _Submitter(spec, storage, cluster, identity.identity(spec, storage, key), dry_run, warn, on_run)
     return submitter.begin_another() if new else submitter.adopt_or_begin()
 
 
@@ -100,9 +101,10 @@ class _Submitter:
         digest: str,
         dry_run: bool,
         warn: Callable[[str], None],
+        on_run: Callable[[FoundRun], None],
     ) -> None:
         self._spec, self._storage, self._cluster = spec, storage, cluster
-        self._digest, self._dry_run, self._warn = digest, dry_run, warn
+        self._digest, self._dry_run, self._warn, self._on_run = digest, dry_run, warn, on_run
 
     def adopt_or_begin(self) -> Submission:
         """The newest run of the identity: adopted, or begun where there is none."""
@@ -146,6 +148,7 @@ class _Submitter:
         require_accepted(self._cluster, self._spec, manifest, self._warn)
         if self._dry_run:
             return self._submission(found, "nothing has been sent", manifest=manifest)
+        self._on_run(found)
         try:
             Run.begin(self._spec, found.run_id, self._storage)
         except ConflictError:
@@ -154,6 +157,7 @@ class _Submitter:
         return self._submission(found, "submitted")
 
     def _adopt(self, found: FoundRun) -> Submission:
+        self._on_run(found)
         status = look(found, self._cluster)
         if status.phase == "succeeded":
             return self._submission(found, "it has succeeded before", adopted=True, succeeded=True)

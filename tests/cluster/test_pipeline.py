@@ -1,0 +1,106 @@
+"""A pipeline on a real cluster: docs/ci/pipeline.sh in a fresh environment, with only a service account's token."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.launch.kube.permissions import PERMISSIONS, rules
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.urls import open_store
+from cpmbee_job.train.deltas import StoredDelta, read_delta
+from tests.cluster import s3
+from tests.cluster.conftest import Laptop
+from tests.cluster.kubectl import apply, get, kubectl
+from tests.integration.jobs import install
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "ci" / "pipeline.sh"
+ACCOUNT = "launcher"
+
+
+@pytest.fixture
+def kubeconfig(laptop: Laptop) -> Path:
+    """Of a service account that may what the verbs ask for in the job's namespace, and nothing else."""
+    metadata = {"name": ACCOUNT, "namespace": laptop.namespace}
+    rbac = "rbac.authorization.k8s.io"
+    apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
+        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": metadata, "rules": rules(PERMISSIONS)},
+        {
+            "apiVersion": f"{rbac}/v1",
+            "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": ACCOUNT},
+            "subjects": [{"kind": "ServiceAccount", **metadata}],
+        },
+    )
+    token = kubectl("create", "token", ACCOUNT, "-n", laptop.namespace, "--duration=2h").strip()
+    known = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
+    known["users"] = [{"name": ACCOUNT, "user": {"token": token}}]
+    (context,) = known["contexts"]
+    context["context"] |= {"user": ACCOUNT, "namespace": laptop.namespace}
+    path = laptop.folder / "pipeline.kubeconfig"
+    path.write_text(json.dumps(known))
+    return path
+
+
+def test_a_pipeline_trains_once_promotes_and_refuses_what_is_worse(laptop: Laptop, kubeconfig: Path) -> None:
+    folder, storage = laptop.folder, laptop.spec["storage"]
+    laptop.spec["cluster"].pop("namespace")  # the token's own
+    assert laptop.job.is_file()
+    examples = folder / "examples"
+    assert laptop.run("reformat", "--input", folder / "raw", "--output", examples, "--format", "ccpm").code == 0
+    programs = install(folder / "bin")
+    production = f"{laptop.spec['output']}-production"
+
+    def pipeline(key: str) -> "subprocess.CompletedProcess[str]":
+        environment = {
+            "PATH": f"{programs}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "KUBECONFIG": str(kubeconfig),
+            **s3.CREDENTIALS,
+            "AWS_ENDPOINT_URL": storage["launcher_endpoint_url"],
+            "KEY": key,
+            "MODEL": "model/",
+            "EVAL": "examples/eval.jsonl",
+            "CPMBEE_OUTPUT": laptop.spec["output"],
+            "PRODUCTION": production,
+        }
+        return subprocess.run(["sh", SCRIPT], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    def in_use() -> StoredDelta:
+        store = open_store(production, StorageSpec(endpoint_url=storage["launcher_endpoint_url"]))
+        return read_delta(store, json.loads(store.get(contract.BEST))["prefix"])
+
+    done = pipeline("1")
+    assert done.returncode == 0, done.stderr
+    first = in_use()
+    (digest,) = first.scores
+    assert first.trained_digest == digest, "what the pods trained on is what was evaluated here"
+
+    again = pipeline("1")
+    assert again.returncode == 0, again.stderr
+    assert len(pytorchjobs(laptop)) == 1
+    assert in_use().prefix == first.prefix
+
+    rows = folder / "raw" / "train.jsonl"
+    worse = [json.loads(line) | {"target": "0"} for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in worse))
+    refused = pipeline("2")
+    assert refused.returncode == 5, refused.stderr
+    assert f"{first.scores[digest].loss:.6f}" in refused.stderr
+    assert len(pytorchjobs(laptop)) == 2
+    assert in_use().prefix == first.prefix
+    summary = (folder / "summary.md").read_text()
+    assert summary.count(": succeeded") == 3
+    assert "### not promoted to" in summary
+
+
+def pytorchjobs(laptop: Laptop) -> list[Any]:
+    found: list[Any] = get("pytorchjobs", "-n", laptop.namespace)["items"]
+    return found

@@ -1,0 +1,249 @@
+"""What a pipeline asks of `submit --wait` and `wait`: files for its job page, and what its end means for the run."""
+
+import json
+import signal
+import subprocess
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.urls import open_store
+from tests.fake_cluster import FakeCluster
+from tests.integration.jobs import cli, start
+from tests.integration.kubernetes_api import kubernetes_api
+from tests.integration.submitting import jobs, make_inputs
+
+
+@pytest.fixture
+def kubeconfig(cluster: FakeCluster, tmp_path: Path) -> Iterator[dict[str, str]]:
+    with kubernetes_api(cluster, tmp_path) as path:
+        yield {"KUBECONFIG": str(path)}
+
+
+@pytest.fixture
+def spec(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
+    make_inputs(tmp_path)
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"name: weather\nmodel: model/\ndata: {{train: train.jsonl}}\noutput: {bucket}/runs/\n"
+        f"image: example/train:1\nstorage: {{endpoint_url: {s3_storage.endpoint_url}, secret: s3}}\n"
+    )
+    return path
+
+
+class HangingCluster(FakeCluster):
+    """Does not answer at first."""
+
+    def __init__(self, namespace: str = "team") -> None:
+        super().__init__(namespace)
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def server_version(self) -> str:
+        self.asked.set()
+        self.go_on.wait(60)
+        return super().server_version()
+
+
+class SlowCluster(FakeCluster):
+    """Takes its time with a PyTorchJob."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(namespace)
+        self.creating, self.go_on = threading.Event(), threading.Event()
+
+    def create(self, kind: str, manifest: Object, **how: Any) -> Object:
+        if kind == PYTORCHJOBS and not how.get("dry_run"):
+            self.creating.set()
+            self.go_on.wait(60)
+        return super().create(kind, manifest, **how)
+
+
+def submitted(process: "subprocess.Popen[str]", cluster: FakeCluster, bucket: str, storage: StorageSpec) -> Run:
+    """The run, once its PyTorchJob is there and the command waits for its end."""
+    deadline = time.monotonic() + 60
+    while not jobs(cluster):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return Run.open(jobs(cluster)[0]["metadata"]["annotations"][contract.URL_ANNOTATION], storage)
+
+
+def succeed(run: Run) -> None:
+    run.store.put("delta/1.1/manifest.json", b"{}")
+    for pointer in (contract.BEST, contract.LAST):
+        run.store.put(pointer, contract.to_json({"prefix": "delta/1.1/"}))
+    run.finish("succeeded", "finished", steps=7, scores={"eval_loss": 0.25, "best_step": 5})
+
+
+def report_of(path: Path) -> ET.Element:
+    (case,) = ET.parse(path).getroot().iter("testcase")
+    return case
+
+
+def test_a_success_is_told_on_the_job_page(
+    spec: Path, kubeconfig: dict[str, str], bucket: str, s3_storage: StorageSpec, tmp_path: Path
+) -> None:
+    reference = cli("submit", spec, env=kubeconfig).out.strip()
+    succeed(Run.open(f"{bucket}/runs/{reference}", s3_storage))
+    files = ("--summary", tmp_path / "summary.md", "--junit", tmp_path / "junit.xml")
+    for verb in (("submit", spec, "--wait"), ("wait", reference)):
+        done = cli(*verb, "--json", *files, env=kubeconfig)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["phase"] == "succeeded"
+        assert report_of(tmp_path / "junit.xml").get("name") == reference
+        assert list(report_of(tmp_path / "junit.xml")) == []
+    summary = (tmp_path / "summary.md").read_text()
+    assert summary.count(f"### {reference}: succeeded\n") == 2, "it is appended"
+    assert "| best eval loss | 0.2500 at step 5 |" in summary
+    assert f"`{bucket}/runs/{reference}`" in summary
+
+
+def test_a_failure_is_told_with_the_run_s_reason_whatever_is_in_it(
+    spec: Path, kubeconfig: dict[str, str], bucket: str, s3_storage: StorageSpec, tmp_path: Path
+) -> None:
+    reference = cli("submit", spec, env=kubeconfig).out.strip()
+    reason = "train.jsonl:3: bad row: ```<b>|\x1b[31m]]>&"
+    Run.open(f"{bucket}/runs/{reference}", s3_storage).finish("failed", reason, exit_code=3)
+    files = ("--summary", tmp_path / "summary.md", "--junit", tmp_path / "junit.xml")
+    assert cli("wait", reference, *files, env=kubeconfig).code == 3
+    failure = report_of(tmp_path / "junit.xml").find("failure")
+    assert failure is not None
+    assert "train.jsonl:3: bad row: ```<b>|" in (failure.text or "")
+    fence, *words = (tmp_path / "summary.md").read_text().partition("````text\n")[1:]
+    assert fence
+    assert "````\n" in words[0], "a longer fence than any in the text"
+
+
+def test_what_keeps_a_run_from_beginning_is_told_too(spec: Path, kubeconfig: dict[str, str], tmp_path: Path) -> None:
+    files = ("--summary", tmp_path / "summary.md", "--junit", tmp_path / "junit.xml")
+    done = cli("submit", spec, "--wait", "--set", "train.batchsize=3", *files, env=kubeconfig)
+    assert (done.code, done.out) == (3, "")
+    assert "train.batch_size" in (tmp_path / "summary.md").read_text()
+    assert report_of(tmp_path / "junit.xml").find("failure") is not None
+
+
+def test_a_file_that_can_t_be_written_is_told_before_anything_is_begun(
+    spec: Path, kubeconfig: dict[str, str], cluster: FakeCluster, tmp_path: Path
+) -> None:
+    done = cli("submit", spec, "--wait", "--summary", tmp_path / "no" / "summary.md", env=kubeconfig)
+    assert done.code == 2
+    assert "summary.md" in done.err
+    assert jobs(cluster) == []
+
+
+def test_options_about_the_end_need_a_wait(spec: Path, kubeconfig: dict[str, str]) -> None:
+    assert cli("submit", spec, "--cancel-on-signal", env=kubeconfig).code == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", ["--wait", "--follow"])
+def test_a_cancelled_pipeline_cancels_its_run(
+    spec: Path,
+    kubeconfig: dict[str, str],
+    cluster: FakeCluster,
+    bucket: str,
+    s3_storage: StorageSpec,
+    tmp_path: Path,
+    number: signal.Signals,
+    how: str,
+) -> None:
+    summary = tmp_path / "summary.md"
+    options = (how, "--cancel-on-signal", "--json", "--summary", summary)
+    process = start("submit", spec, *options, env=kubeconfig)
+    run = submitted(process, cluster, bucket, s3_storage)
+    process.send_signal(number)
+    process.send_signal(number)  # pipelines are impatient
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 103, err
+    result = run.result()
+    assert result is not None
+    assert (result["state"], result["reason"]) == ("cancelled", f"cancelled by {number.name}")
+    assert cluster.objects[PYTORCHJOBS] == {}
+    assert json.loads(out)["phase"] == "cancelled"
+    assert "cancelled" in summary.read_text()
+    assert "resume" in err
+
+
+def test_a_waiting_pipeline_that_is_cancelled_cancels_the_run(
+    spec: Path, kubeconfig: dict[str, str], cluster: FakeCluster, bucket: str, s3_storage: StorageSpec
+) -> None:
+    reference = cli("submit", spec, env=kubeconfig).out.strip()
+    process = start("wait", reference, "--cancel-on-signal", "--json", env=kubeconfig)
+    assert process.stderr is not None
+    assert "pending" in process.stderr.readline()  # it has looked, and waits
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 103, err
+    assert json.loads(out)["phase"] == "cancelled"
+    assert cluster.objects[PYTORCHJOBS] == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [(["--cancel-on-signal"], signal.SIGKILL), ([], signal.SIGTERM), ([], signal.SIGINT)],
+    ids=["a lost machine", "SIGTERM", "Ctrl-C"],
+)
+def test_any_other_end_of_the_command_leaves_the_run(
+    spec: Path,
+    kubeconfig: dict[str, str],
+    cluster: FakeCluster,
+    bucket: str,
+    s3_storage: StorageSpec,
+    options: list[str],
+    number: signal.Signals,
+) -> None:
+    process = start("submit", spec, "--wait", *options, env=kubeconfig)
+    run = submitted(process, cluster, bucket, s3_storage)
+    assert process.stdout is not None
+    assert process.stdout.readline()  # the submit is done, the wait has begun
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert run.result() is None
+    assert len(jobs(cluster)) == 1
+    again = cli("submit", spec, "--json", env=kubeconfig)
+    assert json.loads(again.out)["adopted"], "the pipeline's next try finds it"
+
+
+def test_a_signal_before_anything_is_begun_begins_nothing(
+    spec: Path, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+) -> None:
+    """While the submit can't go on yet: its cluster does not answer."""
+    hanging = HangingCluster()
+    with kubernetes_api(hanging, tmp_path) as path:
+        process = start("submit", spec, "--wait", "--cancel-on-signal", env={"KUBECONFIG": str(path)})
+        assert hanging.asked.wait(60)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        hanging.go_on.set()
+    assert process.returncode == 103, err
+    assert "no run was begun" in err
+    assert open_store(f"{bucket}/runs/weather", s3_storage).folders() == []
+
+
+def test_a_signal_while_a_run_is_begun_waits_for_it_and_cancels_it(
+    spec: Path, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+) -> None:
+    cluster = SlowCluster("team")
+    with kubernetes_api(cluster, tmp_path) as path:
+        process = start("submit", spec, "--wait", "--cancel-on-signal", env={"KUBECONFIG": str(path)})
+        assert cluster.creating.wait(60)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)  # it comes while the answer is awaited; where it comes later the end is the same
+        cluster.go_on.set()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 103, err
+    (run_id,) = open_store(f"{bucket}/runs/weather", s3_storage).folders()
+    result = Run.open(f"{bucket}/runs/weather/{run_id}", s3_storage).result()
+    assert result is not None
+    assert result["state"] == "cancelled"
+    assert cluster.objects[PYTORCHJOBS] == {}
