@@ -30,6 +30,9 @@ VERSION_ENV = "CPMBEE_CONTRACT"
 LAUNCHER_ENV = "CPMBEE_LAUNCHER_VERSION"
 """Version of the launcher, for words."""
 
+IN_CLUSTER_ENV = "CPMBEE_IN_CLUSTER"
+"""Set where the launcher is a pod of the cluster: it reaches the store as the jobs' pods do."""
+
 CPUS_ENV = "CPMBEE_CPUS"
 """The container's limit of CPUs: the kernel shows a container all of its node's."""
 

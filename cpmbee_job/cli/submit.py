@@ -34,6 +34,14 @@ def submit_job(
     overrides: Overrides = None,
     key: Annotated[str, typer.Option(help="A word that makes this another run than the same spec without it.")] = "",
     new: Annotated[bool, typer.Option("--new", help="Begin another run even where there is one already.")] = False,
+    if_changed: Annotated[
+        bool,
+        typer.Option(
+            "--if-changed",
+            help="Begin a run, unless one of the same data, model and training fields is at it, or was this job's last "
+            "to succeed. One that failed or was cancelled is followed by another.",
+        ),
+    ] = False,
     wait: Wait = False,
     follow: Follow = False,
     timeout: Timeout = None,
@@ -52,12 +60,24 @@ def submit_job(
     from cpmbee_job.launch.manifest.render import remarks, to_yaml
 
     _check_options(wait or follow, timeout, dry_run=dry_run)
+    if if_changed and (new or key):
+        option = "--new" if new else "--key"
+        raise UsageError(f"--if-changed asks for a run where something has changed, {option} for one in any case")
     spec = load_spec(job, overrides or ())
     require_submittable(spec)
     for remark in remarks(spec):
         console.warn(remark)
     cluster = connect(context, namespace or spec.cluster.namespace)
-    done = submit(spec, cluster, key=key, new=new, dry_run=dry_run, bar=console.byte_bar, warn=console.warn)
+    done = submit(
+        spec,
+        cluster,
+        key=key,
+        new=new,
+        if_changed=if_changed,
+        dry_run=dry_run,
+        bar=console.byte_bar,
+        warn=console.warn,
+    )
     _tell(done, dry_run=dry_run)
     if not (wait or follow):
         if as_json:

@@ -1,12 +1,14 @@
 """How the object store is reached."""
 
 import json
+import os
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from cpmbee_job import contract
 from cpmbee_job.spec.types import ObjectName, Section
 
 
@@ -54,5 +56,7 @@ class StorageSpec(Section):
         return cls.model_validate({key: given[key] for key in cls.model_fields if key in given})
 
     def seen_by_launcher(self) -> Self:
-        """The same server under the address that this machine reaches it by."""
+        """The same server as this machine reaches it; in a pod of the cluster, as any pod does."""
+        if os.environ.get(contract.IN_CLUSTER_ENV):
+            return self.model_copy(update={"ca_bundle": None})
         return self.model_copy(update={"endpoint_url": self.launcher_endpoint_url or self.endpoint_url})
