@@ -14,7 +14,7 @@ from cpmbee_job.spec.types import NAME_PATTERN
 
 CHART = Path(__file__).parents[1] / "helm" / "cpmbee-job"
 BEGIN, END = "<!-- The table is written by `make docs` from values.yaml. -->\n", "<!-- End of the table. -->\n"
-EXACT = 2**53
+LARGEST = 2**53 - 1
 """Helm reads numbers as floating point: what is larger may become another number."""
 JOB = {
     "schedule": {"type": "string", "minLength": 1, "description": "When it is run, as cron writes it."},
@@ -102,8 +102,9 @@ def _job_spec() -> tuple[dict[str, Any], dict[str, Any]]:
     sections = spec.pop("$defs")
     del spec["required"], sections["DataSpec"]["required"]
     for field in sections["TrainSpec"]["properties"].values():
-        if field.pop("exclusiveMaximum", 0) > EXACT:
-            field["maximum"] = EXACT
+        if field.get("exclusiveMaximum", 0) > LARGEST:
+            del field["exclusiveMaximum"]
+            field["maximum"] = LARGEST
     return spec, sections
 
 
