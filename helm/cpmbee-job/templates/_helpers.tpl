@@ -72,3 +72,12 @@ yes
 {{- end -}}
 {{- toYaml $spec -}}
 {{- end -}}
+
+{{/* What all specs begin with, and all specs, as a list. */}}
+{{- define "cpmbee-job.specs" -}}
+{{- $specs := list (include "cpmbee-job.defaults" . | fromYaml) -}}
+{{- range $name, $job := .Values.jobs -}}
+{{- $specs = append $specs (include "cpmbee-job.spec" (dict "root" $ "name" $name "job" $job) | fromYaml) -}}
+{{- end -}}
+{{- toYaml $specs -}}
+{{- end -}}

@@ -246,3 +246,9 @@ def test_a_tiny_training_is_tested_where_an_image_and_an_output_are_known() -> N
     assert [container["image"] for container in pod["initContainers"]] == ["example/train:1"]
     spec = parse_spec(job_specs(made)["rel-test"], source="job.yaml")
     assert (spec.workers.gpus, spec.workers.memory, spec.output) == (0, "2Gi", "s3://runs/")
+
+
+def test_the_store_for_development_begins_with_the_buckets_that_runs_lie_in() -> None:
+    specs = {"a": {"spec": SPEC}, "b": {"spec": SPEC | {"output": "s3://others"}}, "c": {"spec": SPEC}}
+    made = template({"jobs": specs, "secret": KEYS, "s3": {"enabled": True}})
+    assert "-bucket=runs,others" in pods(made)["rel-s3"]["spec"]["containers"][0]["command"]
