@@ -81,6 +81,16 @@ def test_a_firing_s_key_makes_it_a_run_of_its_own(spec: dict[str, Any], cluster:
     assert len(jobs(cluster)) == 2
 
 
+def test_a_firing_that_looks_for_changes_adopts_what_the_one_before_began(
+    spec: dict[str, Any], cluster: FakeCluster, tmp_path: Path
+) -> None:
+    values = {"jobs": {"weather": {"spec": spec, "wait": False, "schedule": "@daily", "ifChanged": True}}}
+    first, again = (launch(values, cluster, tmp_path) for _ in range(2))
+    assert first.code == again.code == 0, again.err
+    assert first.out == again.out
+    assert len(jobs(cluster)) == 1
+
+
 def test_a_broken_spec_ends_the_launcher_in_the_spec_s_words(
     spec: dict[str, Any], cluster: FakeCluster, tmp_path: Path
 ) -> None:
