@@ -39,6 +39,9 @@ VERSION_ENV = "CPMBEE_CONTRACT"
 LAUNCHER_ENV = "CPMBEE_LAUNCHER_VERSION"
 """Version of the launcher, for words."""
 
+IN_CLUSTER_ENV = "CPMBEE_IN_CLUSTER"
+"""Set where the launcher is a pod of the cluster: it reaches the store as the jobs' pods do."""
+
 METRICS_PORT_ENV = "CPMBEE_METRICS_PORT"
 """The port on which the training container serves its metrics; nowhere where it is empty or missing."""
 METRICS_PORT = 9464

@@ -1,8 +1,9 @@
-"""Write what can be generated of docs/ and k8s/: `python docs/generate.py`, with `--check` only compare.
+"""Write what can be generated of docs/, k8s/ and helm/: `python docs/generate.py`, with `--check` only compare.
 
-spec.md and job.schema.json come from the spec's model, cli.md from the command line's own help, the table of metrics.md
-from the metrics' definitions, status.schema.json, list.schema.json and check.schema.json from what these verbs print
-with --json; of k8s/ the roles from what the verbs ask, and beside each job.yaml what `render` makes of it.
+spec.md and job.schema.json come from the spec's model, cli.md from the command line's own help, the table of
+metrics.md from the metrics' definitions, status.schema.json, list.schema.json and check.schema.json from what these
+verbs print with --json; of k8s/ the roles from what the verbs ask, and beside each job.yaml what `render` makes of
+it; helm/ has the same roles, and what chart.py writes.
 """
 
 import json
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import chart
 import click
 import typer.main
 from pydantic import BaseModel
@@ -106,6 +108,11 @@ def role(kind: str, name: str, *permissions: Permission) -> str:
     return MANIFEST_NOTE + to_yaml(manifest | {"rules": rules(permissions)})
 
 
+def role_rules(*permissions: Permission) -> str:
+    """The part of a role that is the same wherever it is."""
+    return MANIFEST_NOTE + to_yaml({"rules": rules(permissions)})
+
+
 def example(path: Path) -> str:
     spec = load_spec(path)
     return to_yaml(render(spec, default_run_id(spec)))
@@ -127,6 +134,10 @@ def main() -> None:
         "docs/list.schema.json": schema(Listing),
         "k8s/base/role.yaml": role("Role", "cpmbee-job-user", *PERMISSIONS, *OPTIONAL_PERMISSIONS),
         "k8s/cluster-view/cluster-role.yaml": role("ClusterRole", "cpmbee-job-view", *CLUSTER_PERMISSIONS),
+        "helm/cpmbee-job/files/role.yaml": role_rules(*PERMISSIONS, *OPTIONAL_PERMISSIONS),
+        "helm/cpmbee-job/files/cluster-role.yaml": role_rules(*CLUSTER_PERMISSIONS),
+        "helm/cpmbee-job/values.schema.json": chart.values_schema(),
+        "helm/cpmbee-job/README.md": chart.readme(),
     }
     for job in sorted((ROOT / "k8s").rglob("job.yaml")):
         pages[str(job.with_name("pytorchjob.yaml").relative_to(ROOT))] = example(job)

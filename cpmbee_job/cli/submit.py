@@ -36,6 +36,14 @@ def submit_job(
     overrides: Overrides = None,
     key: Annotated[str, typer.Option(help="A word that makes this another run than the same spec without it.")] = "",
     new: Annotated[bool, typer.Option("--new", help="Begin another run even where there is one already.")] = False,
+    if_changed: Annotated[
+        bool,
+        typer.Option(
+            "--if-changed",
+            help="Begin a run, unless one of the same data, model and training fields is at it, or was this job's last "
+            "to succeed. One that failed or was cancelled is followed by another.",
+        ),
+    ] = False,
     wait: Wait = False,
     follow: Follow = False,
     timeout: Timeout = None,
@@ -60,6 +68,9 @@ def submit_job(
 
     stays = wait or follow
     _check_options(stays, timeout, dry_run=dry_run, for_those_who_wait=cancel_on_signal or summary or junit)
+    if if_changed and (new or key):
+        option = "--new" if new else "--key"
+        raise UsageError(f"--if-changed asks for a run where something has changed, {option} for one in any case")
     with (
         reported(str(job), summary, junit, as_json=as_json) as report,
         cancelling(cancel_on_signal, report.see) as signals,
@@ -75,6 +86,7 @@ def submit_job(
             cluster,
             key=key,
             new=new,
+            if_changed=if_changed,
             dry_run=dry_run,
             bar=console.byte_bar,
             warn=console.warn,

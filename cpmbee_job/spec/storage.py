@@ -1,5 +1,6 @@
 """How the object store is reached."""
 
+import os
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
@@ -52,5 +53,7 @@ class StorageSpec(Section):
         return cls.model_validate({key: given[key] for key in cls.model_fields if key in given})
 
     def seen_by_launcher(self) -> Self:
-        """The same server under the address that this machine reaches it by."""
+        """The same server as this machine reaches it; in a pod of the cluster, as any pod does."""
+        if os.environ.get(contract.IN_CLUSTER_ENV):
+            return self.model_copy(update={"ca_bundle": None})
         return self.model_copy(update={"endpoint_url": self.launcher_endpoint_url or self.endpoint_url})

@@ -1,11 +1,14 @@
 """The programs that are built from Go modules, kept between clusters."""
 
+import fcntl
 import hashlib
 import logging
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.cluster.layout import BIN, CACHE, GO, ClusterError
@@ -19,6 +22,7 @@ MODULES = {
     ),
     "training-operator": ("tool", ["training-operator.v1"]),
     "coredns": ("tool", ["coredns"]),
+    "helm": ("tool", ["helm"]),
 }
 """Folder of the module: what `go build` is told to build there, and what comes out."""
 
@@ -28,27 +32,51 @@ OPERATOR_MANIFESTS = CACHE / "training-operator.yaml"
 log = logging.getLogger(__name__)
 
 
-def build() -> None:
+def build(modules: Iterable[str] = MODULES) -> None:
     """Build what is not in the cache, or was built from another go.mod."""
     BIN.mkdir(parents=True, exist_ok=True)
-    for module, (target, programs) in MODULES.items():
-        stamp = CACHE / f"{module}.built"
-        digest = _digest(GO / module)
-        if all((BIN / program).exists() for program in programs) and stamp.exists() and stamp.read_text() == digest:
-            continue
-        if not shutil.which("go"):
-            raise ClusterError("`go` is not in PATH: install Go (see docs/cluster.md), it builds Kubernetes here.")
-        log.info("Building %s ...", ", ".join(programs))
-        started = time.monotonic()
-        flags = "-s -w"
-        if module == "kubernetes":
-            flags += f" -X k8s.io/component-base/version.gitVersion={_required(module, 'k8s.io/kubernetes', 'Version')}"
-        _go(module, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", f"{BIN}/", target)
-        if module == "training-operator":
-            source = _required(module, "github.com/kubeflow/training-operator", "Dir")
-            OPERATOR_MANIFESTS.write_text(run(BIN / "kubectl", "kustomize", f"{source}/manifests/overlays/standalone"))
-        stamp.write_text(digest)
-        log.info("  built in %.0f s", time.monotonic() - started)
+    with _alone():
+        for module in modules:
+            _build(module)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(module: str) -> None:
+    target, programs = MODULES[module]
+    stamp = CACHE / f"{module}.built"
+    digest = _digest(GO / module)
+    if all((BIN / program).exists() for program in programs) and stamp.exists() and stamp.read_text() == digest:
+        return
+    if not shutil.which("go"):
+        raise ClusterError("`go` is not in PATH: install Go (see docs/cluster.md), it builds Kubernetes here.")
+    log.info("Building %s ...", ", ".join(programs))
+    started = time.monotonic()
+    flags = " ".join(["-s -w", *(f"-X {name}={value}" for name, value in _versions(module).items())])
+    _go(module, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", f"{BIN}/", target)
+    if module == "training-operator":
+        source = _required(module, "github.com/kubeflow/training-operator", "Dir")
+        OPERATOR_MANIFESTS.write_text(run(BIN / "kubectl", "kustomize", f"{source}/manifests/overlays/standalone"))
+    stamp.write_text(digest)
+    log.info("  built in %.0f s", time.monotonic() - started)
+
+
+def _versions(module: str) -> dict[str, str]:
+    """What a program says of itself, by the name of the variable in it."""
+    if module == "kubernetes":
+        return {"k8s.io/component-base/version.gitVersion": _required(module, "k8s.io/kubernetes", "Version")}
+    if module == "helm":  # for which Kubernetes it renders a chart where it asks none
+        helm, minor = "helm.sh/helm/v3", _required(module, "k8s.io/client-go", "Version").split(".")[1]
+        packages = (f"{helm}/pkg/chartutil", f"{helm}/pkg/lint/rules")
+        majors = dict.fromkeys((f"{package}.k8sVersionMajor" for package in packages), "1")
+        minors = dict.fromkeys((f"{package}.k8sVersionMinor" for package in packages), minor)
+        return {f"{helm}/internal/version.version": _required(module, helm, "Version"), **majors, **minors}
+    return {}
 
 
 def _required(module: str, path: str, what: str) -> str:

@@ -293,6 +293,13 @@ def test_the_launcher_s_own_address_of_the_store_is_used(job, cluster, s3_storag
     assert not submit(spec, cluster).adopted
 
 
+def test_a_launcher_in_the_cluster_reaches_the_store_as_pods_do(job, cluster, s3_storage, monkeypatch):
+    monkeypatch.setenv(contract.IN_CLUSTER_ENV, "1")
+    of_a_laptop = ["storage.launcher_endpoint_url=http://127.0.0.1:9", "storage.ca_bundle=/home/me/ca.pem"]
+    done = submit(job(*of_a_laptop), cluster)
+    assert run_of(done, s3_storage).spec.storage.launcher_endpoint_url == "http://127.0.0.1:9"
+
+
 def created(cluster: FakeCluster) -> int:
     return sum(verb == "create" for verb, _ in cluster.calls)
 

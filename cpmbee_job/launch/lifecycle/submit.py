@@ -17,6 +17,7 @@ from cpmbee_job.launch.kube.cluster import Cluster, Object, ignore_warning
 from cpmbee_job.launch.lifecycle.pytorchjob import create_job, get_job, require_accepted
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.launch.runs.find import FoundRun, open_run
+from cpmbee_job.launch.runs.listing import last_succeeded
 from cpmbee_job.launch.runs.observe import observe
 from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.run import Run, flatten
@@ -51,13 +52,15 @@ def submit(
     *,
     key: str = "",
     new: bool = False,
+    if_changed: bool = False,
     dry_run: bool = False,
     bar: Bar = no_bar,
     warn: Callable[[str], None] = ignore_warning,
     on_run: Callable[[FoundRun], None] = lambda _found: None,
 ) -> Submission:
-    """Begin the run that the spec and the key mean, or adopt it; `new` begins another one. `dry_run` writes nothing.
-    `warn` gets what the cluster has to say about the manifest, `on_run` the run before anything of it is written.
+    """Begin the run that the spec and the key mean, or adopt it; `new` begins another one, `if_changed` does where the
+    last run of this name to succeed was of something else, and none is at it. `dry_run` writes nothing. `warn` gets
+    what the cluster has to say about the manifest, `on_run` the run before anything of it is written.
 
     Raises `SpecError` for what no cluster could run or this one does not take, `PreflightError` where cluster, store or
     inputs are out of reach, `RefusedError` for a run that has ended otherwise than well.
@@ -72,7 +75,7 @@ def submit(
     # where the run is, for those who find it in the store
     spec = spec.with_fields({"cluster.namespace": cluster.namespace})
     submitter = _Submitter(spec, storage, cluster, identity.identity(spec, storage, key), dry_run, warn, on_run)
-    return submitter.begin_another() if new else submitter.adopt_or_begin()
+    return submitter.begin_another() if new else submitter.adopt_or_begin(if_changed=if_changed)
 
 
 def require_submittable(spec: JobSpec) -> dict[str, LocalPlace]:
@@ -106,12 +109,19 @@ class _Submitter:
         self._spec, self._storage, self._cluster = spec, storage, cluster
         self._digest, self._dry_run, self._warn, self._on_run = digest, dry_run, warn, on_run
 
-    def adopt_or_begin(self) -> Submission:
-        """The newest run of the identity: adopted, or begun where there is none."""
+    def adopt_or_begin(self, *, if_changed: bool) -> Submission:
+        """The newest run of the identity: adopted, or begun where there is none. `if_changed`: one that is no more the
+        last that has succeeded, or never has, is followed by another."""
         for _ in range(TRIES):
-            found = self._look(max(self._newest(), 1))
-            if found.run is not None or found.job is not None:
-                return self._adopt(found)
+            number = max(self._newest(), 1)
+            found = self._look(number)
+            if _exists(found):
+                status = look(found, self._cluster)
+                if not if_changed or not self._is_past(found, status):
+                    return self._adopt(found, status)
+                found = self._look(number + 1)
+                if _exists(found):  # somebody else was quicker
+                    continue
             submission = self._begin(found)
             if submission is not None:
                 return submission
@@ -123,7 +133,7 @@ class _Submitter:
         while True:
             number += 1
             found = self._look(number)
-            if found.run is None and found.job is None:
+            if not _exists(found):
                 submission = self._begin(found)
                 if submission is not None:
                     return submission
@@ -156,14 +166,19 @@ class _Submitter:
         create_job(self._cluster, manifest, found.url)
         return self._submission(found, "submitted")
 
-    def _adopt(self, found: FoundRun) -> Submission:
+    def _is_past(self, found: FoundRun, status: RunStatus) -> bool:
+        """Whether it has ended, and something else than it is the last word on this job."""
+        if status.phase == "succeeded":
+            return last_succeeded(self._spec.output, self._spec.name, self._storage) != found.run_id
+        return status.ended and not _is_half_done(found, status)
+
+    def _adopt(self, found: FoundRun, status: RunStatus) -> Submission:
         self._on_run(found)
-        status = look(found, self._cluster)
         if status.phase == "succeeded":
             return self._submission(found, "it has succeeded before", adopted=True, succeeded=True)
         if not status.ended:
             return self._submission(found, f"it is there already, {status.phase}", adopted=True)
-        if found.run is not None and status.phase == "lost" and _has_only_begun(found.run):
+        if found.run is not None and _is_half_done(found, status):
             return self._complete(found, found.run)
         run = found.arguments(status.job and self._cluster.namespace)
         raise RefusedError(
@@ -212,9 +227,15 @@ def _require_store(spec: JobSpec, storage: StorageSpec) -> None:
         raise StoreError(error.message, hint=f"{hint} in storage.launcher_endpoint_url") from error
 
 
-def _has_only_begun(run: Run) -> bool:
-    """Whether no pod has ever worked on it."""
-    return all(entry.key == contract.SPEC for entry in run.store.list())
+def _exists(found: FoundRun) -> bool:
+    return found.run is not None or found.job is not None
+
+
+def _is_half_done(found: FoundRun, status: RunStatus) -> bool:
+    """Whether its submit ended half-way: it has begun, and no pod has ever worked on it."""
+    if found.run is None or status.phase != "lost":
+        return False
+    return all(entry.key == contract.SPEC for entry in found.run.store.list())
 
 
 def _end(status: RunStatus) -> str:

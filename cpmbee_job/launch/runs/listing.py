@@ -82,6 +82,22 @@ def list_runs(
     return Listing(runs=tuple(newest_first[:limit]), total=len(newest_first), notes=tuple(notes))
 
 
+def last_succeeded(output: str, name: str, storage: StorageSpec) -> str | None:
+    """Id of the job's run that has succeeded last, as far as the store knows."""
+    store = open_store(f"{output.rstrip('/')}/{name}", storage)
+
+    def end(run_id: str) -> tuple[str, str] | None:
+        with suppress(ValueError):  # what can't be read has not succeeded
+            result = _read(store, f"{run_id}/{contract.RESULT}")
+            if text(result, "state") == "succeeded":
+                return text(result, "ended_at"), run_id
+        return None
+
+    with ThreadPoolExecutor(READERS) as threads:
+        ends = [found for found in threads.map(end, store.folders()) if found is not None]
+    return max(ends)[1] if ends else None
+
+
 def of_job(job: Object) -> RunEntry:
     """What the PyTorchJob alone says."""
     name, run_id = job_labels(job)

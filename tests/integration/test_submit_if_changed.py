@@ -1,0 +1,107 @@
+"""`submit --if-changed`, as a schedule uses it, on a cluster in memory and a real object store."""
+
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.launch.kube.cluster import PYTORCHJOBS
+from cpmbee_job.launch.lifecycle.submit import Submission, submit
+from cpmbee_job.run import Run
+from cpmbee_job.spec import JobSpec, StorageSpec
+from tests.fake_cluster import FakeCluster
+from tests.integration.jobs import cli
+from tests.integration.submitting import Died, DyingCluster, jobs, run_of
+
+
+def fire(spec: JobSpec, cluster: FakeCluster) -> Submission:
+    return submit(spec, cluster, if_changed=True)
+
+
+def end(run: Run, state: str, at: str, cluster: FakeCluster) -> None:
+    """The run ends at that time, and the cluster forgets it."""
+    record = {"state": state, "reason": "a reason", "run": run.url, "ended_at": f"2026-01-{at}T00:00:00Z"}
+    run.store.put(contract.RESULT, contract.to_json(record))
+    cluster.objects.get(PYTORCHJOBS, {}).clear()
+
+
+def write_rows(folder: Path, answer: str) -> None:
+    (folder / "train.jsonl").write_text(f'{{"input": "a", "<ans>": "{answer}"}}\n')
+
+
+def test_the_first_firing_begins_a_run_and_those_while_it_runs_adopt_it(job, cluster):
+    first, second = fire(job(), cluster), fire(job(), cluster)
+    assert (first.adopted, second.adopted) == (False, True)
+    assert second.found.reference == first.found.reference
+    assert len(jobs(cluster)) == 1
+
+
+def test_unchanged_inputs_begin_nothing(job, cluster, s3_storage):
+    first = fire(job(), cluster)
+    end(run_of(first, s3_storage), "succeeded", "01", cluster)
+    again = fire(job(), cluster)
+    assert (again.adopted, again.succeeded, again.found.reference) == (True, True, first.found.reference)
+    assert jobs(cluster) == []
+
+
+@pytest.mark.parametrize("override", ["train.lr=3e-4", "data.eval=null"])
+def test_another_training_begins_a_run(job, cluster, s3_storage, override):
+    end(run_of(fire(job(), cluster), s3_storage), "succeeded", "01", cluster)
+    assert not fire(job(override), cluster).adopted
+
+
+def test_what_changes_nothing_that_is_trained_begins_nothing(job, cluster, s3_storage):
+    end(run_of(fire(job(), cluster), s3_storage), "succeeded", "01", cluster)
+    assert fire(job("workers.memory=1Gi"), cluster).adopted
+
+
+def test_data_that_come_back_are_trained_on_again(job, cluster, s3_storage: StorageSpec, tmp_path):
+    runs = []
+    for day, answer in (("01", "b"), ("02", "c"), ("03", "b")):
+        write_rows(tmp_path, answer)
+        runs.append(fire(job(), cluster))
+        assert not runs[-1].adopted
+        end(run_of(runs[-1], s3_storage), "succeeded", day, cluster)
+    assert runs[2].found.run_id == f"{runs[0].found.run_id}-2"
+    assert fire(job(), cluster).found.reference == runs[2].found.reference
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_a_run_that_ended_badly_is_followed_by_another(job, cluster, s3_storage, state):
+    first = fire(job(), cluster)
+    end(run_of(first, s3_storage), state, "01", cluster)
+    second = fire(job(), cluster)
+    assert not second.adopted
+    assert second.found.run_id == f"{first.found.run_id}-2"
+    assert run_of(first, s3_storage).result() is not None
+
+
+def test_a_failure_does_not_hide_the_success_before_it(job, cluster, s3_storage, tmp_path):
+    first = fire(job(), cluster)
+    end(run_of(first, s3_storage), "succeeded", "01", cluster)
+    write_rows(tmp_path, "bad")
+    end(run_of(fire(job(), cluster), s3_storage), "failed", "02", cluster)
+    write_rows(tmp_path, "b")
+    assert fire(job(), cluster).found.reference == first.found.reference
+
+
+def test_a_run_that_vanished_is_followed_by_another(job, cluster, s3_storage):
+    first = fire(job(), cluster)
+    run_of(first, s3_storage).store.put(contract.attempt_key(1), b"{}")
+    cluster.objects.clear()
+    assert fire(job(), cluster).found.run_id == f"{first.found.run_id}-2"
+
+
+def test_a_firing_that_died_half_way_is_completed_by_the_next(job):
+    cluster = DyingCluster(after=False)
+    with pytest.raises(Died):
+        fire(job(), cluster)
+    assert fire(job(), cluster).adopted
+    assert len(jobs(cluster)) == 1
+
+
+@pytest.mark.parametrize("option", ["--new", "--key=x"])
+def test_it_is_refused_beside_what_asks_for_a_run_in_any_case(tmp_path, option):
+    done = cli("submit", tmp_path / "job.yaml", "--if-changed", option)
+    assert done.code == 2
+    assert option.partition("=")[0] in done.err

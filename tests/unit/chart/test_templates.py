@@ -1,0 +1,254 @@
+"""What helm makes of the chart, without a cluster."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, rules
+from cpmbee_job.launch.manifest.render import render
+from cpmbee_job.spec import parse_spec
+from tests.helm import CHART, VALUES, Manifest, helm, job_specs, of_kind, pods, template
+
+pytestmark = pytest.mark.timeout(1800)  # the first one may have to build helm
+
+SPEC = {
+    "image": "example/train:1",
+    "model": "s3://models/m/",
+    "data": {"train": "s3://data/train.jsonl"},
+    "output": "s3://runs/",
+    "storage": {"secret": "s3"},
+}
+KEYS = {"accessKeyId": "key", "secretAccessKey": "secret"}
+each_example = pytest.mark.parametrize("path", VALUES, ids=lambda path: path.name)
+
+
+def example(path: Path) -> list[Manifest]:
+    return template(None, f"--values={path}")
+
+
+def one_job(**job: Any) -> dict[str, Any]:
+    return {"jobs": {"ccpm": {"spec": SPEC, **job}}}
+
+
+def only(manifests: list[Manifest], kind: str) -> Manifest:
+    (found,) = of_kind(manifests, kind)
+    return found
+
+
+def launcher(manifests: list[Manifest]) -> dict[str, Any]:
+    """The launcher's container of the only job."""
+    (pod,) = [pod for name, pod in pods(manifests).items() if not re.search("doctor|test", name)]
+    (container,) = pod["spec"]["containers"]
+    return container
+
+
+@each_example
+def test_every_example_passes_the_linter(path: Path) -> None:
+    done = helm("lint", "--strict", str(CHART), f"--values={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@each_example
+def test_every_pod_meets_the_restricted_standard(path: Path) -> None:
+    found = pods(example(path))
+    assert found
+    for name, pod in found.items():
+        spec = pod["spec"]
+        assert spec["securityContext"]["runAsNonRoot"], name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert {next(iter(volume.keys() - {"name"})) for volume in spec["volumes"]} <= {
+            "emptyDir",
+            "configMap",
+            "secret",
+            "persistentVolumeClaim",
+        }
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            security = container["securityContext"]
+            assert security["capabilities"] == {"drop": ["ALL"]}, name
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert container["resources"]["limits"]["memory"], name
+
+
+@each_example
+def test_every_spec_is_one_that_a_cluster_could_run(path: Path) -> None:
+    specs = job_specs(example(path))
+    assert specs
+    for name, text in specs.items():
+        if not name.endswith("-test"):  # whose inputs are uploaded
+            render(parse_spec(text, source=name), "0")
+
+
+@each_example
+def test_nothing_is_a_hook_but_tests_so_that_wait_has_nothing_to_wait_for(path: Path) -> None:
+    for manifest in example(path):
+        annotations = manifest["metadata"].get("annotations", {})
+        assert annotations.get("helm.sh/hook", "test") == "test"
+        assert (manifest["kind"] == "Pod") == ("helm.sh/hook" in annotations)
+
+
+def test_what_living_runs_need_outlives_the_release_and_nothing_else_does() -> None:
+    values = {
+        **one_job(),
+        "secret": KEYS,
+        "s3": {"enabled": True, "size": "1Gi"},
+        "caBundle": "x",
+        "trainServiceAccount": {"create": True},
+    }
+    kept = {
+        (manifest["kind"], manifest["metadata"]["name"])
+        for manifest in template(values)
+        if manifest["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
+    }
+    assert kept == {
+        ("Secret", "rel-s3-credentials"),
+        ("ConfigMap", "rel-ca"),
+        ("ServiceAccount", "rel-train"),
+        ("PersistentVolumeClaim", "rel-s3"),
+        ("NetworkPolicy", "rel-training"),
+    }
+
+
+def test_a_job_s_name_tells_what_it_is_made_of() -> None:
+    def name(values: dict[str, Any]) -> str:
+        return str(only(template(values), "Job")["metadata"]["name"])
+
+    first = name(one_job())
+    assert re.fullmatch("rel-ccpm-[0-9a-f]{10}", first)
+    assert name(one_job()) == first
+    other_spec = {"jobs": {"ccpm": {"spec": SPEC | {"train": {"epochs": 2}}}}}
+    others = {name(other_spec), name(one_job() | {"image": {"tag": "2"}}), name(one_job(wait=False))}
+    assert len(others | {first}) == 4
+
+
+def test_a_job_waits_for_its_run_unless_it_shall_not() -> None:
+    args = launcher(template(one_job()))["args"]
+    assert args == ["submit", "/etc/cpmbee-job/spec/job.yaml", "--wait"]
+    assert "--wait" not in launcher(template(one_job(wait=False)))["args"]
+
+
+def test_each_firing_has_a_key_of_its_own() -> None:
+    made = template(one_job(schedule="0 3 * * *", timeZone="Asia/Shanghai"))
+    container = launcher(made)
+    assert "--key=$(JOB_NAME)" in container["args"]
+    (variable,) = [variable for variable in container["env"] if variable["name"] == "JOB_NAME"]
+    path = variable["valueFrom"]["fieldRef"]["fieldPath"]
+    assert path == "metadata.labels['batch.kubernetes.io/job-name']"
+    spec = only(made, "CronJob")["spec"]
+    assert (spec["schedule"], spec["timeZone"], spec["concurrencyPolicy"]) == ("0 3 * * *", "Asia/Shanghai", "Forbid")
+
+
+def test_a_firing_that_looks_for_changes_has_none() -> None:
+    args = launcher(template(one_job(schedule="@daily", ifChanged=True)))["args"]
+    assert "--if-changed" in args
+    assert not any(arg.startswith("--key") for arg in args)
+
+
+def test_what_no_retry_mends_fails_the_job_at_once() -> None:
+    policy = only(template(one_job()), "Job")["spec"]["podFailurePolicy"]["rules"]
+    (rule,) = [rule for rule in policy if rule["action"] == "FailJob"]
+    assert rule["onExitCodes"]["containerName"] == launcher(template(one_job()))["name"]
+    assert {3, 5, 100, 103} <= set(rule["onExitCodes"]["values"])
+    assert not {0, 1, 4, 101, 130} & set(rule["onExitCodes"]["values"])  # the store may come back
+
+
+def test_the_store_of_the_values_is_every_spec_s_and_the_launcher_s() -> None:
+    values = {
+        "defaults": {key: SPEC[key] for key in ("image", "output")} | {"storage": {"region": "eu-west-1"}},
+        "jobs": {"ccpm": {"spec": {key: SPEC[key] for key in ("model", "data")}}},
+        "secret": KEYS,
+        "caBundle": "-----BEGIN",
+        "s3": {"enabled": True},
+        "trainServiceAccount": {"create": True},
+    }
+    made = template(values)
+    spec = parse_spec(job_specs(made)["rel-job-ccpm"], source="job.yaml")
+    assert spec.name == "ccpm"
+    assert spec.storage.endpoint_url == "http://rel-s3.team.svc:8333"
+    assert spec.storage.region == "eu-west-1"
+    assert (spec.storage.secret, spec.storage.ca_config_map) == ("rel-s3-credentials", "rel-ca")
+    assert spec.storage.service_account == "rel-train"
+    pod = next(pod for name, pod in pods(made).items() if name.startswith("rel-ccpm"))
+    (container,) = pod["spec"]["containers"]
+    env = {variable["name"]: variable for variable in container["env"]}
+    assert env["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"]["name"] == "rel-s3-credentials"
+    assert env["CPMBEE_IN_CLUSTER"]["value"] == "1"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert env["AWS_CA_BUNDLE"]["value"] == f"{mounts['ca']}/ca.crt"
+    assert {"name": "ca", "configMap": {"name": "rel-ca"}} in pod["spec"]["volumes"]
+
+
+def test_a_spec_s_own_fields_count_more_than_the_defaults() -> None:
+    defaults = {"data": {"strict": True}, "train": {"epochs": 9, "lr": 0.1}, "cluster": {"queue": "team-a"}}
+    values = {"defaults": defaults, "jobs": {"ccpm": {"spec": SPEC | {"name": "own", "train": {"epochs": 1}}}}}
+    values["jobs"]["ccpm"]["spec"]["data"] = {"train": "s3://d/", "strict": False}
+    spec = parse_spec(job_specs(template(values))["rel-job-ccpm"], source="job.yaml")
+    assert (spec.name, spec.train.epochs, spec.train.lr, spec.data.strict) == ("own", 1, 0.1, False)
+    assert spec.cluster.queue == "team-a"
+
+
+def test_a_spec_may_be_the_text_of_a_file() -> None:
+    spec = SPEC | {"train": {"lr": 1e-4, "seed": 7}}
+    text = yaml.safe_dump(spec).replace("0.0001", "1e-4")
+    of_text, of_map = (job_specs(template({"jobs": {"ccpm": {"spec": given}}})) for given in (text, spec))
+    assert "1e-4" in text
+    assert of_text == of_map
+
+
+def test_long_names_stay_apart_and_fit() -> None:
+    names = [f"{'a-very-long-name-of-a-job-' * 2}"[:38] + letter for letter in "ab"]
+    for extra, kind, longest in (({}, "Job", 63), ({"schedule": "@daily"}, "CronJob", 52)):
+        values = {"jobs": {name: {"spec": SPEC, **extra} for name in names}}
+        release = template(values, release="release-with-a-name-that-is-long-too")
+        made = [manifest["metadata"]["name"] for manifest in of_kind(release, kind)]
+        assert len(set(made)) == 2
+        assert max(map(len, made)) <= longest
+
+
+def test_the_launcher_may_what_its_verbs_ask_and_no_more() -> None:
+    made = template(one_job() | {"rbac": {"clusterRole": True}})
+    assert only(made, "Role")["rules"] == rules([*PERMISSIONS, *OPTIONAL_PERMISSIONS])
+    assert only(made, "ClusterRole")["rules"] == rules(CLUSTER_PERMISSIONS)
+    assert not of_kind(template(one_job()), "ClusterRole")
+    account = next(iter(pods(made).values()))["spec"]["serviceAccountName"]
+    for kind in ("RoleBinding", "ClusterRoleBinding"):
+        assert only(made, kind)["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "team"}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"), [("http://minio.example:9000", 9000), ("http://minio.example", 80), (None, 443)]
+)
+def test_policies_leave_the_way_to_the_store_and_the_launcher_s_to_the_api_open(
+    endpoint: str | None, port: int
+) -> None:
+    storage = {"secret": "s3"} | ({"endpoint_url": endpoint} if endpoint else {})
+    made = template({"jobs": {"ccpm": {"spec": SPEC | {"storage": storage}}}})
+    ports = {
+        policy["metadata"]["name"]: {
+            one["port"]
+            for rule in policy["spec"]["egress"]
+            for one in rule.get("ports", [])
+            if one["protocol"] == "TCP"
+        }
+        for policy in of_kind(made, "NetworkPolicy")
+    }
+    assert ports == {"rel-training": {53, 443, port}, "rel-launcher": {53, 443, 6443, port}}
+
+
+def test_a_tiny_training_is_tested_where_an_image_and_an_output_are_known() -> None:
+    assert "rel-test-training" not in pods(template(one_job()))
+    defaults = {"image": "example/train:1", "output": "s3://runs/", "workers": {"gpus": 8, "memory": "512Gi"}}
+    made = template({"defaults": defaults})
+    pod = pods(made)["rel-test-training"]["spec"]
+    assert [container["image"] for container in pod["initContainers"]] == ["example/train:1"]
+    spec = parse_spec(job_specs(made)["rel-test"], source="job.yaml")
+    assert (spec.workers.gpus, spec.workers.memory, spec.output) == (0, "2Gi", "s3://runs/")
+
+
+def test_the_store_for_development_begins_with_the_buckets_that_runs_lie_in() -> None:
+    specs = {"a": {"spec": SPEC}, "b": {"spec": SPEC | {"output": "s3://others"}}, "c": {"spec": SPEC}}
+    made = template({"jobs": specs, "secret": KEYS, "s3": {"enabled": True}})
+    assert "-bucket=runs,others" in pods(made)["rel-s3"]["spec"]["containers"][0]["command"]
