@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test bench check format docs lock clean
+.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test test-gpu bench bench-gpu check format docs lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,15 @@ e2e-full: setup  ## The same and what goes wrong: images, quotas, memory, creden
 
 test: setup  ## Run the tests (CPMBEE_REFERENCE=folder adds the original's answers)
 	$(BIN)/pytest
+
+# Any Python will do that has what locks/dev.txt names, CUDA's torch and BMTrain (GPU_PYTHON=...).
+GPU_PYTHON ?= $(BIN)/python
+
+test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),setup)  ## Run the tests that take a GPU (CPMBEE_TEST_DEVICE=cpu: rehearse them)
+	$(GPU_PYTHON) -m pytest tests/gpu -m gpu
+
+bench-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),setup)  ## Measure steps on a GPU (ARGS=--rehearse: see that it runs, on the CPU)
+	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 3 minutes; see docs/performance.md)
 	@$(BIN)/python -m benchmarks
