@@ -66,6 +66,18 @@ def test_layouts_compute_the_same(run: Run, inputs: ModelInputs, device: torch.d
     assert steps(whole, inputs) == pytest.approx(steps(shares, inputs), rel=1e-3)
 
 
+def test_blocks_know_no_gradient_and_hold_no_more_than_a_share_between_steps(run, inputs, device) -> None:
+    whole, shares = (engine(run, device, layout) for layout in LAYOUTS)
+    steps(shares, inputs, 1, 2)
+    shares.evaluate([inputs], lambda: False)
+    names = [[(name, p.requires_grad) for name, p in one.model.named_parameters()] for one in (whole, shares)]
+    assert names[0] == names[1]
+    assert all(p.grad is None for p in shares.model.parameters() if not p.requires_grad)
+    for block in shares.model.encoder.layers:
+        assert not block._ready
+        assert [(held.requires_grad, held.grad) for held in block._storage_params.values()] == [(False, None)]
+
+
 def test_computing_again_learns_the_same(run: Run, inputs: ModelInputs, device: torch.device) -> None:
     kept, again = (engine(run, device, precision="fp16", again=number) for number in (0, 2))
     assert steps(kept, inputs) == pytest.approx(steps(again, inputs), rel=1e-3)

@@ -1,4 +1,4 @@
-"""What `make test-gpu` and `make bench-gpu` run can be run: rehearsed on the CPU, and refused in words without a GPU."""
+"""What `make test-gpu` and `make bench-gpu` do can be done: rehearsed on the CPU, and refused without a GPU."""
 
 import json
 import os
