@@ -19,14 +19,14 @@ def python(*arguments: object, **env: str) -> "subprocess.CompletedProcess[str]"
 
 
 def test_the_tests_for_a_gpu_pass_their_rehearsal() -> None:
-    done = python("-m", "pytest", "tests/gpu", "-m", "gpu", "-q", CPMBEE_TEST_DEVICE="cpu")
+    done = python("-m", "pytest", "tests/gpu", "-m", "gpu", CPMBEE_TEST_DEVICE="cpu")
     assert done.returncode == 0, done.stdout
     assert "passed, 1 skipped" in done.stdout  # memory, which only a GPU's allocator knows
 
 
 @without_gpu
 def test_without_a_gpu_they_are_skipped_and_say_why() -> None:
-    done = python("-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-rs")
+    done = python("-m", "pytest", "tests/gpu", "-m", "gpu", "-rs")
     assert done.returncode == 0
     assert "torch sees no CUDA GPU here" in done.stdout
     assert "passed" not in done.stdout
