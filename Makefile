@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test fuzz chaos bench check format docs lock clean
+.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test test-gpu fuzz chaos bench bench-gpu check format \
+  docs lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +56,16 @@ fuzz: setup  ## Look for inputs that break the readers (FUZZ_EXAMPLES=2000 of ea
 
 chaos: setup  ## One run under random faults, and what it lost (CHAOS_FAULTS=60 CHAOS_SEED=...; see docs/reliability.md)
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+# Any Python will do that has what locks/dev.txt names, CUDA's torch and BMTrain (GPU_PYTHON=...).
+GPU_PYTHON ?= $(BIN)/python
+GPU_SETUP := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),setup)
+
+test-gpu: $(GPU_SETUP)  ## Run the tests that take a GPU (CPMBEE_TEST_DEVICE=cpu: rehearse them)
+	$(GPU_PYTHON) -m pytest tests/gpu -m gpu
+
+bench-gpu: $(GPU_SETUP)  ## Measure steps on a GPU (ARGS=--rehearse: see that it runs, on the CPU)
+	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 2 minutes; see docs/performance.md)
 	@$(BIN)/python -m benchmarks

@@ -3,6 +3,7 @@
 import pickle
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks import inputs
 from benchmarks.measure import Figure, duration, one_core, rate, timed
@@ -52,7 +53,7 @@ def collate_epochs(dataset: RowDataset, epochs: int) -> tuple[int, float]:
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     order = Order(dataset.num_rows, _BATCH_SIZE, seed=0)
     last = epochs * order.steps_per_epoch
-    ahead = {"rank": 0, "world_size": 1, "batch_size": _BATCH_SIZE, "first": 1, "last": last}
+    ahead: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": _BATCH_SIZE, "first": 1, "last": last}
     start = time.perf_counter()
     batches = Batches(dataset, order, vocabulary, **ahead)
     num_tokens = sum(len(part.ids) for batch in batches for part in batch.micro_batches)

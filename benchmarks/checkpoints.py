@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Figure
-from cpmbee_job.data.collate import Collated, Table, collate
+from cpmbee_job.data.collate import Table, collate
 from cpmbee_job.data.encode import encode_example
 from cpmbee_job.data.tokenizer import Tokenizer
 from cpmbee_job.demo import SPECIAL, WORDS, reports
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.weights import ModelFiles
 from cpmbee_job.run import Run
 from cpmbee_job.spec import parse_spec
@@ -91,7 +92,9 @@ def _figures(quick: bool) -> Iterator[Figure]:
     )
 
 
-def _train(engine: TorchEngine, micro_batches: list[Collated], num_steps: int) -> tuple[list[float], list[float], int]:
+def _train(
+    engine: TorchEngine, micro_batches: list[ModelInputs], num_steps: int
+) -> tuple[list[float], list[float], int]:
     """Seconds of each step, seconds that each checkpoint held them up, and bytes of a state."""
     with tempfile.TemporaryDirectory(prefix="cpmbee-bench-") as name:
         text = f"name: bench\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {name}\n"
@@ -113,7 +116,7 @@ def _train(engine: TorchEngine, micro_batches: list[Collated], num_steps: int) -
         return steps, blocked, num_bytes(engine.state().tensors)
 
 
-def _timed_step(engine: TorchEngine, step: int, micro_batches: list[Collated]) -> float:
+def _timed_step(engine: TorchEngine, step: int, micro_batches: list[ModelInputs]) -> float:
     start = time.perf_counter()
     engine.step(step, micro_batches, _TRAIN.lr, lambda: False)
     return time.perf_counter() - start
@@ -125,12 +128,12 @@ def _model() -> CpmBee:
     return model.requires_grad_(True)
 
 
-def _batch(rows: range) -> Collated:
+def _batch(rows: range) -> ModelInputs:
     """Rows of weather reports, each of several."""
     tokenizer = Tokenizer.from_bytes("\n".join(dict.fromkeys([*SPECIAL, *WORDS])).encode())
     encoded = [encode_example(tokenizer, dict(report)) for row in rows for report in reports(_REPORTS, seed=row)]
     table = Table.of(encoded, np.repeat(np.arange(len(rows)), _REPORTS))
-    return collate(table, _VOCABULARY, tokenizer.bos_id, tokenizer.eos_id)
+    return ModelInputs.from_numpy(**vars(collate(table, _VOCABULARY, tokenizer.bos_id, tokenizer.eos_id)))
 
 
 def _milliseconds(seconds: float) -> str:

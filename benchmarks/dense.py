@@ -27,7 +27,8 @@ def dense_logits(
     `checkpointed` keeps only what goes from layer to layer for the way back and computes the rest again, as the
     original does: less memory, more time.
     """
-    row = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+    device = weights["input_embedding.weight"].device
+    row = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.items()}
     bias, mask = _bias_and_mask(weights, config, row)
     hidden = _embed(weights, config, row["inputs"], row["inputs_sub"])
     for layer in range(config.num_layers):
@@ -44,7 +45,7 @@ def dense_losses(
 ) -> Tensor:
     """Loss of each target, in the rows' order."""
     logits = dense_logits(weights, config, batch, checkpointed=checkpointed).flatten(0, 1)
-    targets = torch.from_numpy(batch["target"].flatten().astype(np.int64))
+    targets = torch.from_numpy(batch["target"].flatten().astype(np.int64)).to(logits.device)
     return F.cross_entropy(logits[targets != IGNORED], targets[targets != IGNORED], reduction="none")
 
 
@@ -72,10 +73,11 @@ def _bias_and_mask(weights: Mapping[str, Tensor], config: ModelConfig, row: dict
     entry = torch.where(together, entry[:, :, None] + row["segment_ids"][:, None, :], 0)
     bucket = row["segment_rel"].gather(1, entry.flatten(1).long()).view_as(entry)
     bucket = torch.where(together, bucket, 1)
-    distance = torch.arange(seqlen)[None, :] - torch.arange(seqlen)[:, None]
+    place = torch.arange(seqlen, device=span.device)
+    distance = place[None, :] - place[:, None]
     index = torch.where(bucket == 0, _distance_bucket(config, distance), bucket - 1 + config.position_bias_num_buckets)
     bias = F.embedding(index, weights["position_bias.relative_attention_bias"]).permute(0, 3, 1, 2).contiguous()
-    inside = torch.arange(seqlen) < row["length"][:, None]
+    inside = place < row["length"][:, None]
     sees = context[:, None, :] | (~context[:, :, None] & (distance <= 0))
     sees = sees & ((sample[:, :, None] == 0) | (sample[:, :, None] == sample[:, None, :]))
     return bias, sees & same_span & inside[:, :, None] & inside[:, None, :]
@@ -105,20 +107,22 @@ def _attend(
 
 def _embed(weights: Mapping[str, Tensor], config: ModelConfig, ids: Tensor, subs: Tensor) -> Tensor:
     x = weights["input_embedding.weight"][ids.long()] / math.sqrt(config.dim_model)
-    frequency = 1.0 / 10000 ** (torch.arange(0, config.dim_model, 2) / config.dim_model)
+    frequency = 1.0 / 10000 ** (torch.arange(0, config.dim_model, 2, device=x.device) / config.dim_model)
     angle = (subs.float() * config.distance_scale)[..., None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
     first, second = x.chunk(2, dim=-1)
-    return x * angle.cos() + torch.cat([-second, first], dim=-1) * angle.sin()
+    return x * angle.cos().to(x.dtype) + torch.cat([-second, first], dim=-1) * angle.sin().to(x.dtype)
 
 
 def _norm(weight: Tensor, x: Tensor, config: ModelConfig) -> Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.eps) * weight
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + config.eps)).to(x.dtype) * weight
 
 
 def _linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     """With a LoRA pair beside the weight, if there is one (alpha / r = 2)."""
     y = x @ weights[f"{name}.weight"].T / math.sqrt(x.shape[-1])
     if f"{name}.lora.lora_A" in weights:
-        y = y + 2 * x @ weights[f"{name}.lora.lora_A"].T @ weights[f"{name}.lora.lora_B"].T
+        a, b = (weights[f"{name}.lora.lora_{which}"].to(x.dtype) for which in "AB")
+        y = y + 2 * x @ a.T @ b.T
     return y

@@ -25,6 +25,7 @@ from cpmbee_job.data.pack import pack
 from cpmbee_job.data.reformat import ccpm_example
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.lora import insert_lora
 from cpmbee_job.spec.training import LoraSpec, TrainSpec
 from cpmbee_job.train.torch_engine import TorchEngine
@@ -84,10 +85,11 @@ class OurStep:
 
     def __init__(self, case: Case, times: int = 1) -> None:
         self._engine = TorchEngine(_model(), _TRAIN, torch.device("cpu"))
-        self._micro_batches = [case.ours] * times
+        self._case, self._times = case, times
 
     def __call__(self) -> float:
-        return self._engine.step(1, self._micro_batches, _TRAIN.lr, wants_stop=lambda: False).loss
+        batches = [ModelInputs.from_numpy(**vars(self._case.ours))] * self._times
+        return self._engine.step(1, batches, _TRAIN.lr, wants_stop=lambda: False).loss
 
 
 class DenseStep:

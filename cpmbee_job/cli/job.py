@@ -103,9 +103,11 @@ def validate(
 
     Example: cpmbee-job validate job.yaml --server
     """
+    from cpmbee_job.launch.checks.gpu_memory import require_room
     from cpmbee_job.launch.manifest.render import remarks
 
     spec = load_spec(job, overrides or ())
+    require_room(spec)
     for remark in remarks(spec):
         console.warn(f"{job}: {remark}")
     if server:

@@ -13,9 +13,7 @@ from cpmbee_job.model.attention import GroupedAttention
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.layers import BucketPositionBias, Embedding, Encoder
-
-_TARGETS_AT_ONCE = 512
-"""Targets whose logits exist at one time: 170 MiB in fp32 for a vocabulary of 86,583."""
+from cpmbee_job.model.memory import TARGETS_AT_ONCE
 
 
 class CpmBee(nn.Module):
@@ -49,9 +47,9 @@ class CpmBee(nn.Module):
         extra_XD = self.input_embedding(inputs.ext_ids, inputs.ext_subs)
         hidden_TD = hidden_ND.index_select(0, inputs.target_positions)
         whole = (hidden_TD, inputs.targets.long(), inputs.columns)
-        if len(inputs.targets) <= _TARGETS_AT_ONCE:
+        if len(inputs.targets) <= TARGETS_AT_ONCE:
             return self._losses(extra_XD, *whole)
-        chunks = zip(*(torch.split(tensor, _TARGETS_AT_ONCE) for tensor in whole), strict=True)
+        chunks = zip(*(torch.split(tensor, TARGETS_AT_ONCE) for tensor in whole), strict=True)
         if torch.is_grad_enabled():
             return torch.cat([checkpoint(self._losses, extra_XD, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([self._losses(extra_XD, *chunk) for chunk in chunks])

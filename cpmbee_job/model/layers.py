@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cpmbee_job.model.config import ModelConfig
 
@@ -141,10 +142,16 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
         self.output_layernorm = LayerNorm(config.dim_model, config.eps)
+        self.recompute_layers = 0
+        """So many, from the first, keep no activations for the way back but are computed again."""
 
     def forward(self, x_ND: Tensor, attend: Attend) -> Tensor:
-        for layer in self.layers:
-            x_ND = layer(x_ND, attend)
+        recompute_layers = self.recompute_layers if torch.is_grad_enabled() else 0
+        for number, layer in enumerate(self.layers):
+            if number < recompute_layers:
+                x_ND = checkpoint(layer, x_ND, attend, use_reentrant=False)
+            else:
+                x_ND = layer(x_ND, attend)
         out_ND: Tensor = self.output_layernorm(x_ND)
         return out_ND
 

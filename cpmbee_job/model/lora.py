@@ -68,8 +68,11 @@ class LowRank(nn.Module):
         return (x @ self.lora_A.T.to(x.dtype) @ self.lora_B.T.to(x.dtype)) * self.scale
 
 
-def insert_lora(model: nn.Module, r: int, alpha: float, modules: Iterable[str], *, seed: int = 0) -> None:
-    """Freeze the model and put LoRA beside its linear layers whose name ends in one of `modules`.
+def insert_lora(
+    model: nn.Module, r: int, alpha: float, modules: Iterable[str], *, seed: int = 0, device: torch.device | None = None
+) -> None:
+    """Freeze the model and put LoRA beside its linear layers whose name ends in one of `modules`, on `device`, or where
+    the layer is.
 
     A is random (the same for the same seed, on any rank and device), B zero: the model's answers do not change yet.
     Raises `ModelError` for a name that no layer has.
@@ -81,7 +84,7 @@ def insert_lora(model: nn.Module, r: int, alpha: float, modules: Iterable[str], 
     if any(name.endswith(_A) for name, _ in model.named_parameters()):
         raise ValueError("the model has LoRA already")
     model.requires_grad_(False)
-    _delta_model_class()(model, lora_r=r, lora_alpha=alpha, modified_modules=names, backend="hf")
+    _delta_model_class(device)(model, lora_r=r, lora_alpha=alpha, modified_modules=names, backend="hf")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -253,15 +256,15 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: {error}", hint="not a whole safetensors file; copy it again") from error
 
 
-def _delta_model_class() -> Any:
+def _delta_model_class(device: torch.device | None = None) -> Any:
     """OpenDelta's `LoraModel`, with low-rank layers of ours that keep their weights in fp32."""
     with _quiet_import():
         from opendelta import LoraModel
 
     class Fp32LoraModel(LoraModel):  # type: ignore[misc]
         def new_module_like(self, child_module: Linear) -> LowRank:
-            device = child_module.weight.device
-            module = LowRank(child_module.in_features, child_module.out_features, self.lora_r, self.lora_alpha, device)
+            place = device or child_module.weight.device
+            module = LowRank(child_module.in_features, child_module.out_features, self.lora_r, self.lora_alpha, place)
             self.delta_modules.append(module)
             return module
 

@@ -7,6 +7,7 @@ read a share each and exchange them. State-dict keys are the original's; those o
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -49,6 +50,25 @@ class Ranks(Protocol):
 
     def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
         """Fill each tensor with what it holds on the rank beside it."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a process keeps of a weight, flat: all of it, as all others do, or a share from element `start`."""
+
+    elements: Tensor
+    start: int | None = None
+
+    def take(self, content: Tensor, begin: int) -> None:
+        """Keep what is of this share in elements (flat) that begin at number `begin` of the whole."""
+        start = self.start or 0
+        low, high = max(begin, start), min(begin + content.numel(), start + self.elements.numel())
+        if low < high:
+            self.elements[low - start : high - start].copy_(content[low - begin : high - begin])
+
+
+Keep = Callable[[CpmBee], Mapping[str, Kept]]
+"""Makes the places of a model's weights (on the device `meta`), by name; it may change the model meanwhile."""
 
 
 class Alone:
@@ -103,8 +123,10 @@ def load_model(
     device: torch.device,
     ranks: Ranks = ALONE,
     progress: Progress = no_progress,
+    keep: Keep | None = None,
 ) -> CpmBee:
-    """The model with all its weights, in `dtype` on `device`, frozen or not as the caller will decide.
+    """The model with all its weights, in `dtype` on `device`, frozen or not as the caller will decide; where there is
+    a `keep`, with what it keeps of them.
 
     All `ranks` call it together: each reads its share of the bytes, then they exchange them. What one of them meets is
     raised on all: `ModelError` that lists missing, extra and misshapen keys, or names weights that are not finite.
@@ -123,20 +145,41 @@ def load_model(
             f"{places.stored.source}: not all ranks find the same weights there",
             hint="give every machine the same model, and don't change it while a job starts",
         )
+    places.make(keep or partial(keep_whole, dtype=dtype, device=device))
     owned = list(zip(places.pieces, share_out(places.pieces, [near for _, near in plans]), strict=True))
     share = [piece for piece, owner in owned if owner == ranks.rank]
     read = ranks.gather(lambda: places.fill(share, progress))
     if bad := {name for _, names in read for name in names}:
         raise places.stored.not_finite(bad, f"the file is damaged, or its values do not fit into {dtype}")
-    ranks.spread((places.of(part), owner) for piece, owner in owned for part in piece.parts)
+    parts = [(part, owner) for piece, owner in owned for part in piece.parts]
+    ranks.spread((places.of(part), owner) for part, owner in parts if places.is_whole(part))
+    for part, owner in parts:
+        if not places.is_whole(part):
+            content = places.sent(part, mine=owner == ranks.rank)
+            ranks.spread([(content, owner)])
+            places.take(part, content)
     places.model.base_digest = places.stored.digest(sums for each, _ in read for sums in each)
     return places.model
 
 
+def keep_whole(model: CpmBee, *, dtype: torch.dtype, device: torch.device) -> dict[str, Kept]:
+    """Places for all elements of all weights that the model has on the device `meta`."""
+    kept: dict[str, Kept] = {}
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta:
+            weight = torch.empty(parameter.shape, dtype=dtype, device=device)
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, nn.Parameter(weight, parameter.requires_grad))
+            kept[name] = Kept(weight.view(-1))
+    return kept
+
+
 class _Places:
-    """A model whose weights are yet to be read, and the places where they will stay."""
+    """A model whose weights are yet to be read, and the places where they will stay. What is read for others waits in
+    the host's memory, 1/N of the model with N ranks."""
 
     def __init__(self, files: ModelFiles, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
         self.stored = StoredWeights(files.weights)
         self.model = check_model(files, self.stored)
         for name, tensor in self.stored.tensors.items():
@@ -146,20 +189,38 @@ class _Places:
                     hint="quantised weights can't be used; take those in half precision",
                 )
         self.pieces = self.stored.pieces()
-        self._elements: dict[str, Tensor] = {}
-        for name, parameter in list(self.model.named_parameters()):
-            weight = torch.empty(parameter.shape, dtype=dtype, device=device)
-            owner, _, attribute = name.rpartition(".")
-            setattr(self.model.get_submodule(owner), attribute, nn.Parameter(weight, parameter.requires_grad))
-            self._elements[name] = weight.view(-1)
+        self._kept: Mapping[str, Kept] = {}
+        self._waiting: dict[tuple[str, int], Tensor] = {}
+
+    def make(self, keep: Keep) -> None:
+        self._kept = keep(self.model)
 
     def fingerprint(self) -> str:
         """The same on all ranks that find the same files."""
         tensors = self.stored.tensors.values()
         return repr([(t.name, t.dtype, t.shape, t.start, t.file.size, t.file.tag) for t in tensors])
 
+    def is_whole(self, part: Part) -> bool:
+        """Whether all ranks keep all of the weight; it is the same on all."""
+        return self._kept[part.tensor.name].start is None
+
     def of(self, part: Part) -> Tensor:
-        return part.of(self._elements[part.tensor.name])
+        """Where a part is read to."""
+        if self.is_whole(part):
+            return part.of(self._kept[part.tensor.name].elements)
+        place = (part.tensor.name, part.begin)
+        if place not in self._waiting:
+            self._waiting[place] = torch.empty(part.nbytes // part.tensor.dtype.itemsize, dtype=self.dtype)
+        return self._waiting[place]
+
+    def sent(self, part: Part, *, mine: bool) -> Tensor:
+        """A part on its way to all ranks: its content on the one that has read it, room for it on the others."""
+        if mine:
+            return self._waiting.pop((part.tensor.name, part.begin)).to(self.device)
+        return torch.empty(part.nbytes // part.tensor.dtype.itemsize, dtype=self.dtype, device=self.device)
+
+    def take(self, part: Part, content: Tensor) -> None:
+        self._kept[part.tensor.name].take(content, part.begin // part.tensor.dtype.itemsize)
 
     def _read_to(self, part: Part) -> Tensor | None:
         """The part's place, where its bytes can be read to it as they are."""

@@ -1,8 +1,8 @@
 """What is trained on what: the sections that decide the delta."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from cpmbee_job.spec.types import Count, NonNegative, Place, Section
 
@@ -140,7 +140,24 @@ class TrainSpec(Section):
         "cpm_bee_finetune", description="File name of the delta."
     )
     task_name: str = Field("task", description="Name of the task in TensorBoard.")
-    engine: Literal["auto", "torch"] = Field("auto", description="What executes a step; only torch is there yet.")
+    engine: Literal["auto", "torch", "bmtrain"] = Field(
+        "auto", description="What executes a step. `auto`: `bmtrain` where there are a GPU and BMTrain, else `torch`."
+    )
+    layout: Literal["auto", "replicated", "sharded"] = Field(
+        "auto",
+        description="How GPUs hold the frozen base: `replicated`, whole on each, or `sharded`, a share on each, "
+        "gathered layer by layer in every pass (engine `bmtrain`). `auto`: whole where it fits.",
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto",
+        description="What the model computes in; what is trained is kept in fp32. `auto`: fp32 on a CPU; on a GPU "
+        "fp16, or fp32 where `config.json` has `half: false`.",
+    )
+    recompute_layers: NonNegative | None = Field(
+        None,
+        description="Layers whose activations are not kept for the way back but computed again. Default: as few as fit "
+        "into a GPU's memory, none on a CPU. With the layout `sharded` it is all of them.",
+    )
     stall_timeout: Annotated[float, Field(gt=0)] = Field(
         900.0, description="Seconds without progress after which a worker ends itself to be restarted."
     )
@@ -148,6 +165,18 @@ class TrainSpec(Section):
         None, description="Seconds after which the run ends for good, checkpoint written."
     )
     max_failures: Count = Field(3, description="Failures for the same reason at the same step that end the run.")
+
+    @model_validator(mode="after")
+    def _sharded_where_it_can_be(self) -> Self:
+        reasons = {
+            "engine: torch": self.engine == "torch",
+            "use_delta: false": not self.use_delta,
+            "deterministic: true": self.deterministic,
+        }
+        for setting, is_set in reasons.items():
+            if self.layout == "sharded" and is_set:
+                raise ValueError(f"layout: sharded can't be had with {setting}")
+        return self
 
 
 class LoraSpec(Section):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cpmbee_job.data.collate import Collated, collate
+from cpmbee_job.data.collate import collate
 from cpmbee_job.data.order import MicroBatch, Order, share
 from cpmbee_job.data.shards import RowDataset
+from cpmbee_job.model.inputs import ModelInputs
 
 PREFETCH = 2
 """Steps that are collated ahead."""
@@ -33,7 +34,7 @@ class Batch:
     rows: list[int]
     own_rows: list[int]
     """Ids of those of this rank, in the order of its micro-batches; what only pads is none of them."""
-    micro_batches: list[Collated]
+    micro_batches: list[ModelInputs]
 
 
 class Batches:
@@ -50,12 +51,15 @@ class Batches:
         batch_size: int,
         first: int,
         last: int,
+        pinned: bool = False,
     ) -> None:
+        """`pinned`: in memory from where a copy to a GPU does not wait."""
         self.dataset = dataset
         self.order = order
         self.vocabulary = vocabulary
         self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
         self.first, self.last = first, last
+        self.pinned = pinned
 
     def __iter__(self) -> Iterator[Batch]:
         ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
@@ -91,7 +95,7 @@ class Batches:
         epoch, rows = self.order.step(step)
         mine = share(rows, self.rank, self.world_size, self.batch_size)
         own_rows = [row for micro_batch in mine for row in micro_batch.rows[micro_batch.weights].tolist()]
-        micro_batches = [_collated(self.dataset, self.vocabulary, micro_batch) for micro_batch in mine]
+        micro_batches = [_inputs(self.dataset, self.vocabulary, micro_batch, self.pinned) for micro_batch in mine]
         return Batch(step, epoch, rows.tolist(), own_rows, micro_batches)
 
 
@@ -99,15 +103,24 @@ class AllRows:
     """This rank's share of every row, in order, as an evaluation reads them; collated anew each time."""
 
     def __init__(
-        self, dataset: RowDataset, vocabulary: Vocabulary, *, rank: int, world_size: int, batch_size: int
+        self,
+        dataset: RowDataset,
+        vocabulary: Vocabulary,
+        *,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+        pinned: bool = False,
     ) -> None:
-        self.dataset, self.vocabulary = dataset, vocabulary
+        self.dataset, self.vocabulary, self.pinned = dataset, vocabulary, pinned
         self.micro_batches = share(np.arange(dataset.num_rows), rank, world_size, batch_size)
 
-    def __iter__(self) -> Iterator[Collated]:
-        return (_collated(self.dataset, self.vocabulary, m) for m in self.micro_batches)
+    def __iter__(self) -> Iterator[ModelInputs]:
+        return (_inputs(self.dataset, self.vocabulary, m, self.pinned) for m in self.micro_batches)
 
 
-def _collated(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch) -> Collated:
+def _inputs(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch, pinned: bool) -> ModelInputs:
     table = dataset.table(micro_batch.rows)
-    return collate(table, vocabulary.size, vocabulary.bos_id, vocabulary.eos_id, weights=micro_batch.weights)
+    batch = collate(table, vocabulary.size, vocabulary.bos_id, vocabulary.eos_id, weights=micro_batch.weights)
+    inputs = ModelInputs.from_numpy(**vars(batch))
+    return inputs.pin_memory() if pinned else inputs

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cpmbee_job.data.collate import Collated
+from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.train.torch_engine import TorchEngine
 
 
@@ -29,7 +29,7 @@ class DeterministicEngine(TorchEngine):
     """`TorchEngine` where the order of every sum is that of the rows in the step or in the evaluation."""
 
     def _summed(
-        self, step: int, micro_batches: Sequence[Collated], wants_stop: Callable[[], bool]
+        self, step: int, micro_batches: Sequence[ModelInputs], wants_stop: Callable[[], bool]
     ) -> tuple[Tensor, Tensor]:
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         self._clear_gradients()

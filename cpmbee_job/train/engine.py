@@ -1,4 +1,4 @@
-"""What executes a step. The loop knows only this; `torch_engine` is one, BMTrain will be another."""
+"""What executes a step. The loop knows only this; `torch_engine` is one, `bmtrain_engine` another."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from cpmbee_job.data.collate import Collated
+from cpmbee_job.model.inputs import ModelInputs
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Engine(Protocol):
     """Executes steps on all ranks together; every method is collective."""
 
     def step(
-        self, step: int, micro_batches: Sequence[Collated], learning_rate: float, wants_stop: Callable[[], bool]
+        self, step: int, micro_batches: Sequence[ModelInputs], learning_rate: float, wants_stop: Callable[[], bool]
     ) -> StepResult:
         """Forward, backward, reduce, clip, update: step number `step` over this rank's share of the global batch; the
         number also seeds what is random in it. `wants_stop` is asked as late as can be, before the reduce. An overflow
         in half precision is done again at a smaller loss scale. Raises `ModelError` for a loss that is not finite."""
 
-    def evaluate(self, micro_batches: Iterable[Collated], wants_stop: Callable[[], bool]) -> EvalResult | None:
+    def evaluate(self, micro_batches: Iterable[ModelInputs], wants_stop: Callable[[], bool]) -> EvalResult | None:
         """Mean loss over all ranks' micro-batches, of which all ranks have equally many; None when any rank was asked
         to stop in between."""
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from cpmbee_job.data.collate import Collated
 from cpmbee_job.errors import ModelError
+from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.spec import TrainSpec
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine import Engine
@@ -65,7 +65,7 @@ def train(
     *,
     engine: Engine,
     batches: Iterable[Batch],
-    eval_batches: Iterable[Collated] | None,
+    eval_batches: Iterable[ModelInputs] | None,
     total_steps: int,
     position: Position,
     saver: Saver,
@@ -137,7 +137,7 @@ def train(
     return "finished"
 
 
-def _beating(batches: Iterable[Collated], control: Control) -> Iterator[Collated]:
+def _beating(batches: Iterable[ModelInputs], control: Control) -> Iterator[ModelInputs]:
     """The batches; asking for the next one is progress."""
     for batch in batches:
         control.beat()

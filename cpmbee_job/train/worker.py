@@ -22,10 +22,8 @@ from cpmbee_job.data.eval_digest import dataset_digest
 from cpmbee_job.data.order import Order, SetShare, shares
 from cpmbee_job.data.shards import RowDataset
 from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, InvalidError, RefusedError
-from cpmbee_job.eval.files import fetch_delta, fetch_model
-from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.lora import insert_lora, load_delta
-from cpmbee_job.model.weights import ModelFiles, load_model
+from cpmbee_job.eval.files import fetch_model
+from cpmbee_job.model.weights import ModelFiles
 from cpmbee_job.run import Run
 from cpmbee_job.store.cache import default_cache_dir
 from cpmbee_job.store.patience import patiently
@@ -33,8 +31,9 @@ from cpmbee_job.store.traffic import observe
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train import metrics
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
+from cpmbee_job.train.build import build_engine, plan_for
 from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, record_begin
-from cpmbee_job.train.deterministic import DeterministicEngine, compute_deterministically
+from cpmbee_job.train.deterministic import compute_deterministically
 from cpmbee_job.train.elastic import (
     FAILURE_ENV,
     LOST_PEER,
@@ -56,11 +55,12 @@ from cpmbee_job.train.manifests import Manifest
 from cpmbee_job.train.metered import Metered
 from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
 from cpmbee_job.train.publish import Publisher
-from cpmbee_job.train.torch_engine import TorchEngine
 from cpmbee_job.train.world import World
 
 LONGEST_FORMING = 300.0
 """Seconds from the first rank's start to the last one's: torch may have to come from a slow disk."""
+
+MORE_MEMORY = "lower train.batch_size or train.max_length, raise train.recompute_layers, or set train.layout: sharded"
 
 log = logging.getLogger("cpmbee_job.train.worker")  # also where this module is __main__
 
@@ -125,6 +125,8 @@ def work(
         attempt.execute(locate_model, exports)
     except CpmbeeError as error:
         return attempt.failed(error)
+    except torch.OutOfMemoryError as error:
+        return attempt.failed(CpmbeeError(f"a GPU's memory is used up: {error}", hint=MORE_MEMORY))
     except Exception as error:
         if _lost_peer(error):
             return attempt.failed(CpmbeeError(LOST_PEER))
@@ -162,9 +164,8 @@ class _Attempt:
         if spec.train.deterministic:
             compute_deterministically(world.device)
         files = world.together(locate_model)
-        model = build_model(run, files, world)
-        kind = DeterministicEngine if spec.train.deterministic else TorchEngine
-        engine = kind(model, spec.train, world.device)
+        plan = plan_for(spec, files, world)
+        engine = build_engine(run, files, world, plan)
 
         # Resume
         found = self._newest_checkpoint()
@@ -187,7 +188,7 @@ class _Attempt:
             )
         self.progress = Metered(self.progress, self.run_name, world, total_steps)
         self.progress.say(
-            f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes"
+            f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes, {plan}"
             + (f", going on after step {self.position.step}" if self.position.step else "")
         )
         publisher = Publisher(
@@ -197,7 +198,7 @@ class _Attempt:
             engine,
             self.progress,
             files,
-            model.base_digest,
+            engine.model.base_digest,
             exports,
             found,
             lambda: None if evaluation is None else dataset_digest(evaluation),
@@ -209,6 +210,7 @@ class _Attempt:
         ends_at = deadline(run)
         batch_size = 1 if spec.train.deterministic else spec.train.batch_size
         share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
+        share["pinned"] = world.device.type == "cuda"
         outcome = train(
             spec.train,
             engine=engine,
@@ -290,19 +292,6 @@ class _Attempt:
     def _stalled(self) -> None:
         reason = f"no progress for {self.run.spec.train.stall_timeout:.0f} s: ended by the watchdog"
         Failure(reason, self.position.step, permanent=False, exit_code=STALLED).write()
-
-
-def build_model(run: Run, files: ModelFiles, world: World) -> CpmBee:
-    """The base with what is trained: LoRA on a frozen base, or all weights. The same on all ranks, which read a share
-    of the base each."""
-    spec = run.spec
-    model = load_model(files, torch.float32, world.device, world)
-    if not spec.train.use_delta:
-        return model.requires_grad_(True)
-    insert_lora(model, r=spec.lora.r, alpha=spec.lora.alpha, modules=spec.lora.modules, seed=spec.train.seed)
-    if spec.lora.init_from is not None:
-        load_delta(model, fetch_delta(spec.lora.init_from, run.storage))
-    return model
 
 
 def _log_to_file(attempt: int) -> IO[str]:

@@ -1,7 +1,7 @@
-"""One rank of a world that loads a model: `python -m tests.integration.load_together URL [ENDPOINT_URL] [BREAK]`.
+"""One rank of a world that loads a model: `python -m tests.integration.load_together URL [ENDPOINT] [BREAK] [KEPT]`.
 
 Prints one JSON line: what was loaded and how many bytes this rank has read, or the error. BREAK is the rank whose reads
-fail.
+fail. KEPT is a file for what the rank keeps, one of equal shares of each layer's weights, cut anywhere.
 """
 
 import json
@@ -13,8 +13,9 @@ import torch
 
 from cpmbee_job.errors import CpmbeeError, StoreError
 from cpmbee_job.eval.files import fetch_model
+from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.sources import WeightFile
-from cpmbee_job.model.weights import ModelFiles, load_model
+from cpmbee_job.model.weights import Kept, ModelFiles, keep_whole, load_model
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.train.world import World
 
@@ -42,18 +43,31 @@ class Counted:
         self._file.read_into(start, buffers)
 
 
+def keep_shares(model: CpmBee, world: World, kept: dict[str, Kept]) -> dict[str, Kept]:
+    kept |= keep_whole(model, dtype=torch.float32, device=world.device)
+    for name, parameter in model.encoder.layers.named_parameters(prefix="encoder.layers"):
+        start, end = (parameter.numel() * rank // world.size for rank in (world.rank, world.rank + 1))
+        kept[name] = Kept(torch.empty(end - start), start)
+    return kept
+
+
 def main() -> None:
-    url, endpoint_url, broken = [*sys.argv[1:], "", ""][:3]
+    url, endpoint_url, broken, place = [*sys.argv[1:], "", "", ""][:4]
     storage = StorageSpec(endpoint_url=endpoint_url or None)
     world = World.form()
     try:
         files = world.together(lambda: fetch_model(url, storage))
         counted = [Counted(file, broken == str(world.rank)) for file in files.weights]
         files = ModelFiles(files.config, files.vocab, tuple(counted))
-        model = load_model(files, torch.float32, world.device, world)
+        if place:
+            kept: dict[str, Kept] = {}
+            model = load_model(files, torch.float32, world.device, world, keep=lambda m: keep_shares(m, world, kept))
+            torch.save({name: share.elements for name, share in kept.items()}, f"{place}.{world.rank}")
+        else:
+            model = load_model(files, torch.float32, world.device, world)
         report = {
             "digest": model.base_digest,
-            "sum": sum(parameter.double().sum().item() for parameter in model.parameters()),
+            "sum": 0.0 if place else sum(parameter.double().sum().item() for parameter in model.parameters()),
             "bytes": sum(file.num_bytes for file in counted),
         }
         world.leave()

@@ -8,13 +8,17 @@ The names of the objects that it writes and deletes go to `<log>.writes`, a line
 A fault is a signal that the rank sends to itself (0: an exception, as of memory that is used up):
 {"signal": 9, "at": "step", "number": 7, "when": "after"}; at "write" it is counted in writes to the store, which are
 objects written or deleted.
+
+`sharded`: the rank trains as on GPUs that can't hold the base, with BMTrain's own code (`tests.bmtrain_on_cpu`).
 """
 
+import importlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -24,6 +28,8 @@ from cpmbee_job.eval.files import fetch_model
 from cpmbee_job.model.lora import _delta_model_class
 from cpmbee_job.run import Run
 from cpmbee_job.store.files import FileStore
+from cpmbee_job.train import worker
+from cpmbee_job.train.plan import Plan
 from cpmbee_job.train.torch_engine import TorchEngine
 from cpmbee_job.train.worker import form_world, work
 
@@ -52,7 +58,9 @@ def answer(word: object) -> None:
     sys.stdout.flush()
 
 
-def execute(url: str, rank: int, world_size: int, port: int, log: str, fault: dict[str, Any] | None) -> int:
+def execute(
+    url: str, rank: int, world_size: int, port: int, log: str, sharded: bool, fault: dict[str, Any] | None
+) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
@@ -63,6 +71,8 @@ def execute(url: str, rank: int, world_size: int, port: int, log: str, fault: di
     record_writes(rank, f"{log}.writes")
     if fault is not None:
         inject(**fault)
+    if sharded:
+        shard_the_base()
     run = Run.open(url)
     try:
         failure = work(run, form_world(), lambda: fetch_model(run.spec.model, run.storage))
@@ -70,6 +80,12 @@ def execute(url: str, rank: int, world_size: int, port: int, log: str, fault: di
         logging.exception("rank %d", rank)
         return 1
     return 0 if failure is None else failure.exit_code
+
+
+def shard_the_base() -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    importlib.import_module("tests.bmtrain_on_cpu")
+    worker.plan_for = lambda *_: Plan("bmtrain", "sharded", "fp32", 0)
 
 
 def inject(at: str, number: int, when: str, signal: int) -> None:

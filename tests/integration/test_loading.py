@@ -150,6 +150,21 @@ def test_each_rank_reads_its_share_once(folder):
     assert max(shares) < 0.55 * total
 
 
+def test_ranks_that_keep_shares_read_as_little_and_have_the_whole_together(folder, tmp_path):
+    alone = load_model(find_model(folder), torch.float32, CPU)
+    reports = world(3, str(folder), "", "", str(tmp_path / "kept"))
+    assert [report["digest"] for report in reports] == [alone.base_digest] * 3
+    total = sum(parameter.nbytes for parameter in alone.parameters())
+    assert max(report["bytes"] for report in reports) < 0.4 * total
+    kept = [torch.load(tmp_path / f"kept.{rank}") for rank in range(3)]
+    for name, parameter in alone.named_parameters():
+        if name.startswith("encoder.layers"):
+            assert torch.equal(torch.cat([shares[name] for shares in kept]), parameter.flatten()), name
+            assert max(shares[name].numel() for shares in kept) <= parameter.numel() // 3 + 1
+        else:
+            assert all(torch.equal(shares[name], parameter.flatten()) for shares in kept), name
+
+
 def test_a_rank_reads_what_its_machine_has_kept(stored, s3_storage, proxy, tmp_path):
     caches = [tmp_path / "one", tmp_path / "other"]
     first = world(2, stored, proxy.url, caches=caches)

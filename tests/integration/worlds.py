@@ -75,12 +75,12 @@ class RankServer:
         self._process.stdin.flush()
         return self._process.stdout.readline()
 
-    def start(self, run: Run, size: int, *faults: Fault) -> World:
+    def start(self, run: Run, size: int, *faults: Fault, sharded: bool = False) -> World:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         by_rank = {fault.rank: fault.order() for fault in faults}
-        common = {"url": run.url, "world_size": size, "port": port, "log": str(self.log)}
+        common = {"url": run.url, "world_size": size, "port": port, "log": str(self.log), "sharded": sharded}
         world = World([], self)
         self.worlds.append(world)
         for rank in range(size):

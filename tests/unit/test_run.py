@@ -77,7 +77,8 @@ OTHER = {
     "workers.cpu": "7", "workers.memory": "7Gi", "cluster.namespace": "n", "cluster.queue": "q",
     "cluster.labels": "{a: b}", "train.global_batch_size": "9",
     "storage.endpoint_url": "http://x:1",
-    "train.engine": "torch", "train.lr_decay_style": "linear", "train.save_name": "x", "train.task_name": "x",
+    "train.engine": "torch", "train.layout": "sharded", "train.precision": "bf16", "train.recompute_layers": "7",
+    "train.lr_decay_style": "linear", "train.save_name": "x", "train.task_name": "x",
     "train.max_steps": "7", "train.lr_decay_iters": "7", "train.deadline": "7", "train.epochs": "7",
 }  # fmt: skip
 """Another value for every field whose default says too little of what it may be."""

@@ -17,6 +17,7 @@ from cpmbee_job.launch.checks.cluster_checks import (
     check_quotas,
 )
 from cpmbee_job.launch.checks.findings import Check, Finding, as_finding, examine
+from cpmbee_job.launch.checks.gpu_memory import check_gpu_memory
 from cpmbee_job.launch.checks.job_checks import check_endpoint, check_image, check_job, check_names
 from cpmbee_job.launch.checks.server_check import rendered, template_of
 from cpmbee_job.launch.checks.store_checks import check_data, check_model_folder, check_output
@@ -83,6 +84,8 @@ def _cluster_checks(
     }
     if spec is not None:
         checks["names"] = partial(check_names, cluster, spec)
+    if spec is not None and spec.workers.gpus:
+        checks["GPU memory"] = partial(check_gpu_memory, cluster, spec)
     if spec is not None and manifest is not None:
         checks["job"] = partial(check_job, cluster, spec, manifest)
     return checks

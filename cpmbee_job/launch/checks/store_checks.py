@@ -59,11 +59,15 @@ def check_model_folder(store: Store) -> Iterator[Finding]:
     check_model(store.url, list(files))
     if not files[VOCABULARY].size:
         raise ModelError(f"{store.url}: {VOCABULARY} is empty", hint="copy it again")
-    config = ModelConfig.from_dict(_json(store, CONFIG), source=f"{store.url}/{CONFIG}")
+    config = model_config(store)
     weights = _weights(store, files)
     size = sum(entry.size for entry in weights)
     shape = f"{config.num_layers} layers of width {config.dim_model}"
     yield Finding("model", "ok", f"{store.url}: {shape}, {decimal(size)} of weights in {_files(len(weights))}")
+
+
+def model_config(store: Store) -> ModelConfig:
+    return ModelConfig.from_dict(_json(store, CONFIG), source=f"{store.url}/{CONFIG}")
 
 
 def check_data(field: str, url: str, storage: StorageSpec) -> Iterator[Finding]:

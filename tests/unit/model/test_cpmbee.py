@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from benchmarks.dense import IGNORED, dense_logits, dense_losses
-from cpmbee_job.model import cpmbee
 from cpmbee_job.model.cpmbee import CpmBee, init_weights
 from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.memory import TARGETS_AT_ONCE
 from tests.oracle import flatten_rows, random_rows
 
 
@@ -65,7 +65,7 @@ def test_the_order_of_examples_does_not_matter(model):
 
 def test_many_targets_are_done_in_chunks_with_the_same_gradient(model):
     inputs = ModelInputs.from_numpy(**flatten_rows(random_rows(np.random.default_rng(5), 50, 16, 12)))
-    assert len(inputs.targets) > 1.5 * cpmbee._TARGETS_AT_ONCE
+    assert len(inputs.targets) > 1.5 * TARGETS_AT_ONCE
     whole = F.cross_entropy(model.target_logits(inputs, model(inputs)), inputs.targets.long(), reduction="none")
     whole.mean().backward()
     gradients = [p.grad.clone() for p in model.parameters()]

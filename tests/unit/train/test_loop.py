@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 from torch import Tensor
 
-from cpmbee_job.data.collate import Collated
 from cpmbee_job.errors import ModelError
+from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.spec import TrainSpec
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine import EngineState, EvalResult, ParameterStatistics, StepResult
@@ -24,13 +24,13 @@ class CountingEngine:
     bad_step: int = 0
 
     def step(
-        self, step: int, micro_batches: Sequence[Collated], learning_rate: float, wants_stop: Callable[[], bool]
+        self, step: int, micro_batches: Sequence[ModelInputs], learning_rate: float, wants_stop: Callable[[], bool]
     ) -> StepResult:
         if step == self.bad_step:
             raise ModelError("the loss is nan")
         return StepResult(1.0, 1.0, 1.0, 10, 2, stop=wants_stop() or step == self.stop_at)
 
-    def evaluate(self, micro_batches: Iterable[Collated], wants_stop: Callable[[], bool]) -> EvalResult | None:
+    def evaluate(self, micro_batches: Iterable[ModelInputs], wants_stop: Callable[[], bool]) -> EvalResult | None:
         loss = next(self.eval_losses)
         return None if loss == INTERRUPTED else EvalResult(loss, 5)
 

@@ -1,0 +1,229 @@
+"""`make bench-gpu`: steps of LoRA on a GPU at the 10b shape, beside the dense formulation in the same run.
+
+Rows of 2048 tokens in CCPM's shape; weights are random and made on the device. Where memory is short there are fewer
+layers, and the table says so. `--rehearse` runs the same at a tiny shape on the CPU, to see that it runs; its figures
+mean nothing.
+"""
+
+import argparse
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.dense import dense_losses
+from benchmarks.step import Case, ccpm
+from cpmbee_job.model.config import ModelConfig
+from cpmbee_job.model.cpmbee import CpmBee
+from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.lora import insert_lora
+from cpmbee_job.model.memory import footprint, num_layer_parameters
+from cpmbee_job.spec.training import LoraSpec, TrainSpec
+from cpmbee_job.train.build import DTYPES
+from cpmbee_job.train.plan import ITEMSIZES, USABLE, Precision
+from cpmbee_job.train.torch_engine import TorchEngine
+
+TEN_B = ModelConfig(vocab_size=86_583, dim_model=4096, num_heads=32, dim_head=128, dim_ff=10_240, num_layers=48)
+TINY = replace(TEN_B, dim_model=64, num_heads=4, dim_head=16, dim_ff=160, num_layers=2)
+LENGTH = 2048
+LORA = LoraSpec()
+TRAIN = TrainSpec(lr=1e-4)
+PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "A10": 125, "L4": 121, "V100": 125}
+"""Dense peak of fp16 and bf16 in TFLOP/s, by a part of the device's name; the first that is in it counts."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    rows: int
+    recompute: str  # "none", "fit" (as few layers as fit), "all"
+    precision: Precision = "fp16"
+
+
+SETTINGS = [
+    Setting("ours", 5, "fit"),
+    Setting("ours", 5, "all"),
+    Setting("ours", 5, "fit", "bf16"),
+    Setting("ours", 1, "none"),
+    Setting("ours", 1, "all"),
+    Setting("dense", 5, "all"),
+    Setting("dense", 1, "all"),
+]
+
+
+@dataclass(frozen=True)
+class Measured:
+    setting: Setting
+    layers: int
+    recompute_layers: int
+    first_step: float
+    """Seconds, from the building of the model on."""
+    tokens_per_second: float
+    utilisation: float | None
+    """Of the device's peak, by 4 FLOP for each token and weight of the layers; None where its peak is not known."""
+    peak_gib: float | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--rehearse", action="store_true", help="a tiny shape on the CPU")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after two that are not")
+    parser.add_argument("--out", type=Path, help="write a result file (JSON)")
+    options = parser.parse_args()
+    if not options.rehearse and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA GPU here; --rehearse shows that the benchmark runs, on the CPU")
+    device = torch.device("cpu" if options.rehearse else "cuda")
+    results = []
+    settings = SETTINGS
+    if options.rehearse:
+        settings = [replace(setting, precision="fp32") for setting in SETTINGS if setting.rows == 1]
+    for setting in settings:
+        try:
+            result = measure(setting, TINY if options.rehearse else TEN_B, device, options.steps)
+        except torch.OutOfMemoryError as error:
+            print(f"{setting}: out of memory: {str(error).splitlines()[0]}", flush=True)
+            continue
+        finally:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        print(_words(result), flush=True)
+        results.append(asdict(result))
+    document = {"rehearsal": options.rehearse, "machine": machine(device), "length": LENGTH, "results": results}
+    if options.out is not None:
+        options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(setting: Setting, config: ModelConfig, device: torch.device, num_steps: int) -> Measured:
+    case = ccpm(setting.rows)
+    config, recompute_layers = fitted(setting, config, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    model = random_model(config, DTYPES[setting.precision], device)
+    step = our_step(model, case, device, recompute_layers) if setting.name == "ours" else dense_step(model, case)
+    step()
+    first_step = time.perf_counter() - start
+    step()
+    start = time.perf_counter()
+    for _ in range(num_steps):
+        step()  # waits for the device at its end
+    rate = num_steps * case.num_tokens / (time.perf_counter() - start)
+    flops = 4.0 * rate * sum(num_layer_parameters(config, layer) for layer in range(config.num_layers))
+    peak = peak_of(device)
+    return Measured(
+        setting,
+        config.num_layers,
+        recompute_layers,
+        first_step,
+        rate,
+        None if peak is None else flops / peak,
+        torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+    )
+
+
+def fitted(setting: Setting, config: ModelConfig, device: torch.device) -> tuple[ModelConfig, int]:
+    """With as many layers as fit, of which so many are computed again. The dense formulation's bias and logits come on
+    top."""
+    if device.type == "cpu":
+        return config, {"none": 0, "fit": 1, "all": config.num_layers}[setting.recompute]
+    room = USABLE * torch.cuda.mem_get_info(device)[0]
+    itemsize = ITEMSIZES[setting.precision]
+    if setting.name == "dense":
+        columns = LENGTH * config.num_heads + config.vocab_size
+        room -= setting.rows * LENGTH * columns * (2 * itemsize + 8)
+    for num_layers in range(config.num_layers, 0, -1):
+        smaller = replace(config, num_layers=num_layers)
+        for again in {"none": [0], "all": [num_layers]}.get(setting.recompute, range(num_layers + 1)):
+            need = footprint(
+                smaller,
+                rows=setting.rows,
+                max_length=LENGTH,
+                itemsize=itemsize,
+                lora=(LORA.r, LORA.modules),
+                recompute_layers=again,
+            )
+            if need.total <= room:
+                return smaller, again
+    raise torch.OutOfMemoryError("not even one layer fits")
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> CpmBee:
+    """Weights of unit scale, as `init_weights` draws them, without a copy on the host."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            model = CpmBee(config)
+    finally:
+        torch.set_default_dtype(before)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0) if "layernorm" in name else parameter.normal_()
+    insert_lora(model, r=LORA.r, alpha=LORA.alpha, modules=LORA.modules)
+    return model
+
+
+def our_step(model: CpmBee, case: Case, device: torch.device, recompute_layers: int) -> Callable[[], float]:
+    model.encoder.recompute_layers = recompute_layers
+    engine = TorchEngine(model, TRAIN, device)
+    inputs = ModelInputs.from_numpy(**vars(case.ours))
+    if device.type == "cuda":
+        inputs = inputs.pin_memory()
+    return lambda: engine.step(1, [inputs], TRAIN.lr, wants_stop=lambda: False).loss
+
+
+def dense_step(model: CpmBee, case: Case) -> Callable[[], float]:
+    """The whole bias and all logits, activations computed again, as the original does."""
+    weights: Mapping[str, Tensor] = dict(model.named_parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=TRAIN.lr, weight_decay=TRAIN.weight_decay)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = dense_losses(weights, model.config, case.dense, checkpointed=True).float().mean()
+        (loss * TRAIN.loss_scale).backward()  # type: ignore[no-untyped-call]
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad /= TRAIN.loss_scale
+        torch.nn.utils.clip_grad_norm_(trained, TRAIN.clip_grad)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def peak_of(device: torch.device) -> float | None:
+    if device.type == "cpu":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    found = {"torch": torch.__version__, "cuda": str(torch.version.cuda), "device": "CPU"}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+        with contextlib.suppress(OSError):
+            found["driver"] = Path("/proc/driver/nvidia/version").read_text(encoding="ascii").splitlines()[0]
+    return found
+
+
+def _words(result: Measured) -> str:
+    setting = result.setting
+    utilisation = "" if result.utilisation is None else f", {100 * result.utilisation:.1f} % of the peak"
+    memory = "" if result.peak_gib is None else f", at most {result.peak_gib:.1f} GiB"
+    return (
+        f"{setting.name}, {setting.rows} x {LENGTH}, {setting.precision}, {result.layers} layers of which "
+        f"{result.recompute_layers} computed again: {result.tokens_per_second:,.0f} tokens/s{utilisation}{memory}, "
+        f"first step after {result.first_step:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

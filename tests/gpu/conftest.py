@@ -1,0 +1,39 @@
+"""What runs on a GPU: `make test-gpu`. With CPMBEE_TEST_DEVICE=cpu the same is rehearsed on a CPU, where BMTrain's own
+Python code stands on gloo (`tests.bmtrain_on_cpu`): that shows that the tests run, not that a GPU does.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from cpmbee_job.run import Run
+from tests.integration.jobs import make_job
+from tests.integration.worlds import new_run
+
+DEVICE = os.environ.get("CPMBEE_TEST_DEVICE", "cuda")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA GPU here; CPMBEE_TEST_DEVICE=cpu rehearses these tests")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # for BMTrain's own communicator
+    if DEVICE == "cpu":
+        import tests.bmtrain_on_cpu  # noqa: F401
+    return torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device(DEVICE)
+
+
+@pytest.fixture(scope="session")
+def job(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="session")
+def run(job: Path) -> Run:
+    return new_run(job, "engines", "train.loss_scale=1024")

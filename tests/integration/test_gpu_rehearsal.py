@@ -1,0 +1,48 @@
+"""What `make test-gpu` and `make bench-gpu` do can be done: rehearsed on the CPU, and refused without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+
+
+def python(*arguments: object, **env: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, check=False)
+
+
+def test_the_tests_for_a_gpu_pass_their_rehearsal() -> None:
+    done = python("-m", "pytest", "tests/gpu", "-m", "gpu", CPMBEE_TEST_DEVICE="cpu")
+    assert done.returncode == 0, done.stdout
+    assert "passed, 1 skipped" in done.stdout  # memory, which only a GPU's allocator knows
+
+
+@without_gpu
+def test_without_a_gpu_they_are_skipped_and_say_why() -> None:
+    done = python("-m", "pytest", "tests/gpu", "-m", "gpu", "-rs")
+    assert done.returncode == 0
+    assert "torch sees no CUDA GPU here" in done.stdout
+    assert "passed" not in done.stdout
+
+
+def test_the_benchmark_of_a_gpu_can_be_rehearsed(tmp_path: Path) -> None:
+    done = python("-m", "benchmarks.gpu", "--rehearse", "--steps", 1, "--out", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "result.json").read_text())
+    assert document["rehearsal"] is True
+    assert {result["setting"]["name"] for result in document["results"]} == {"ours", "dense"}
+    assert all(result["tokens_per_second"] > 0 for result in document["results"])
+
+
+@without_gpu
+def test_the_benchmark_of_a_gpu_is_refused_without_one() -> None:
+    done = python("-m", "benchmarks.gpu")
+    assert done.returncode == 2
+    assert "torch sees no CUDA GPU here" in done.stderr
