@@ -86,6 +86,8 @@ def predict(
     With --on-cluster a pod does it, and the rows stay in the store: asked again, they are there.
 
     Example: cpmbee-job predict --model models/cpm-bee-10b --delta runs/ccpm/r1 --input questions.jsonl
+
+    Example: cpmbee-job predict --on-cluster --job job.yaml --model s3://models/bee/ --input questions.jsonl
     """
     settings = storage(endpoint_url, path_style)
     keep_apart(output, source, settings)
@@ -153,6 +155,8 @@ def evaluate(
     With --on-cluster a pod does it, and the scores stay in the store: asked again, they are there.
 
     Example: cpmbee-job evaluate --model models/cpm-bee-10b --delta runs/ccpm/r1 --data examples/eval.jsonl
+
+    Example: cpmbee-job evaluate --on-cluster --model s3://models/bee/ --delta s3://runs/ccpm/r1 --data eval.jsonl
     """
     settings = storage(endpoint_url, path_style)
     for place in (per_example, output):

@@ -3,6 +3,7 @@ of this machine."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
-from tests.integration.jobs import Outcome, cli
+from tests.integration.jobs import Outcome, cli, start
 from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import keys
 
@@ -183,6 +184,24 @@ def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
     assert (done.code, done.out) == (0, "loss           0.5000\n")
     spec = load_spec(job)
     assert folder.url.startswith(contract.inference_url(spec.output, ""))
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_job(
+    job: Path, cluster: WorkingCluster, tmp_path: Path, s3_storage: StorageSpec
+) -> None:
+    cluster.idle = True
+    what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--on-cluster", "--job", job)
+    with kubernetes_api(cluster, tmp_path) as kubeconfig:
+        watching = start(*what, env={"KUBECONFIG": str(kubeconfig)})
+        assert watching.stderr is not None
+        for line in watching.stderr:
+            if "pending" in line:
+                break
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate(timeout=60)
+    assert watching.returncode == 130, said
+    assert "goes on; the same command waits for it again" in said
+    assert len(cluster.objects[JOBS]) == 1
 
 
 @pytest.mark.parametrize(
