@@ -1,6 +1,7 @@
 """The main way on a real cluster, as a user goes it; `make e2e`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def asked_on_the_cluster(laptop: Laptop, run: str, delta: Path, question: Path) 
     here = laptop.run("evaluate", *data, "--delta", delta)
     there = laptop.run("evaluate", *data, "--delta", laptop.status(run)["url"], "--on-cluster", "--timeout=10m")
     assert (here.code, there.code) == (0, 0), here.err + there.err
+    assert re.search(r"-evaluate-\w+-\w+ \| examples", there.err)  # what its pod says
     scores = json.loads(there.out)
     assert scores == pytest.approx(json.loads(here.out), rel=1e-4)
     again = laptop.run("evaluate", *data, "--delta", laptop.status(run)["url"], "--on-cluster")
