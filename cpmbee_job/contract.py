@@ -11,6 +11,7 @@
     tensorboard/  logs/<pod>/<attempt>.log
 <output>/prepared/<digest>/part-00000.arrow ...  index.json
 <output>/uploads/<digest of the content>/...                   files of the launcher's machine
+<output>/inference/<digest>/request.json  scores.json, per-example.jsonl or rows.jsonl     `--on-cluster`
 <where promoted deltas lie>/
     delta/<digest>/  delta/BEST                                 as in a run's folder, so that it may be named as one is
 """
@@ -19,7 +20,8 @@ import hashlib
 import json
 import os
 import re
-from typing import Annotated, Any, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json as parse_json
@@ -61,13 +63,25 @@ LATEST = "checkpoints/LATEST"
 BEST = "delta/BEST"
 LAST = "delta/LAST"
 
+REQUEST = "request.json"
+"""What an inference was asked for."""
+SCORES = "scores.json"
+PER_EXAMPLE = "per-example.jsonl"
+ROWS = "rows.jsonl"
+
+InferenceCommand = Literal["evaluate", "predict"]
+INFERENCE_RESULTS: dict[InferenceCommand, str] = {"evaluate": SCORES, "predict": ROWS}
+"""What each writes last."""
+
 
 MANAGED_BY = {"app.kubernetes.io/managed-by": "cpmbee-job"}
 """Label of every object of ours on a cluster."""
 NAME_LABEL = "cpmbee-job/name"
 RUN_LABEL = "cpmbee-job/run"
+COMMAND_LABEL = "cpmbee-job/command"
+"""Of a Job and its pods: which verb they do; pods that train have none."""
 URL_ANNOTATION = "cpmbee-job/url"
-"""Where the run of a PyTorchJob lies in the store."""
+"""Where the run of a PyTorchJob, or what a Job makes, lies in the store."""
 PREPARE_CONTAINER = "prepare"
 TRAIN_CONTAINER = "pytorch"
 """The operator asks for this name."""
@@ -82,7 +96,7 @@ def job_name(name: str, run_id: str) -> str:
     return f"{prefix[: 50 - len(suffix)].rstrip('-')}-{suffix}"
 
 
-NOT_JOBS = {"prepared", "uploads"}
+NOT_JOBS = {"inference", "prepared", "uploads"}
 """Folders of an output that are no job's."""
 
 
@@ -103,6 +117,15 @@ def prepared_url(output: str, digest: str) -> str:
     return f"{output.rstrip('/')}/prepared/{digest}"
 
 
+def inference_url(output: str, digest: str) -> str:
+    return f"{output.rstrip('/')}/inference/{digest}"
+
+
+def inference_id(command: InferenceCommand, digest: str) -> str:
+    """What stands in the place of a run's id in the names of a Job and in its labels."""
+    return f"{command}-{digest[:12]}"
+
+
 def prepare_command(url: str) -> list[str]:
     """The init step of the run at `url`, in a pod and on this machine alike."""
     return ["-m", "cpmbee_job.data", url]
@@ -111,6 +134,16 @@ def prepare_command(url: str) -> list[str]:
 def train_command(url: str) -> list[str]:
     """The training container's entrypoint, likewise."""
     return ["-m", "cpmbee_job.train", url]
+
+
+def inference_command(
+    command: InferenceCommand, url: str, model: str, delta: str | None, data: str, flags: Sequence[str]
+) -> list[str]:
+    """The verb in a pod, which leaves its results in the folder at `url`. `flags`: those that decide them."""
+    words = ["-m", "cpmbee_job.cli", command, "--model", model, *(["--delta", delta] if delta else []), *flags]
+    if command == "predict":
+        return [*words, "--input", data, "--output", f"{url}/{ROWS}"]
+    return [*words, "--data", data, "--per-example", f"{url}/{PER_EXAMPLE}", "--output", f"{url}/{SCORES}"]
 
 
 def attempt_key(attempt: int) -> str:

@@ -135,7 +135,7 @@ def logs(
     choice = Choice(pod, CONTAINERS if container is None else (container,), after, previous)
     found, cluster = find(run, context, namespace, output, storage(endpoint_url, path_style))
     with ExitStack() as stack:
-        show = stack.enter_context(_json_list()) if as_json else _printer(console.stdout, timestamps)
+        show = stack.enter_context(_json_list()) if as_json else printer(console.stdout, timestamps)
         stack.enter_context(_interruptible(found, cluster))
         if not follow:
             for line in read_logs(found, cluster, choice, console.say):
@@ -169,7 +169,7 @@ def stay(
         if follow:
             waiting = begin(lambda: _wait(found, cluster, timeout, news, on_status))
             try:
-                _follow(found, cluster, waiting, Choice(), _printer(console.stderr, timestamps=False))
+                _follow(found, cluster, waiting, Choice(), printer(console.stderr, timestamps=False))
             except NotFoundError as nothing:  # it may have ended before any pod could speak
                 console.say(nothing.message)
             status = waiting.result()
@@ -280,7 +280,7 @@ def _interruptible(found: "FoundRun", cluster: "Cluster | None") -> Iterator[Non
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _printer(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":
+def printer(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":
     """Prints a line after its pod's name, in the pod's colour where `to` is a terminal."""
 
     def show(line: "LogLine") -> None:

@@ -1,6 +1,7 @@
 """Verbs about models: `predict`, `evaluate`, `model merge`, `model convert`, `model init`."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -10,13 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cpmbee_job import contract
 from cpmbee_job.cli import console
-from cpmbee_job.cli.outputs import keep_apart, lines_to, new_folder
+from cpmbee_job.cli.follow import Timeout
+from cpmbee_job.cli.on_cluster import Job, OnCluster, Options
+from cpmbee_job.cli.outputs import copy_lines, keep_apart, lines_to, new_folder
 from cpmbee_job.cli.storage import EndpointUrl, PathStyle, storage
+from cpmbee_job.cli.target import Context, JobNamespace
 from cpmbee_job.errors import DataError, ModelError, NotFoundError, RefusedError, SpecError, UsageError
+from cpmbee_job.pod import num_cpus, require_contract
 from cpmbee_job.run import now
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.urls import open_store
+from cpmbee_job.store.urls import open_object, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,19 +75,37 @@ def predict(
     ] = 1.0,
     max_length: Annotated[int, typer.Option("--max-length", min=1, help="Most tokens of a row's answers.")] = 100,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows that are answered together.")] = 8,
+    on_cluster: OnCluster = False,
+    job: Job = None,
+    timeout: Timeout = None,
+    context: Context = None,
+    namespace: JobNamespace = None,
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
     """Fill <ans> of each row by beam search. Prints the rows as JSON lines.
 
+    With --on-cluster a pod does it, and the rows stay in the store: asked again, they are there.
+
     Example: cpmbee-job predict --model models/cpm-bee-10b --delta runs/ccpm/r1 --input questions.jsonl
+
+    Example: cpmbee-job predict --on-cluster --job job.yaml --model s3://models/bee/ --input questions.jsonl
     """
+    settings = storage(endpoint_url, path_style)
+    keep_apart(output, source, settings)
+    cluster = Options(on_cluster, job, timeout, context, namespace).check()
+    if cluster is not None:
+        flags = {"--beam-size": beam_size, "--repetition-penalty": repetition_penalty}
+        flags |= {"--max-length": max_length, "--batch-size": batch_size}
+        results = cluster.ask("predict", model, delta, source, flags, settings)
+        copy_lines(results, contract.ROWS, output, settings)
+        return
+
     from cpmbee_job.eval.files import fetch_model
     from cpmbee_job.eval.generate import BeamOptions, Generator
     from cpmbee_job.eval.questions import ask
 
-    settings = storage(endpoint_url, path_style)
-    keep_apart(output, source, settings)
+    require_contract()
     options = BeamOptions(beam_size, max_length, repetition_penalty)
     files = fetch_model(model, settings)
     tokenizer = _tokenizer(files)
@@ -118,7 +142,13 @@ def evaluate(
         bool, typer.Option("--record", help="Keep the scores beside the delta, where `promote` finds them.")
     ] = False,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens that are scored together.")] = 8192,
+    output: Annotated[str | None, typer.Option("--output", help="File for the scores as JSON; also s3://.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")] = False,
+    on_cluster: OnCluster = False,
+    job: Job = None,
+    timeout: Timeout = None,
+    context: Context = None,
+    namespace: JobNamespace = None,
     endpoint_url: EndpointUrl = None,
     path_style: PathStyle = None,
 ) -> None:
@@ -128,20 +158,61 @@ def evaluate(
     scored, and the accuracy is how often the right one scores best. The eval digest names the examples, whatever their
     order or file: losses can be compared where it is the same.
 
+    With --on-cluster a pod does it, and the scores stay in the store: asked again, they are there.
+
     Example: cpmbee-job evaluate --model models/cpm-bee-10b --delta runs/ccpm/r1 --data examples/eval.jsonl
+
+    Example: cpmbee-job evaluate --on-cluster --model s3://models/bee/ --delta s3://runs/ccpm/r1 --data eval.jsonl
     """
+    settings = storage(endpoint_url, path_style)
+    for place in (per_example, output):
+        keep_apart(place, source, settings)
+    cluster = Options(on_cluster, job, timeout, context, namespace).check()
+    kept = _recordable(delta, settings) if record else None
+    if kept is not None:
+        delta = kept.url  # whatever its run or folder stands for later
+    if cluster is not None:
+        flags = {"--format": format_name, "--batch-tokens": str(batch_tokens)}
+        results = cluster.ask("evaluate", model, delta, source, flags, settings)
+        if per_example is not None:
+            copy_lines(results, contract.PER_EXAMPLE, per_example, settings)
+        report = contract.from_json(results.get(contract.SCORES))
+    else:
+        report = _score(model, delta, source, format_name, per_example, batch_tokens, settings, kept)
+    if kept is not None:
+        _record(kept, {**report, "data": source, "model": model, "evaluated_at": now()})
+    if output is not None:
+        store, key = open_object(output, settings)
+        store.put(key, contract.to_json(report))
+    if as_json:
+        console.print_json(report)
+    else:
+        for key, value in report.items():
+            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+            console.stdout.print(f"{key.replace('_', ' '):15}{shown}", markup=False)
+
+
+def _score(
+    model: str,
+    delta: str | None,
+    source: str,
+    format_name: str,
+    per_example: str | None,
+    batch_tokens: int,
+    settings: StorageSpec,
+    kept: "StoredDelta | None",
+) -> dict[str, Any]:
+    """The scores, and a line for each example where those are wanted. `kept`: what they will be recorded with."""
     from cpmbee_job.eval.evaluate import Evaluator, Summary
     from cpmbee_job.eval.files import fetch_model
 
-    settings = storage(endpoint_url, path_style)
-    keep_apart(per_example, source, settings)
-    kept = _recordable(delta, settings) if record else None
+    require_contract()
     files = fetch_model(model, settings)
     tokenizer = _tokenizer(files)
     examples = [(location, _as_trained(example)) for location, example in _examples(source, settings, format_name)]
-    loaded = _load(model, files, delta if kept is None else kept.url, settings)
-    if kept is not None and kept.manifest.get("base_digest") != loaded.base_digest:
-        raise RefusedError(f"--record: {kept.url} was trained on other weights than those of {model}")
+    loaded = _load(model, files, delta, settings)
+    if kept is not None:
+        _require_base(kept, loaded.base_digest, model)
     evaluator = Evaluator(loaded, tokenizer, batch_tokens)
     summary = Summary()
     lines = nullcontext(None) if per_example is None else lines_to(per_example, settings)
@@ -151,15 +222,7 @@ def evaluate(
             if write is not None:
                 write(score.to_dict())
             progress.advance(progress.task_ids[0])
-    report = summary.to_dict() | {"eval_digest": evaluator.digest.hexdigest()}
-    if kept is not None:
-        _record(kept, {**report, "data": source, "model": model, "evaluated_at": now()})
-    if as_json:
-        console.print_json(report)
-    else:
-        for key, value in report.items():
-            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-            console.stdout.print(f"{key.replace('_', ' '):15}{shown}", markup=False)
+    return summary.to_dict() | {"eval_digest": evaluator.digest.hexdigest(), "base_digest": loaded.base_digest}
 
 
 def _as_trained(example: "Example") -> "Example":
@@ -171,7 +234,7 @@ def _as_trained(example: "Example") -> "Example":
 
 
 def _recordable(url: str | None, settings: StorageSpec) -> "StoredDelta":
-    """The delta to keep a score with, whatever a run's or another folder stands for later."""
+    """The delta to keep a score with."""
     from cpmbee_job.eval.files import delta_folder
     from cpmbee_job.train.deltas import read_delta
 
@@ -186,9 +249,15 @@ def _recordable(url: str | None, settings: StorageSpec) -> "StoredDelta":
         ) from error
 
 
+def _require_base(delta: "StoredDelta", base_digest: str, model: str) -> None:
+    if delta.manifest.get("base_digest") != base_digest:
+        raise RefusedError(f"--record: {delta.url} was trained on other weights than those of {model}")
+
+
 def _record(delta: "StoredDelta", report: dict[str, Any]) -> None:
     from cpmbee_job.train.deltas import record_score
 
+    _require_base(delta, report["base_digest"], report["model"])
     digest = report["eval_digest"]
     there = record_score(delta, digest, report)
     if there != report["loss"]:
@@ -316,6 +385,8 @@ def _load(model_url: str, files: "ModelFiles", delta_url: str | None, settings: 
     from cpmbee_job.model.lora import apply_delta
     from cpmbee_job.model.weights import load_model
 
+    if contract.CPUS_ENV in os.environ:  # in a container torch counts the node's
+        torch.set_num_threads(num_cpus())
     delta = None if delta_url is None else fetch_delta(delta_url, settings)
     on_gpu = torch.cuda.is_available()
     half = on_gpu and ModelConfig.from_file(files.config).half

@@ -1,6 +1,7 @@
 """Where verbs leave their results: stdout, a file or a folder, on this machine or in S3; all of it or nothing."""
 
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 from cpmbee_job.errors import RefusedError
 from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.base import Store
 from cpmbee_job.store.files import FileStore, explained
 from cpmbee_job.store.urls import open_object, open_store
 
@@ -30,6 +32,20 @@ def lines_to(url: str | None, storage: StorageSpec) -> Iterator[WriteLine]:
         with path.open("wb") as file:
             yield lambda document: _write(file.write, document)
         store.upload(path, key)
+
+
+def copy_lines(source: Store, key: str, url: str | None, storage: StorageSpec) -> None:
+    """The lines in an object of `source` to stdout, or to the object at `url`."""
+    with tempfile.TemporaryDirectory(prefix="cpmbee-") as name:
+        path = Path(name) / "lines"
+        source.download(key, path)
+        if url is not None:
+            store, target = open_object(url, storage)
+            store.upload(path, target)
+            return
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.flush()
 
 
 def keep_apart(output: str | None, source: str, storage: StorageSpec) -> None:

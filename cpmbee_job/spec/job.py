@@ -62,7 +62,7 @@ class JobSpec(Section):
         }
         return {key: place for key, place in places.items() if place is not None}
 
-    def with_fields(self, fields: Mapping[str, str]) -> Self:
+    def with_fields(self, fields: Mapping[str, str | int | None]) -> Self:
         """The same with other fields, by dotted key."""
         document = self.model_dump(mode="json")
         for field, value in fields.items():

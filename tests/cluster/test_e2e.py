@@ -1,6 +1,8 @@
 """The main way on a real cluster, as a user goes it; `make e2e`."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +50,8 @@ def test_a_job_is_submitted_followed_fetched_and_used(laptop: Laptop):
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["<ans>"]
 
+    asked_on_the_cluster(laptop, run, delta, question)
+
     # the same spec on this machine, one process in place of two pods
     laptop.spec["output"] = str(laptop.folder / "runs")
     local = laptop.run("local", laptop.job, "--processes=1", "--json")
@@ -55,6 +59,36 @@ def test_a_job_is_submitted_followed_fetched_and_used(laptop: Laptop):
     scores = json.loads(local.out)["scores"]
     assert scores["eval_loss"] == pytest.approx(result["scores"]["eval_loss"], rel=1e-4)
     assert scores["best_step"] == result["scores"]["best_step"]
+
+
+def asked_on_the_cluster(laptop: Laptop, run: str, delta: Path, question: Path) -> None:
+    """Pods score and answer with the run's delta as this machine does with the fetched one."""
+    rows = laptop.folder / "bee"
+    assert laptop.run("reformat", "--input", laptop.folder / "raw", "--output", rows, "--format", "ccpm").code == 0
+    data = ("--model", laptop.folder / "model", "--data", rows / "eval.jsonl", "--json")
+    here = laptop.run("evaluate", *data, "--delta", delta)
+    there = laptop.run("evaluate", *data, "--delta", laptop.status(run)["url"], "--on-cluster", "--timeout=10m")
+    assert (here.code, there.code) == (0, 0), here.err + there.err
+    assert re.search(r"-evaluate-\w+-\w+ \| examples", there.err)  # what its pod says
+    scores = json.loads(there.out)
+    assert scores == pytest.approx(json.loads(here.out), rel=1e-4)
+    again = laptop.run("evaluate", *data, "--delta", laptop.status(run)["url"], "--on-cluster")
+    assert json.loads(again.out) == scores
+    assert "it has been done before" in again.err
+
+    asked = ("--model", laptop.folder / "model", "--input", question, "--max-length", 4)
+    here = laptop.run("predict", *asked, "--delta", delta)
+    there = laptop.run("predict", *asked, "--delta", delta, "--on-cluster", "--job", laptop.job, "--timeout=10m")
+    assert there.code == 0, there.err
+    assert there.out == here.out
+
+    rows = laptop.folder / "bad.jsonl"
+    rows.write_text('{"input": "no answer"}\n')
+    bad = laptop.run(
+        "evaluate", "--model", laptop.folder / "model", "--data", rows, "--on-cluster", "--job", laptop.job
+    )
+    assert bad.code == 3, bad.err
+    assert "bad.jsonl:1" in bad.err
 
 
 def test_a_cancelled_run_keeps_its_objects_and_goes_on_when_resumed(laptop: Laptop):

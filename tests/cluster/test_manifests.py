@@ -14,6 +14,7 @@ from tests.cluster.kubectl import kubectl
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted([*(ROOT / "tests" / "golden").glob("*/pytorchjob.yaml"), *(ROOT / "k8s").rglob("pytorchjob.yaml")])
+INFERENCES = sorted((ROOT / "tests" / "golden").glob("*/evaluate.yaml"))
 FOLDERS = ["k8s/base", "k8s/cluster-view", "k8s/example", "k8s/overlays/dev", "k8s/overlays/gpu"]
 
 pytestmark = pytest.mark.e2e
@@ -38,6 +39,11 @@ def dry_run(manifest: Any, namespace: str, *options: str) -> None:
     kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", *options, stdin=manifest)
 
 
+def pod_of(template: Any) -> Any:
+    template["spec"].pop("priorityClassName", None)  # the cluster need not have it
+    return {**template, "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a-pod", **template["metadata"]}}
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
 def test_the_operator_takes_the_job(path: Path, namespace: str) -> None:
     dry_run(yaml.safe_load(path.read_text()), namespace)
@@ -46,12 +52,16 @@ def test_the_operator_takes_the_job(path: Path, namespace: str) -> None:
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
 def test_its_pod_is_valid_and_restricted(path: Path, namespace: str) -> None:
     template = yaml.safe_load(path.read_text())["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
-    template["spec"].pop("priorityClassName", None)  # the cluster need not have it
-    pod = {"apiVersion": "v1", "kind": "Pod", **template}
-    pod["metadata"] = {"name": "a-worker-0", **template["metadata"]}
-    pod["metadata"]["labels"]["training.kubeflow.org/replica-index"] = "0"
-    pod["spec"]["restartPolicy"] = "OnFailure"
-    dry_run(pod, namespace)
+    template["metadata"]["labels"]["training.kubeflow.org/replica-index"] = "0"
+    template["spec"]["restartPolicy"] = "OnFailure"
+    dry_run(pod_of(template), namespace)
+
+
+@pytest.mark.parametrize("path", INFERENCES, ids=lambda path: path.parent.name)
+def test_an_inference_is_a_job_with_a_restricted_pod(path: Path, namespace: str) -> None:
+    job = yaml.safe_load(path.read_text())
+    dry_run(job, namespace)
+    dry_run(pod_of(job["spec"]["template"]), namespace)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -70,5 +80,6 @@ def test_the_role_lets_its_users_submit_into_the_namespace_only(namespace: str) 
     user = ("--as=somebody", "--as-group=cpmbee-job-users")
     dry_run(yaml.safe_load((ROOT / "k8s/example/pytorchjob.yaml").read_text()), namespace, *user)
     assert kubectl("auth", "can-i", "get", "pods/log", "-n", namespace, *user) == "yes\n"
+    dry_run(yaml.safe_load((ROOT / "tests/golden/minimal/evaluate.yaml").read_text()), namespace, *user)
     elsewhere = ["kubectl", "auth", "can-i", "create", "pytorchjobs.kubeflow.org", "-n", "default", *user]
     assert subprocess.run(elsewhere, capture_output=True, text=True, check=False).stdout == "no\n"

@@ -20,12 +20,12 @@ def identity(spec: JobSpec, storage: StorageSpec, key: str = "") -> str:
     """
     data = {field: url for field, url in spec.inputs.items() if field.startswith("data.")}
     if spec.lora.init_from is not None:
-        _content("lora.init_from", spec.lora.init_from, spec.output, storage)  # is it there?
+        content("lora.init_from", spec.lora.init_from, spec.output, storage)  # is it there?
     return contract.digest(
         {
             "fields": training_fields(spec),
-            "data": {field: _content(field, url, spec.output, storage) for field, url in data.items()},
-            "model": _model_content(spec, storage),
+            "data": {field: content(field, url, spec.output, storage) for field, url in data.items()},
+            "model": model_content(spec, storage),
             "key": key,
         }
     )
@@ -58,7 +58,7 @@ def check_model(url: str, names: list[str]) -> None:
         )
 
 
-def _content(field: str, url: str, output: str, storage: StorageSpec) -> str:
+def content(field: str, url: str, output: str, storage: StorageSpec) -> str:
     """Digest of what lies at the URL; of what an upload has placed there it is part of the URL."""
     uploaded = re.match(rf"{re.escape(contract.uploads_url(output))}/([0-9a-f]{{32}})/", url)
     if uploaded is not None:
@@ -70,11 +70,11 @@ def _content(field: str, url: str, output: str, storage: StorageSpec) -> str:
     return listing_digest(objects)
 
 
-def _model_content(spec: JobSpec, storage: StorageSpec) -> str:
+def model_content(spec: JobSpec, storage: StorageSpec) -> str:
     """Likewise of the model folder, where only objects directly in it count."""
     uploads = f"{contract.uploads_url(spec.output)}/"
     if spec.model.startswith(uploads):
-        return _content("model", spec.model, spec.output, storage)
+        return content("model", spec.model, spec.output, storage)
     objects: list[ObjectInfo] = [entry for entry in open_store(spec.model, storage).list() if "/" not in entry.key]
     if not objects:
         raise PreflightError(f"model: {spec.model}: no folder with files in it", hint="name the folder itself")

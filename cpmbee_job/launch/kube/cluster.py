@@ -8,6 +8,7 @@ Object = dict[str, Any]
 Change = Literal["ADDED", "MODIFIED", "DELETED"]
 
 PYTORCHJOBS = "apis/kubeflow.org/v1/pytorchjobs"
+JOBS = "apis/batch/v1/jobs"
 PODS = "api/v1/pods"
 EVENTS = "api/v1/events"
 NODES = "api/v1/nodes"

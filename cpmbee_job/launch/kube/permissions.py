@@ -14,6 +14,8 @@ class Permission(NamedTuple):
     verbs: tuple[str, ...]
 
 
+INFERENCE = ("evaluate --on-cluster", "predict --on-cluster")
+
 PERMISSIONS = (
     Permission(
         ("submit", "status", "wait", "logs", "cancel", "resume", "fetch", "promote", "compare"),
@@ -29,11 +31,12 @@ PERMISSIONS = (
     ),
     Permission(("submit", "resume", "validate --server"), "kubeflow.org", "pytorchjobs", ("create",)),
     Permission(("cancel", "resume", "--cancel-on-signal"), "kubeflow.org", "pytorchjobs", ("delete",)),
-    Permission(("status", "wait", "logs", "cancel", "resume"), "", "pods", ("list",)),
-    Permission(("logs",), "", "pods", ("get", "watch")),
-    Permission(("logs",), "", "pods/log", ("get",)),
+    Permission(INFERENCE, "batch", "jobs", ("get", "create", "delete")),
+    Permission(("status", "wait", "logs", "cancel", "resume", *INFERENCE), "", "pods", ("list",)),
+    Permission(("logs", *INFERENCE), "", "pods", ("get", "watch")),
+    Permission(("logs", *INFERENCE), "", "pods/log", ("get",)),
     Permission(("validate --server",), "", "pods", ("create",)),
-    Permission(("status", "wait"), "", "events", ("list",)),
+    Permission(("status", "wait", *INFERENCE), "", "events", ("list",)),
     Permission(("status", "wait"), "kueue.x-k8s.io", "workloads", ("list",)),
 )
 """In the job's namespace. Without one of them, its verbs don't work as they should."""

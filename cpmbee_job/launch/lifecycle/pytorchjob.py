@@ -61,21 +61,22 @@ def remove_job(
     cluster: Cluster,
     job: Object,
     *,
+    kind: str = PYTORCHJOBS,
     timeout: float,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Delete that very PyTorchJob and wait until it and its pods are gone, so that another may take its name.
+    """Delete that very job and wait until it and its pods are gone, so that another may take its name.
 
     Raises `UnfinishedError` after `timeout` seconds.
     """
     name, uid = job["metadata"]["name"], job["metadata"]["uid"]
     with suppress(NotFoundError, ConflictError):  # somebody else has
-        cluster.delete(PYTORCHJOBS, name, uid)
+        cluster.delete(kind, name, uid)
     deadline = clock() + timeout
     while True:
         try:
-            left = _left(cluster, job)
+            left = _left(cluster, kind, job)
         except UnreachableError as error:
             left = [f"the cluster can't be asked: {error.message}"]
         if not left:
@@ -88,7 +89,7 @@ def remove_job(
         pause(INTERVAL)
 
 
-def _left(cluster: Cluster, job: Object) -> list[str]:
+def _left(cluster: Cluster, kind: str, job: Object) -> list[str]:
     """What is still there of the job."""
     uid, labels = job["metadata"]["uid"], job["metadata"].get("labels") or {}
     wanted = {key: labels[key] for key in (contract.NAME_LABEL, contract.RUN_LABEL) if key in labels}
@@ -98,6 +99,6 @@ def _left(cluster: Cluster, job: Object) -> list[str]:
         if any(owner.get("uid") == uid for owner in pod["metadata"].get("ownerReferences") or ())
     ]
     with suppress(NotFoundError):
-        if cluster.get(PYTORCHJOBS, job["metadata"]["name"])["metadata"]["uid"] == uid:
-            left.append("the PyTorchJob")
+        if cluster.get(kind, job["metadata"]["name"])["metadata"]["uid"] == uid:
+            left.append("the job itself")
     return left

@@ -41,18 +41,10 @@ def render(spec: JobSpec, run_id: str, namespace: str | None = None) -> Object:
 
     Raises `SpecError` with the dotted key for what no cluster can run.
     """
-    _require_cluster(spec)
+    require_cluster(spec)
     namespace = namespace or spec.cluster.namespace
     url = contract.run_url(spec.output, spec.name, run_id)
-    labels = {**contract.MANAGED_BY, contract.NAME_LABEL: spec.name, contract.RUN_LABEL: run_id}
-    metadata = {
-        "labels": {**spec.cluster.labels, **labels},
-        "annotations": {**spec.cluster.annotations, contract.URL_ANNOTATION: url},
-    }
-    template = {
-        "metadata": {**metadata, "annotations": NO_SIDECAR | metadata["annotations"]},
-        "spec": _pod(spec, url),
-    }
+    metadata = job_metadata(spec, run_id, url)
     queue = {QUEUE_LABEL: spec.cluster.queue} if spec.cluster.queue else {}
     return {
         "apiVersion": "kubeflow.org/v1",
@@ -78,11 +70,26 @@ def render(spec: JobSpec, run_id: str, namespace: str | None = None) -> Object:
                     "replicas": spec.workers.count,
                     # Of the operator's policies the one under which a job survives the loss of worker 0.
                     "restartPolicy": "OnFailure",
-                    "template": _overlaid(template, spec),
+                    "template": pod_template(spec, metadata, url),
                 }
             },
         },
     }
+
+
+def job_metadata(spec: JobSpec, run_id: str, url: str) -> Object:
+    """Labels and annotations of a job and its pods."""
+    labels = {**contract.MANAGED_BY, contract.NAME_LABEL: spec.name, contract.RUN_LABEL: run_id}
+    return {
+        "labels": {**spec.cluster.labels, **labels},
+        "annotations": {**spec.cluster.annotations, contract.URL_ANNOTATION: url},
+    }
+
+
+def pod_template(spec: JobSpec, metadata: Object, url: str) -> Object:
+    """A worker of the run at `url`: the init step and the training container, under the user's overlay."""
+    annotations = NO_SIDECAR | metadata["annotations"]
+    return _overlaid({"metadata": {**metadata, "annotations": annotations}, "spec": _pod(spec, url)}, spec)
 
 
 def default_run_id(spec: JobSpec) -> str:
@@ -107,7 +114,7 @@ def remarks(spec: JobSpec) -> list[str]:
     return []
 
 
-def _require_cluster(spec: JobSpec) -> None:
+def require_cluster(spec: JobSpec) -> None:
     """Raise for what only this machine could run."""
     if spec.image is None:
         raise SpecError("image: missing; a cluster needs one", hint="build it: `docker build --target train .`")
@@ -182,7 +189,7 @@ def _prepare_container(spec: JobSpec, url: str) -> Object:
     env = {
         # The operator gives no rank to init containers.
         contract.POD_INDEX_ENV: _field(f"metadata.labels['{INDEX_LABEL}']"),
-        contract.SPEC_ENV: _literal(spec.to_yaml()),
+        contract.SPEC_ENV: literal(spec.to_yaml()),
     }
     return _container(contract.PREPARE_CONTAINER, contract.prepare_command(url), env, spec, {})
 
@@ -206,7 +213,7 @@ def _container(name: str, command: list[str], env: Object, spec: JobSpec, device
         "image": spec.image,
         "imagePullPolicy": spec.cluster.image_pull_policy,
         "command": ["tini", "--", "python"],
-        "args": [_literal(argument) for argument in command],
+        "args": [literal(argument) for argument in command],
         "env": _env(spec, env),
         "resources": {"requests": resources, "limits": resources},
         "securityContext": {
@@ -230,7 +237,7 @@ def _env(spec: JobSpec, more: Object) -> list[Object]:
         "HOME": "/tmp",  # noqa: S108 (a volume of the pod's own)
         contract.VERSION_ENV: str(contract.VERSION),
         contract.LAUNCHER_ENV: cpmbee_job.__version__,
-        # As JSON has it, so that whoever reads it from the manifest need not know about `_literal`.
+        # As JSON has it, so that whoever reads it from the manifest need not know about `literal`.
         contract.STORAGE_ENV: storage.model_dump_json(exclude_defaults=True).replace("$", r"\u0024"),
         **more,
     }
@@ -253,7 +260,7 @@ def _secret(name: str, key: str, *, optional: bool = False) -> Object:
     return {"valueFrom": {"secretKeyRef": {**reference, "optional": True} if optional else reference}}
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Without this Kubernetes would put variables in the place of `$(NAME)`."""
     return text.replace("$", "$$")
 

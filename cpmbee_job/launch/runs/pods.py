@@ -107,7 +107,7 @@ def _earlier_end(pod: Object) -> str:
     """How training ended in this pod before it was started again, if it was."""
     for status in _in_order(pod, "containers", "containerStatuses"):
         if ended := part(status, "lastState", "terminated"):
-            return f"started again after: {containers.why_ended('training', ended, pod, status)}"
+            return f"started again after: {containers.why_ended(_work(pod), ended, pod, status)}"
     return ""
 
 
@@ -116,7 +116,7 @@ def _not_running(
 ) -> _Explanation:
     """Of the first container that does not run."""
     waiting = text(status, "state", "waiting", "reason")
-    what = "the init step" if is_init else "training"
+    what = "the init step" if is_init else _work(pod)
     if waiting in containers.IMAGE_REASONS:
         return "pending", "image", containers.why_no_image(status, events)
     if waiting in containers.CONFIG_REASONS:
@@ -174,7 +174,7 @@ def _failed(pod: Object) -> _Explanation:
     reason, message = text(pod, "status", "reason"), one_line(pod, "status", "message")
     for list_name, status_name, what in (
         ("initContainers", "initContainerStatuses", "the init step"),
-        ("containers", "containerStatuses", "training"),
+        ("containers", "containerStatuses", _work(pod)),
     ):
         for status in _in_order(pod, list_name, status_name):
             ended = part(status, "state", "terminated")
@@ -224,6 +224,11 @@ def _in_order(pod: Object, spec_list: str, status_list: str) -> list[Object]:
         return injected_main, order.index(name) if name in order else len(order)
 
     return sorted(parts(pod, "status", status_list), key=rank)
+
+
+def _work(pod: Object) -> str:
+    """What its main container does."""
+    return text(pod, "metadata", "labels", contract.COMMAND_LABEL) or "training"
 
 
 def _is_running(status: Object) -> bool:

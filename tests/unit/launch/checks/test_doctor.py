@@ -179,7 +179,9 @@ def test_a_missing_right_is_told_with_the_verbs_that_suffer():
     cluster.denied = {("get", "pods/log")}
     finding = examine(cluster)["permissions"]
     assert finding.state == "warning"
-    assert finding.detail == "may not get pods/log in default; these do not work in full: logs"
+    assert finding.detail == (
+        "may not get pods/log in default; these do not work in full: logs, evaluate --on-cluster, predict --on-cluster"
+    )
 
 
 def test_without_the_right_to_create_there_is_no_job():

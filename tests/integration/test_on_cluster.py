@@ -1,0 +1,220 @@
+"""`evaluate` and `predict` with `--on-cluster`, against a real object store and an API server whose pods are processes
+of this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.demo import make_model, reports
+from cpmbee_job.launch.kube.cluster import JOBS, PODS, Object
+from cpmbee_job.run import Run
+from cpmbee_job.spec import StorageSpec, load_spec
+from cpmbee_job.store.urls import open_store
+from tests.fake_cluster import FakeCluster
+from tests.integration.jobs import Outcome, cli, start
+from tests.integration.kubernetes_api import kubernetes_api
+from tests.integration.submitting import keys
+
+Verb = Callable[..., Outcome]
+
+
+class WorkingCluster(FakeCluster):
+    """Does a Job as soon as it is there: its container's command as a process, its end as kubelet and controller tell
+    it. `idle`: nothing is done."""
+
+    def __init__(self, cache: Path) -> None:
+        super().__init__("team")
+        self.cache = cache
+        self.idle = False
+
+    def create(self, kind: str, manifest: Object, **how: Any) -> Object:
+        made = super().create(kind, manifest, **how)
+        if kind == JOBS and not self.idle:
+            threading.Thread(target=self._work, args=(made,), daemon=True).start()
+        return made
+
+    def _work(self, job: Object) -> None:
+        template = job["spec"]["template"]
+        (container,) = template["spec"]["containers"]
+        assert container["command"] == ["tini", "--", "python"]
+        arguments = [argument.replace("$$", "$") for argument in container["args"]]
+        given = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+        owner = {"uid": job["metadata"]["uid"]}
+        pod = {"metadata": {"name": f"{job['metadata']['name']}-x7k2p", "ownerReferences": [owner]}}
+        pod["metadata"] |= template["metadata"]
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, **given, "CPMBEE_CACHE": str(self.cache), "HOME": str(self.cache), "CPMBEE_CPUS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = (done.stdout + done.stderr).splitlines()
+        ended = {"exitCode": done.returncode, "message": "\n".join(said[-5:])}
+        status = {"name": contract.TRAIN_CONTAINER, "state": {"terminated": ended}, "restartCount": 0}
+        phase = "Failed" if done.returncode else "Succeeded"
+        self.put(PODS, {**pod, "spec": template["spec"], "status": {"phase": phase, "containerStatuses": [status]}})
+        condition = {"type": "Failed" if done.returncode else "Complete", "status": "True"}
+        job["status"] = {"conditions": [condition]}
+        self.put(JOBS, job)
+
+    def delete(self, kind: str, name: str, uid: str) -> None:
+        super().delete(kind, name, uid)
+        pods = self.objects.get(PODS, {})
+        for pod in [pod for pod in pods.values() if pod["metadata"]["ownerReferences"][0]["uid"] == uid]:
+            del pods[pod["metadata"]["name"]]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> WorkingCluster:
+    return WorkingCluster(tmp_path / "pod")
+
+
+@pytest.fixture
+def verb(cluster: WorkingCluster, tmp_path: Path, s3_storage: StorageSpec) -> Iterator[Verb]:
+    with kubernetes_api(cluster, tmp_path) as kubeconfig:
+        here = {"KUBECONFIG": str(kubeconfig), "CPMBEE_CACHE": str(tmp_path / "cache")}
+        here["AWS_ENDPOINT_URL"] = s3_storage.endpoint_url or ""
+        yield lambda *arguments: cli(*arguments, env=here)
+
+
+@pytest.fixture
+def job(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
+    """A spec beside a model and rows."""
+    make_model(tmp_path / "model")
+    rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in reports(12, 3)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"name: weather\nmodel: model/\ndata: {{train: rows.jsonl}}\noutput: {bucket}/runs/\n"
+        f"image: example/train:1\nstorage: {{endpoint_url: {s3_storage.endpoint_url}, secret: s3}}\n"
+    )
+    return path
+
+
+def test_scores_are_those_of_this_machine_and_stay_in_the_store(
+    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+) -> None:
+    what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--json")
+    here = verb(*what, "--per-example", tmp_path / "here.jsonl")
+    there = verb(
+        *what, "--on-cluster", "--job", job, "--per-example", tmp_path / "there.jsonl", "--output", tmp_path / "scores"
+    )
+    assert (here.code, there.code) == (0, 0), here.err + there.err
+    scores = json.loads(there.out)
+    assert scores == pytest.approx(json.loads(here.out), rel=1e-4)
+    assert json.loads((tmp_path / "scores").read_text()) == scores
+    lines = [(tmp_path / name).read_text().splitlines() for name in ("here.jsonl", "there.jsonl")]
+    for ours, theirs in zip(*lines, strict=True):
+        assert json.loads(theirs) == pytest.approx(json.loads(ours), rel=1e-4)
+    kept = [key for key in keys(f"{bucket}/runs", s3_storage) if key.startswith("inference/")]
+    assert [Path(key).name for key in kept] == ["per-example.jsonl", "request.json", "scores.json"]
+
+    asked = list(cluster.calls)
+    again = verb(*what, "--on-cluster", "--job", job)
+    assert (again.code, json.loads(again.out)) == (0, scores)
+    assert cluster.calls == asked  # nothing more: the Job may be forgotten by then
+
+
+def test_a_run_gives_image_and_store_for_its_own_delta(
+    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+) -> None:
+    local = verb("local", job, "--set", "train.epochs=1", "--set", "train.max_length=256", "--run-id", "r1")
+    assert local.code == 0, local.err
+    run = Run.open(f"{bucket}/runs/weather/r1", s3_storage)
+    (tmp_path / "question.jsonl").write_text((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    what = ("predict", "--model", tmp_path / "model", "--delta", run.url, "--input", tmp_path / "question.jsonl")
+    here = verb(*what, "--max-length", 4)
+    there = verb(*what, "--max-length", 4, "--on-cluster")
+    assert there.code == 0, there.err
+    assert there.out == here.out
+    (created,) = cluster.objects[JOBS].values()
+    (container,) = created["spec"]["template"]["spec"]["containers"]
+    delta = container["args"][container["args"].index("--delta") + 1]
+    best = contract.DeltaPointer.parse(run.store.get(contract.BEST), "BEST").prefix
+    assert delta == f"{run.url}/{best}"
+
+
+def test_a_bad_row_ends_it_with_file_line_and_code_until_it_is_mended(
+    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    good = rows.read_text()
+    rows.write_text(good + '{"input": "no answer"}\n')
+    what = ("evaluate", "--model", tmp_path / "model", "--data", rows, "--on-cluster", "--job", job)
+    done = verb(*what)
+    assert done.code == 3, done.err
+    assert "rows.jsonl:13" in done.err.splitlines()[-2]
+    assert "evaluate failed with exit code 3" in done.err
+    assert verb(*what).code == 3
+    assert [verb for verb, name in cluster.calls if name.startswith(JOBS) and verb != "get"] == [
+        "create", "delete", "create",
+    ]  # fmt: skip
+    rows.write_text(good)
+    assert verb(*what).code == 0
+
+
+def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
+    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+) -> None:
+    cluster.idle = True
+    what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--on-cluster", "--job", job)
+    for _ in range(2):
+        done = verb(*what, "--timeout", "0s")
+        assert done.code == 101, done.err
+        assert "pending" in done.err
+    assert "it is there already" in done.err
+    (created,) = cluster.objects[JOBS].values()
+    folder = open_store(created["metadata"]["annotations"][contract.URL_ANNOTATION], s3_storage)
+    folder.put(contract.SCORES, b'{"loss": 0.5}')  # its pod has done it
+    done = verb(*what)
+    assert (done.code, done.out) == (0, "loss           0.5000\n")
+    spec = load_spec(job)
+    assert folder.url.startswith(contract.inference_url(spec.output, ""))
+
+
+def test_ctrl_c_ends_the_waiting_and_not_the_job(
+    job: Path, cluster: WorkingCluster, tmp_path: Path, s3_storage: StorageSpec
+) -> None:
+    cluster.idle = True
+    what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--on-cluster", "--job", job)
+    with kubernetes_api(cluster, tmp_path) as kubeconfig:
+        watching = start(*what, env={"KUBECONFIG": str(kubeconfig)})
+        assert watching.stderr is not None
+        for line in watching.stderr:
+            if "pending" in line:
+                break
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate(timeout=60)
+    assert watching.returncode == 130, said
+    assert "goes on; the same command waits for it again" in said
+    assert len(cluster.objects[JOBS]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--on-cluster"], 2, "--job job.yaml says so"),
+        (["--on-cluster", "--delta", "s3://tests/nowhere/run"], 2, "--delta: s3://tests/nowhere/run: no run there"),
+        (["--timeout", "5m"], 2, "without --on-cluster"),
+        (["--on-cluster", "--job", "JOB", "--delta", "/nowhere"], 3, "--delta: /nowhere: no such file or folder"),
+        (["--on-cluster", "--job", "JOB", "--data", "s3://tests/nowhere/rows.jsonl"], 4, "--data: s3://tests/nowhere"),
+    ],
+)
+def test_mistakes_are_those_of_the_command_line(
+    verb: Verb, job: Path, tmp_path: Path, cluster: WorkingCluster, options: list[str], code: int, words: str
+) -> None:
+    given = [str(job) if option == "JOB" else option for option in options]
+    done = verb("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", *given)
+    assert done.code == code, done.err
+    assert words in done.err
+    assert JOBS not in cluster.objects
