@@ -16,6 +16,7 @@ from cpmbee_job.cli import (
     extras,
     fetch,
     follow,
+    inference,
     job,
     model,
     promote,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 job.register(app)
 data.register(app)
+inference.register(app)
 model.register(app)
 doctor.register(app)
 render.register(app)
