@@ -176,7 +176,7 @@ def delta_prefix(step: int, attempt: int) -> str:
 
 DELTA_MANIFEST = "manifest.json"
 """In a delta's folder; written after all that it names."""
-SCORES = "scores/"
+RECORDED_SCORES = "scores/"
 """In a delta's folder."""
 
 

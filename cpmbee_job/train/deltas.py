@@ -60,7 +60,7 @@ class StoredDelta:
         scores, own = {}, _part(self.manifest, "scores")
         if self.trained_digest is not None and isinstance(own.get("eval_loss"), int | float):
             scores[self.trained_digest] = Score(float(own["eval_loss"]), "training")
-        folder = self.prefix + contract.SCORES
+        folder = self.prefix + contract.RECORDED_SCORES
         for entry in self.store.list(folder):
             digest = entry.key.removeprefix(folder).removesuffix(".json")
             scores[digest] = Score(_loss(self.store, entry.key), "evaluation")
@@ -110,7 +110,7 @@ def copy_scores(delta: StoredDelta, store: Store, prefix: str) -> None:
 
 
 def _score_key(prefix: str, eval_digest: str) -> str:
-    return f"{prefix}{contract.SCORES}{eval_digest}.json"
+    return f"{prefix}{contract.RECORDED_SCORES}{eval_digest}.json"
 
 
 def _loss(store: Store, key: str) -> float:
