@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cpmbee_job import contract
 from cpmbee_job.demo import make_model, reports
 from cpmbee_job.spec import StorageSpec
@@ -84,6 +86,13 @@ def install(folder: Path) -> Path:
 def metrics(run: Path | str, event: str = "step", storage: StorageSpec | None = None) -> list[dict[str, Any]]:
     text = open_store(str(run), storage).get(contract.METRICS).decode()
     return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
+
+
+def assert_same_scores(scores: dict[str, Any], others: dict[str, Any]) -> None:
+    """Numbers to 1e-4, digests to the letter."""
+    assert scores.keys() == others.keys()
+    for key, value in others.items():
+        assert scores[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), key
 
 
 def losses(run: Path | str, storage: StorageSpec | None = None) -> list[float]:

@@ -20,7 +20,7 @@ from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
-from tests.integration.jobs import Outcome, cli, start
+from tests.integration.jobs import Outcome, assert_same_scores, cli, start
 from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import keys
 
@@ -111,7 +111,7 @@ def test_scores_are_those_of_this_machine_and_stay_in_the_store(
     )
     assert (here.code, there.code) == (0, 0), here.err + there.err
     scores = json.loads(there.out)
-    assert scores == pytest.approx(json.loads(here.out), rel=1e-4)
+    assert_same_scores(scores, json.loads(here.out))
     assert json.loads((tmp_path / "scores").read_text()) == scores
     lines = [(tmp_path / name).read_text().splitlines() for name in ("here.jsonl", "there.jsonl")]
     for ours, theirs in zip(*lines, strict=True):
@@ -142,6 +142,13 @@ def test_a_run_gives_image_and_store_for_its_own_delta(
     delta = container["args"][container["args"].index("--delta") + 1]
     best = contract.DeltaPointer.parse(run.store.get(contract.BEST), "BEST").prefix
     assert delta == f"{run.url}/{best}"
+
+    what = ("evaluate", "--model", tmp_path / "model", "--delta", run.url, "--data", tmp_path / "rows.jsonl")
+    scored = verb(*what, "--record", "--json", "--on-cluster")
+    assert scored.code == 0, scored.err
+    scores = json.loads(scored.out)
+    kept = run.store.get(f"{best}{contract.RECORDED_SCORES}{scores['eval_digest']}.json")
+    assert json.loads(kept)["loss"] == scores["loss"]
 
 
 def test_a_bad_row_ends_it_with_file_line_and_code_until_it_is_mended(
