@@ -48,6 +48,11 @@ def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
     return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
+def only(manifests: list[Manifest], kind: str) -> Manifest:
+    (found,) = of_kind(manifests, kind)
+    return found
+
+
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
     """Pods and templates of pods, by the name of the object."""
     paths = {

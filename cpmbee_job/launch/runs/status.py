@@ -287,9 +287,9 @@ class _View:
         """What is in the pods' way; those with the same trouble share a line."""
         groups: dict[tuple[Cause, str], list[PodStatus]] = {}
         for pod in self.pods:
-            if pod.cause is not None:
+            if pod.cause is not None and pod.reason:  # one that has just begun to start has none yet
                 # of many crashes one is told: their last lines differ, the reason seldom does
-                key = "" if pod.cause in ("crash", "init", "memory", "waiting") else pod.reason or ""
+                key = "" if pod.cause in ("crash", "init", "memory", "waiting") else pod.reason
                 groups.setdefault((pod.cause, key), []).append(pod)
         worst_first = sorted(groups, key=lambda group: (WORST_FIRST.index(group[0]), -len(groups[group])))
         return [f"{_pod_names(groups[group])}: {groups[group][0].reason}" for group in worst_first]

@@ -10,7 +10,7 @@ import yaml
 from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, rules
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.spec import parse_spec
-from tests.helm import CHART, VALUES, Manifest, helm, job_specs, of_kind, pods, template
+from tests.helm import CHART, VALUES, Manifest, helm, job_specs, of_kind, only, pods, template
 
 pytestmark = pytest.mark.timeout(1800)  # the first one may have to build helm
 
@@ -31,11 +31,6 @@ def example(path: Path) -> list[Manifest]:
 
 def one_job(**job: Any) -> dict[str, Any]:
     return {"jobs": {"ccpm": {"spec": SPEC, **job}}}
-
-
-def only(manifests: list[Manifest], kind: str) -> Manifest:
-    (found,) = of_kind(manifests, kind)
-    return found
 
 
 def launcher(manifests: list[Manifest]) -> dict[str, Any]:

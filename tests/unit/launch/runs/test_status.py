@@ -298,6 +298,18 @@ def test_the_worst_comes_first() -> None:
     assert [problem.split(":")[0] for problem in run.problems] == ["worker 0", "3 workers (1, 2, 3)"]
 
 
+def test_a_pod_that_has_just_got_a_node_is_no_problem_nor_does_it_hide_one() -> None:
+    seen = case("volume") | {"events": []}
+    (fresh,) = seen["pods"]
+    slow = copy.deepcopy(fresh)
+    slow["metadata"]["labels"]["training.kubeflow.org/replica-index"] = "1"
+    for condition in fresh["status"]["conditions"]:
+        condition["lastTransitionTime"] = seen["now"]
+    assert describe(seen | {"pods": [fresh]}).problems == ()
+    (problem,) = describe(seen | {"pods": [fresh, slow]}).problems
+    assert problem.startswith("worker 1: pulls ")
+
+
 def strange(item: Any, draw: random.Random) -> Any:
     """The object with parts missing, empty or of another type."""
     if draw.random() < 0.04:
