@@ -36,7 +36,9 @@ def main() -> None:
             venv.create(folder, clear=True, with_pip=True)
         except subprocess.CalledProcessError:
             sys.exit(f"{sys.executable} makes no virtual environment with pip in it; Debian has that in python3-venv")
-        own = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
+        own = subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        )
         # The machine's packages come after those of the environment, also where that Python is of one itself.
         theirs = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
         lines = [f"import site; site.addsitedir({path!r})\n" for path in theirs]
@@ -61,23 +63,27 @@ def _torch_version() -> str:
 
 def fill() -> None:
     """Install what the Python that runs this lacks."""
-    import tomllib
-
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        project = tomllib.load(file)["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["train"], "pytest", "pytest-timeout"]
     pip("install", ["setuptools"])  # builds what comes as sources
     tried: set[str] = set()
-    while missing := unmet(wanted):
+    while missing := unmet(requirements()):
         if missing <= tried:
             sys.exit(f"{LOCK.name} has no version that would do of {', '.join(sorted(missing))}")
         pip("install", sorted(missing))
         tried |= missing
+    _pip("install", "--editable", str(ROOT))
     if find_spec("bmtrain") is None:
         if sys.version_info < (3, 12):
             pip("install", ["bmtrain"], "--only-binary=bmtrain")
         else:
             build_bmtrain()
+
+
+def requirements() -> list[str]:
+    import tomllib  # not there in a Python that is refused
+
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["train"], "pytest", "pytest-timeout"]
 
 
 def unmet(wanted: list[str]) -> set[str]:
@@ -114,10 +120,13 @@ def pip(verb: str, names: list[str], *options: str) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("".join(blocks[name] for name in names))
         file.flush()
-        fixed = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--require-hashes"]
-        done = subprocess.run([sys.executable, "-m", "pip", verb, *fixed, *options, "-r", file.name], check=False)
-    if done.returncode:
-        sys.exit(f"pip could not {verb} {', '.join(names)}")
+        _pip(verb, "--require-hashes", *options, "-r", file.name)
+
+
+def _pip(verb: str, *options: str) -> None:
+    fixed = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
+    if subprocess.run([sys.executable, "-m", "pip", verb, *fixed, *options], check=False).returncode:
+        sys.exit(f"pip could not {verb} what it was asked for; what it said is above")
     importlib.invalidate_caches()
 
 

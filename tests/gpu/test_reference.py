@@ -30,7 +30,7 @@ def test_loss_and_gradient_of_a_delta_are_the_originals(reference, job, device, 
     assert result.loss == pytest.approx(expected["loss"].item(), rel=TOLERANCES[precision])
     gradients = [expected[name].ravel() for name in expected if name.startswith("grad.")]
     norm = np.linalg.norm(np.concatenate(gradients))
-    assert result.grad_norm == pytest.approx(norm, rel=10 * TOLERANCES[precision])
+    assert result.grad_norm == pytest.approx(norm, rel=5 * TOLERANCES[precision])
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -42,5 +42,4 @@ def test_scores_are_the_originals(reference, device, name, precision) -> None:
     scores = list(evaluator.scores((str(n), case["data"]) for n, case in enumerate(cases)))
     assert [score.target_tokens for score in scores] == [case["target_tokens"] for case in cases]
     expected = [case[f"{name}_logprob"] for case in cases]
-    means = [(score.logprob - other) / score.target_tokens for score, other in zip(scores, expected, strict=True)]
-    assert means == pytest.approx([0.0] * len(cases), abs=10 * TOLERANCES[precision])
+    assert [score.logprob for score in scores] == pytest.approx(expected, rel=5 * TOLERANCES[precision])
