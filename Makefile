@@ -57,15 +57,20 @@ fuzz: setup  ## Look for inputs that break the readers (FUZZ_EXAMPLES=2000 of ea
 chaos: setup  ## One run under random faults, and what it lost (CHAOS_FAULTS=60 CHAOS_SEED=...; see docs/reliability.md)
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-# Any Python will do that has what locks/dev.txt names, CUDA's torch and BMTrain (GPU_PYTHON=...).
-GPU_PYTHON ?= $(BIN)/python
+# On the Python that GPU_PYTHON names, with its torch: default .venv, or python3 where that has torch and there is no
+# .venv. What another Python than .venv's lacks goes into .venv-gpu.
+GPU_PYTHON ?= $(or $(wildcard $(BIN)/python),$(shell python3 -c 'from importlib.util import find_spec as find; \
+  print("python3" if find("torch") else "")' 2>/dev/null),$(BIN)/python)
 GPU_SETUP := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),setup)
+define GPU
+@set -e; python='$(GPU_PYTHON)'; $(if $(GPU_SETUP),,python=$$("$$python" tests/gpu/environment.py);) set -x; "$$python" -m
+endef
 
-test-gpu: $(GPU_SETUP)  ## Run the tests that take a GPU (CPMBEE_TEST_DEVICE=cpu: rehearse them)
-	$(GPU_PYTHON) -m pytest tests/gpu -m gpu
+test-gpu: $(GPU_SETUP)  ## Run the tests that take a GPU (CPMBEE_TEST_DEVICE=cpu: rehearse them; see docs/gpu.md)
+	$(GPU) pytest tests/gpu -m gpu
 
 bench-gpu: $(GPU_SETUP)  ## Measure steps on a GPU (ARGS=--rehearse: see that it runs, on the CPU)
-	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
+	$(GPU) benchmarks.gpu $(ARGS)
 
 bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 2 minutes; see docs/performance.md)
 	@$(BIN)/python -m benchmarks
@@ -92,5 +97,5 @@ lock: setup  ## Resolve pyproject.toml anew into the lock files
 	done
 
 clean:  ## Remove everything that was made here, .venv included
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu .demo build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

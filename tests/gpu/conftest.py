@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cpmbee_job.run import Run
+from tests.gpu.golden import OPTION
 from tests.integration.jobs import make_job
 from tests.integration.worlds import new_run
 
@@ -36,4 +37,4 @@ def job(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(job: Path) -> Run:
-    return new_run(job, "engines", "train.loss_scale=1024")
+    return new_run(job, "engines", OPTION)

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.conftest import needs_reference
+from tests.gpu.environment import requirements, unmet
 
 ROOT = Path(__file__).parents[2]
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -19,9 +23,10 @@ def python(*arguments: object, **env: str) -> "subprocess.CompletedProcess[str]"
 
 
 def test_the_tests_for_a_gpu_pass_their_rehearsal() -> None:
-    done = python("-m", "pytest", "tests/gpu", "-m", "gpu", CPMBEE_TEST_DEVICE="cpu")
+    done = python("-m", "pytest", "tests/gpu", "-m", "gpu", "-rs", CPMBEE_TEST_DEVICE="cpu")
     assert done.returncode == 0, done.stdout
-    assert "passed, 1 skipped" in done.stdout  # memory, which only a GPU's allocator knows
+    skipped = set(re.findall(r"(?m)^SKIPPED .*: (.+)$", done.stdout))
+    assert skipped - {needs_reference.kwargs["reason"]} == {"the allocator of a GPU counts"}
 
 
 @without_gpu
@@ -46,3 +51,25 @@ def test_the_benchmark_of_a_gpu_is_refused_without_one() -> None:
     done = python("-m", "benchmarks.gpu")
     assert done.returncode == 2
     assert "torch sees no CUDA GPU here" in done.stderr
+
+
+def test_what_a_python_lacks_for_them_is_found() -> None:
+    assert unmet(requirements()) == set()
+    assert unmet([*requirements(), "transformers==1.0", "not-there>=1", "torch==1.0"]) == {"transformers", "not-there"}
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("main()", "has no torch"),
+        ("pip('install', ['not-there'])", "dev.txt does not have not-there"),
+        ("build_bmtrain()", "CUDA's compiler nvcc is neither in /nowhere/bin (CUDA_HOME) nor on PATH"),
+    ],
+)
+def test_an_environment_that_can_t_be_made_is_refused_in_words(code: str, words: str) -> None:
+    """`-I -S`: as a Python without any package."""
+    code = f"import sys; sys.path.append({str(ROOT / 'tests/gpu')!r}); import environment; environment.{code}"
+    done = python("-I", "-S", "-c", code, CUDA_HOME="/nowhere", PATH="/nowhere")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,23 +19,19 @@ from tests.conftest import needs_reference
 pytestmark = needs_reference
 
 
-def model_of(reference: Path, name: str) -> CpmBee:
-    torch.set_num_threads(1)
+def model_of(reference: Path, name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> CpmBee:
     folder = reference / "reference" / ("pruned" if name == "pruned" else "")
-    model = load_model(find_model(folder), torch.float32, torch.device("cpu"))
+    model = load_model(find_model(folder), dtype, device)
     if name == "delta":
         apply_delta(model, read_delta(reference / "reference" / "delta.pt"))
     return model
 
 
-@pytest.mark.parametrize("name", ["base", "delta", "pruned"])
-@pytest.mark.parametrize("token_budget", [1, 4096])
-def test_scores_are_the_originals(reference, name, token_budget):
-    tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
+def cases_of(reference: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Examples with the original's scores, and the answers of each in the order that it shuffled them to."""
     lines = (reference / "reference" / "row_scores.jsonl").read_text(encoding="utf-8").splitlines()
     cases = [json.loads(line) for line in lines]
     for case in cases:
-        # The original shuffled the answers of an example that has several; the targets tell how.
         orders = (
             itertools.permutations(case["data"]["<ans>"].items()) if isinstance(case["data"]["<ans>"], dict) else []
         )
@@ -44,7 +41,16 @@ def test_scores_are_the_originals(reference, name, token_budget):
             answer = [t for t in encoded.input_ids[encoded.context == 0].tolist() if t != tokenizer.bos_id]
             if answer == [t for t in case["targets"] if t != tokenizer.eos_id]:
                 case["data"] = example
-    evaluator = Evaluator(model_of(reference, name), tokenizer, token_budget)
+    return cases
+
+
+@pytest.mark.parametrize("name", ["base", "delta", "pruned"])
+@pytest.mark.parametrize("token_budget", [1, 4096])
+def test_scores_are_the_originals(reference, name, token_budget):
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
+    cases = cases_of(reference, tokenizer)
+    evaluator = Evaluator(model_of(reference, name, torch.device("cpu")), tokenizer, token_budget)
     scores = list(evaluator.scores((str(n), case["data"]) for n, case in enumerate(cases)))
     assert [s.target_tokens for s in scores] == [c["target_tokens"] for c in cases]
     assert [s.logprob for s in scores] == pytest.approx([c[f"{name}_logprob"] for c in cases], abs=1e-4, rel=1e-6)

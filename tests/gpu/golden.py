@@ -1,0 +1,73 @@
+"""Losses that every engine, layout and precision is held against: those of the engine `torch` on a CPU in fp32.
+
+`python -m tests.gpu.golden` writes them anew to `tests/golden/losses.json`; what it computes is here.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cpmbee_job.eval.files import fetch_model
+from cpmbee_job.model.config import ModelConfig
+from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.weights import ModelFiles
+from cpmbee_job.run import Run
+from cpmbee_job.train.build import build_engine
+from cpmbee_job.train.plan import Plan
+from cpmbee_job.train.torch_engine import TorchEngine
+from cpmbee_job.train.world import World
+from tests.integration.jobs import make_job
+from tests.integration.worlds import new_run
+from tests.oracle import flatten_rows, random_rows
+
+PLACE = Path(__file__).parents[1] / "golden" / "losses.json"
+CPU = torch.device("cpu")
+STEPS = 8
+LEARNING_RATE = 1e-2
+OPTION = "train.loss_scale=1024"  # so that in fp16 no step is done again
+
+
+def inputs_of(run: Run) -> ModelInputs:
+    """Random rows over the vocabulary of the run's model."""
+    config = ModelConfig.from_file(fetch_model(run.spec.model).config)
+    return ModelInputs.from_numpy(**flatten_rows(random_rows(np.random.default_rng(0), config.vocab_size, 3, 6)))
+
+
+def engine(
+    run: Run,
+    device: torch.device,
+    layout: str = "replicated",
+    precision: str = "fp32",
+    again: int = 0,
+    files: ModelFiles | None = None,
+) -> TorchEngine:
+    """From the safetensors of the run's model, or from `files`, as a worker builds it."""
+    plan = Plan("bmtrain", layout, precision, again)
+    return build_engine(run, files or fetch_model(run.spec.model), World(0, 0, 1, device), plan)
+
+
+def steps(engine: TorchEngine, inputs: ModelInputs, first: int = 1, last: int = STEPS) -> list[float]:
+    on_its_way = inputs.pin_memory() if engine.device.type == "cuda" else inputs
+    return [engine.step(n, [on_its_way], LEARNING_RATE, lambda: False).loss for n in range(first, last + 1)]
+
+
+def compute(run: Run) -> dict[str, object]:
+    """The loss of each step, then the evaluation of the same rows."""
+    one, inputs = engine(run, CPU), inputs_of(run)
+    found = steps(one, inputs)
+    evaluated = one.evaluate([inputs], lambda: False)
+    assert evaluated is not None
+    return {"steps": found, "evaluation": evaluated.loss}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = new_run(make_job(Path(folder)), "golden", OPTION)
+        PLACE.write_text(json.dumps(compute(run), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
