@@ -93,9 +93,9 @@ def main() -> None:
                 torch.cuda.empty_cache()
         print(_words(result), flush=True)
         results.append(asdict(result))
-    document = {"rehearsal": options.rehearse, "machine": machine(device), "length": LENGTH, "results": results}
-    if options.out is not None:
-        options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if options.out is not None:  # each time: a later one may end it
+            document = {"rehearsal": options.rehearse, "machine": machine(device), "length": LENGTH, "results": results}
+            options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(setting: Setting, config: ModelConfig, device: torch.device, num_steps: int) -> Measured:
