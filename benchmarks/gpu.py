@@ -7,6 +7,7 @@ mean nothing.
 
 import argparse
 import contextlib
+import gc
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -89,6 +90,7 @@ def main() -> None:
             print(f"{setting}: out of memory: {str(error).splitlines()[0]}", flush=True)
             continue
         finally:
+            gc.collect()  # a model and its engine know each other
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         print(_words(result), flush=True)

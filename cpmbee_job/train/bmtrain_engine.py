@@ -2,8 +2,8 @@
 when it is its turn, forward and backward (ZeRO-3 without gradients, since the base has none).
 
 What is trained stays outside BMTrain, whole on each rank, so that a step's sums, clipping, update and state are those
-of `TorchEngine`, bit for bit. Written against BMTrain 1.0.1 and tried with its own Python code over gloo
-(`tests/bmtrain_on_cpu.py`); never run on a GPU.
+of `TorchEngine`, bit for bit. Written against BMTrain 1.0.1; tried on one GPU (`tests/gpu`), and over several processes
+with its own Python code on gloo (`tests/bmtrain_on_cpu.py`), not on several GPUs.
 """
 
 from typing import Any

@@ -1,16 +1,18 @@
 """Both layouts on one GPU against the golden losses, which are those of a CPU, and states from one to the other."""
 
 import copy
+import gc
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cpmbee_job.eval.files import fetch_model
-from cpmbee_job.model.config import ModelConfig
+from benchmarks.gpu import LENGTH, LORA, TEN_B, our_step, random_model
+from benchmarks.step import ccpm
 from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.memory import footprint
 from cpmbee_job.run import Run
@@ -88,18 +90,20 @@ def test_an_overflow_in_fp16_is_done_again_and_counts_once(run, inputs, device, 
     assert {int(value) for name, value in one.state().tensors.items() if name.startswith("step/")} == {1}
 
 
-def test_memory_is_about_what_arithmetic_says(run: Run, inputs: ModelInputs, device: torch.device) -> None:
+def test_memory_is_about_what_arithmetic_says(device: torch.device) -> None:
+    """At the width of the 10b: beside a small model the libraries' own workspaces count for more than all else."""
     if device.type != "cuda":
         pytest.skip("the allocator of a GPU counts")
-    config = ModelConfig.from_file(fetch_model(run.spec.model).config)
-    one = engine(run, device, precision="fp16")
+    config = replace(TEN_B, num_layers=4)
+    gc.collect()
     torch.cuda.reset_peak_memory_stats(device)
-    steps(one, inputs, 1, 2)
-    lora = (run.spec.lora.r, run.spec.lora.modules)
-    longest = max(inputs.lengths)
-    rows = -(-len(inputs.ids) // longest)
-    said = footprint(config, rows=rows, max_length=longest, itemsize=ITEMSIZES["fp16"], lora=lora).total
-    assert torch.cuda.max_memory_allocated(device) < 1.5 * said
+    before = torch.cuda.memory_allocated(device)
+    step = our_step(random_model(config, torch.float16, device), ccpm(1), device, recompute_layers=0)
+    step()
+    step()
+    lora = (LORA.r, LORA.modules)
+    said = footprint(config, rows=1, max_length=LENGTH, itemsize=ITEMSIZES["fp16"], lora=lora).total
+    assert torch.cuda.max_memory_allocated(device) - before == pytest.approx(said, rel=0.25)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

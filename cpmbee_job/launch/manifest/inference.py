@@ -67,12 +67,16 @@ def _template(worker: Object, words: Sequence[str]) -> Object:
     pod: Any = worker["spec"]
     before = [one for one in pod.pop("initContainers") if one["name"] != contract.PREPARE_CONTAINER]
     (main,) = pod["containers"]
+    # It serves no metrics.
+    env = [one for one in main["env"] if one["name"] != contract.METRICS_PORT_ENV]
+    ports = [one for one in main.pop("ports", ()) if one["name"] != contract.METRICS_PORT_NAME]
+    main |= {"args": [literal(word) for word in words], "env": env} | ({"ports": ports} if ports else {})
     return {
         "metadata": worker["metadata"],
         "spec": {
             **pod,
             "restartPolicy": "Never",
             **({"initContainers": before} if before else {}),
-            "containers": [{**main, "args": [literal(word) for word in words]}],
+            "containers": [main],
         },
     }

@@ -54,6 +54,8 @@ def test_its_pod_is_a_worker_with_other_work(name: str) -> None:
     resources = main.pop("resources")
     assert resources["limits"].get("nvidia.com/gpu") == ("1" if spec.workers.gpus else None)
     trainer.pop("resources")
+    assert [port["name"] for port in trainer.pop("ports")] == [contract.METRICS_PORT_NAME]  # it serves no metrics
+    trainer["env"] = [one for one in trainer["env"] if one["name"] != contract.METRICS_PORT_ENV]
     assert main == trainer
     assert pod.pop("restartPolicy") == "Never"
     sidecars = [one for one in worker.pop("initContainers") if one["name"] != contract.PREPARE_CONTAINER]
