@@ -156,7 +156,9 @@ def evaluate(
         results = cluster.ask("evaluate", model, delta, source, flags, settings)
         if per_example is not None:
             copy_lines(results, contract.PER_EXAMPLE, per_example, settings)
-        report = contract.from_json(results.get(contract.SCORES))
+        scores = results.get(contract.SCORES)
+        (contract.Record if kept is None else _Recordable).parse(scores, f"{results.url}/{contract.SCORES}")
+        report = contract.from_json(scores)
     else:
         report = _score(model, delta, source, format_name, per_example, batch_tokens, settings, kept)
     if kept is not None:
@@ -203,6 +205,14 @@ def _score(
                 write(score.to_dict())
             progress.advance(progress.task_ids[0])
     return summary.to_dict() | {"eval_digest": evaluator.digest.hexdigest(), "base_digest": loaded.base_digest}
+
+
+class _Recordable(contract.Record):
+    """What of a report is needed to record it; an older image may not have written it."""
+
+    loss: float
+    eval_digest: str
+    base_digest: str
 
 
 def _as_trained(example: "Example") -> "Example":

@@ -50,9 +50,8 @@ class StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in (
-            node.value if isinstance(node, yaml.MappingNode) else ()
-        ):  # what is none, the library refuses
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()  # what is none, the library refuses
+        for key_node, _ in pairs:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float | bool):
                 written = key if isinstance(key, str) else json.dumps(key)

@@ -20,6 +20,17 @@ def make_inputs(folder: Path) -> None:
     (folder / "eval" / "rows.jsonl").write_text('{"input": "c", "<ans>": "d"}\n')
 
 
+def make_job_file(folder: Path, bucket: str, storage: StorageSpec) -> Path:
+    """A job for a cluster, its inputs beside it."""
+    make_inputs(folder)
+    path = folder / "job.yaml"
+    path.write_text(
+        f"name: weather\nmodel: model/\ndata: {{train: train.jsonl}}\noutput: {bucket}/runs/\n"
+        f"image: example/train:1\nstorage: {{endpoint_url: {storage.endpoint_url}, secret: s3}}\n"
+    )
+    return path
+
+
 def keys(url: str, storage: StorageSpec) -> list[str]:
     return [entry.key for entry in open_store(url, storage).list()]
 

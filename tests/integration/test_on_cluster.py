@@ -185,6 +185,10 @@ def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
     folder.put(contract.SCORES, b'{"loss": 0.5}')  # its pod has done it
     done = verb(*what)
     assert (done.code, done.out) == (0, "loss           0.5000\n")
+    folder.put(contract.SCORES, b'{"loss": ')
+    damaged = verb(*what)
+    assert (damaged.code, f"error: {folder.url}/{contract.SCORES}: " in damaged.err) == (4, True), damaged.err
+    folder.put(contract.SCORES, b'{"loss": 0.5}')
     spec = load_spec(job)
     assert folder.url.startswith(contract.inference_url(spec.output, ""))
 

@@ -20,7 +20,7 @@ from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
 from tests.integration.jobs import cli, start
 from tests.integration.kubernetes_api import kubernetes_api
-from tests.integration.submitting import jobs, make_inputs
+from tests.integration.submitting import jobs, make_job_file
 
 
 @pytest.fixture
@@ -31,13 +31,7 @@ def kubeconfig(cluster: FakeCluster, tmp_path: Path) -> Iterator[dict[str, str]]
 
 @pytest.fixture
 def spec(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
-    make_inputs(tmp_path)
-    path = tmp_path / "job.yaml"
-    path.write_text(
-        f"name: weather\nmodel: model/\ndata: {{train: train.jsonl}}\noutput: {bucket}/runs/\n"
-        f"image: example/train:1\nstorage: {{endpoint_url: {s3_storage.endpoint_url}, secret: s3}}\n"
-    )
-    return path
+    return make_job_file(tmp_path, bucket, s3_storage)
 
 
 class HangingCluster(FakeCluster):

@@ -18,7 +18,7 @@ from tests.fake_cluster import FakeCluster
 from tests.integration.conftest import CREDENTIALS
 from tests.integration.jobs import Outcome, cli, make_job, start
 from tests.integration.kubernetes_api import kubernetes_api
-from tests.integration.submitting import jobs, keys, make_inputs
+from tests.integration.submitting import jobs, keys, make_job_file
 
 Verb = Callable[..., Outcome]
 
@@ -31,13 +31,7 @@ def kubeconfig(cluster: FakeCluster, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def spec(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
-    make_inputs(tmp_path)
-    path = tmp_path / "job.yaml"
-    path.write_text(
-        f"name: weather\nmodel: model/\ndata: {{train: train.jsonl}}\noutput: {bucket}/runs/\n"
-        f"image: example/train:1\nstorage: {{endpoint_url: {s3_storage.endpoint_url}, secret: s3}}\n"
-    )
-    return path
+    return make_job_file(tmp_path, bucket, s3_storage)
 
 
 @pytest.fixture
