@@ -1,4 +1,4 @@
-"""What makes the cluster one for training jobs: names for Services, and the training operator."""
+"""What makes the cluster one for training jobs: names for Services, the training operator, kinds for monitoring."""
 
 import logging
 import time
@@ -73,6 +73,12 @@ def training_operator() -> None:
         if time.monotonic() > deadline:
             _try_a_job()  # its error says why
         time.sleep(0.5)
+
+
+def monitoring() -> None:
+    """The kinds of the Prometheus operator that the chart makes, so that the API server can check them."""
+    kubectl("apply", "--server-side", "-f", binaries.MONITORING_MANIFESTS)
+    kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", binaries.MONITORING_MANIFESTS)
 
 
 def _accepts_jobs() -> bool:

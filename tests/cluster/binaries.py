@@ -23,11 +23,14 @@ MODULES = {
     "training-operator": ("tool", ["training-operator.v1"]),
     "coredns": ("tool", ["coredns"]),
     "helm": ("tool", ["helm"]),
+    "prometheus-operator": ("", []),
 }
-"""Folder of the module: what `go build` is told to build there, and what comes out."""
+"""Folder of the module: what `go build` is told to build there, and what comes out; nothing where files of it will do."""
 
 OPERATOR_MANIFESTS = CACHE / "training-operator.yaml"
 """The operator's own, for a cluster that has nothing else of Kubeflow."""
+MONITORING_MANIFESTS = CACHE / "monitoring.yaml"
+"""What a PodMonitor and a PrometheusRule are; nobody does what they ask for."""
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +58,20 @@ def _build(module: str) -> None:
         return
     if not shutil.which("go"):
         raise ClusterError("`go` is not in PATH: install Go (see docs/cluster.md), it builds Kubernetes here.")
-    log.info("Building %s ...", ", ".join(programs))
+    log.info("Building %s ...", ", ".join(programs) or f"what is needed of {module}")
     started = time.monotonic()
     flags = " ".join(["-s -w", *(f"-X {name}={value}" for name, value in _versions(module).items())])
-    _go(module, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", f"{BIN}/", target)
+    if target:
+        _go(module, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", f"{BIN}/", target)
     if module == "training-operator":
         source = _required(module, "github.com/kubeflow/training-operator", "Dir")
         OPERATOR_MANIFESTS.write_text(run(BIN / "kubectl", "kustomize", f"{source}/manifests/overlays/standalone"))
+    if module == "prometheus-operator":
+        _go(module, "mod", "download")
+        source = _required(module, "github.com/prometheus-operator/prometheus-operator", "Dir")
+        files = (f"monitoring.coreos.com_{kind}.yaml" for kind in ("podmonitors", "prometheusrules"))
+        definitions = (Path(source) / "example" / "prometheus-operator-crd" / file for file in files)
+        MONITORING_MANIFESTS.write_text("".join(definition.read_text() for definition in definitions))
     stamp.write_text(digest)
     log.info("  built in %.0f s", time.monotonic() - started)
 
