@@ -25,7 +25,7 @@ MODULES = {
     "helm": ("tool", ["helm"]),
     "prometheus-operator": ("", []),
 }
-"""Folder of the module: what `go build` is told to build there, and what comes out; nothing where files of it will do."""
+"""Folder of the module: what `go build` is told to build there, and what comes out; nothing of what has only files."""
 
 OPERATOR_MANIFESTS = CACHE / "training-operator.yaml"
 """The operator's own, for a cluster that has nothing else of Kubeflow."""
