@@ -1,4 +1,4 @@
-"""What makes the cluster one for training jobs: names for Services, the training operator, kinds for monitoring."""
+"""What makes the cluster one for training jobs: names for Services, the training operator, kinds of others."""
 
 import logging
 import time
@@ -75,10 +75,10 @@ def training_operator() -> None:
         time.sleep(0.5)
 
 
-def monitoring() -> None:
-    """The kinds of the Prometheus operator that the chart makes, so that the API server can check them."""
-    kubectl("apply", "--server-side", "-f", binaries.MONITORING_MANIFESTS)
-    kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", binaries.MONITORING_MANIFESTS)
+def definitions() -> None:
+    """Kinds that our manifests use and nobody acts upon here, so that the API server can check them."""
+    kubectl("apply", "--server-side", "-f", binaries.DEFINITIONS)
+    kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", binaries.DEFINITIONS)
 
 
 def _accepts_jobs() -> bool:
