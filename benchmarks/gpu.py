@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks.dense import dense_losses
+from benchmarks.measure import timed
+from benchmarks.roofline import products_alone, shares
 from benchmarks.step import Case, ccpm
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee
@@ -33,7 +36,7 @@ TEN_B = ModelConfig(vocab_size=86_583, dim_model=4096, num_heads=32, dim_head=12
 TINY = replace(TEN_B, dim_model=64, num_heads=4, dim_head=16, dim_ff=160, num_layers=2)
 LENGTH = 2048
 LORA = LoraSpec()
-TRAIN = TrainSpec(lr=1e-4)
+TRAIN = TrainSpec(lr=1e-4, loss_scale=2.0**10)  # random weights overflow above some 2^12
 PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "A10": 125, "L4": 121, "V100": 125}
 """Dense peak of fp16 and bf16 in TFLOP/s, by a part of the device's name; the first that is in it counts."""
 
@@ -67,6 +70,10 @@ class Measured:
     tokens_per_second: float
     utilisation: float | None
     """Of the device's peak, by 4 FLOP for each token and weight of the layers; None where its peak is not known."""
+    products_alone: float | None
+    """The utilisation if a step were its layers' matrix products alone, timed in the same run."""
+    shares: dict[str, float] | None
+    """Of a step's time, by kind of kernel (`roofline.shares`)."""
     peak_gib: float | None
 
 
@@ -103,7 +110,10 @@ def main() -> None:
 def measure(setting: Setting, config: ModelConfig, device: torch.device, num_steps: int) -> Measured:
     case = ccpm(setting.rows)
     config, recompute_layers = fitted(setting, config, device)
+    peak = peak_of(device)
+    alone = products_alone(config, case.num_tokens, DTYPES[setting.precision], device)
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     model = random_model(config, DTYPES[setting.precision], device)
@@ -111,12 +121,10 @@ def measure(setting: Setting, config: ModelConfig, device: torch.device, num_ste
     step()
     first_step = time.perf_counter() - start
     step()
-    start = time.perf_counter()
-    for _ in range(num_steps):
-        step()  # waits for the device at its end
-    rate = num_steps * case.num_tokens / (time.perf_counter() - start)
+    # A step waits for the device at its end. One that overflows is done again and takes twice as long.
+    rate = case.num_tokens / median(timed(step) for _ in range(num_steps))
     flops = 4.0 * rate * sum(num_layer_parameters(config, layer) for layer in range(config.num_layers))
-    peak = peak_of(device)
+    peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     return Measured(
         setting,
         config.num_layers,
@@ -124,7 +132,9 @@ def measure(setting: Setting, config: ModelConfig, device: torch.device, num_ste
         first_step,
         rate,
         None if peak is None else flops / peak,
-        torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        None if peak is None else alone / peak,
+        shares(step, device),
+        peak_gib,
     )
 
 
@@ -218,13 +228,16 @@ def machine(device: torch.device) -> dict[str, str]:
 
 def _words(result: Measured) -> str:
     setting = result.setting
-    utilisation = "" if result.utilisation is None else f", {100 * result.utilisation:.1f} % of the peak"
-    memory = "" if result.peak_gib is None else f", at most {result.peak_gib:.1f} GiB"
-    return (
-        f"{setting.name}, {setting.rows} x {LENGTH}, {setting.precision}, {result.layers} layers of which "
-        f"{result.recompute_layers} computed again: {result.tokens_per_second:,.0f} tokens/s{utilisation}{memory}, "
-        f"first step after {result.first_step:.1f} s"
-    )
+    parts = [f"{setting.name}, {setting.rows} x {LENGTH}, {setting.precision}, {result.layers} layers of which "]
+    parts[0] += f"{result.recompute_layers} computed again: {result.tokens_per_second:,.0f} tokens/s"
+    if result.utilisation is not None:
+        parts.append(f"{result.utilisation:.1%} of the peak (its products alone {result.products_alone:.1%})")
+    if result.peak_gib is not None:
+        parts.append(f"at most {result.peak_gib:.1f} GiB")
+    parts.append(f"first step after {result.first_step:.1f} s")
+    if result.shares is not None:
+        parts.append("of the time " + ", ".join(f"{kind} {share:.0%}" for kind, share in result.shares.items()))
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":
