@@ -10,8 +10,9 @@ Nothing goes that was written a short while ago: whoever writes now has written 
 - uploads of single objects that were cut and not gone on with
 
 Prepared data and uploads are shared by the runs of an output. They stay while a run has begun that is not bound to its
-data yet, or while a run can't be read; both are looked at again before each folder goes. An inference that was begun a
-short while ago and has not ended needs its inputs as a run does.
+data yet, or while a run can't be read; both are looked at again before each folder goes. Deltas stay too while a run can't
+be read, as it might begin with one. An inference that was begun a short while ago and has not ended needs its inputs as a
+run does.
 """
 
 import re
@@ -71,6 +72,8 @@ def find_garbage(output: str, storage: StorageSpec, before: float) -> Findings:
     garbage: list[Garbage] = []
     for run in needs.runs:
         garbage += _checkpoints(run, before)
+        if needs.unreadable:
+            continue  # it might name a delta
         try:
             garbage += [one for one in _deltas(run, before) if not any(url.startswith(one.url) for url in needs.inputs)]
         except DamagedError as error:
@@ -155,7 +158,7 @@ class _Needs:
                 except NotFoundError:
                     continue  # no run's folder
                 except CpmbeeError as error:
-                    unreadable.append(f"{place} can't be read; it, prepared data and uploads stay: {error}")
+                    unreadable.append(f"{place} can't be read; it, deltas, prepared data and uploads stay: {error}")
                     continue
                 inputs |= {f"{url.rstrip('/')}/" for url in run.spec.inputs.values()}
                 runs.append(run)
@@ -166,7 +169,7 @@ class _Needs:
             try:
                 request = _request(store, folder)
             except CpmbeeError as error:
-                unreadable.append(f"{folder} can't be read; it, prepared data and uploads stay: {error}")
+                unreadable.append(f"{folder} can't be read; it, deltas, prepared data and uploads stay: {error}")
                 continue
             if _all_before(entries, before):
                 given_up.add(folder)

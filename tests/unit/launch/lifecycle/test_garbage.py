@@ -181,6 +181,9 @@ def test_an_inference_keeps_its_inputs_until_it_has_ended_or_is_given_up(tmp_pat
 )
 def test_an_inference_that_cannot_be_read_stays_and_all_that_it_may_need(tmp_path: Path, request_: bytes) -> None:
     share(tmp_path, "orphan")
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6):
+        delta(run, step)
     ask(tmp_path, "x").put(contract.REQUEST, request_)
     age(tmp_path)
     findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
