@@ -10,9 +10,9 @@ Nothing goes that was written a short while ago: whoever writes now has written 
 - uploads of single objects that were cut and not gone on with
 
 Prepared data and uploads are shared by the runs of an output. They stay while a run has begun that is not bound to its
-data yet, or while a run can't be read; both are looked at again before each folder goes. Deltas stay too while a run can't
-be read, as it might begin with one. An inference that was begun a short while ago and has not ended needs its inputs as a
-run does.
+data yet, or while a run can't be read; both are looked at again before each folder goes. Deltas stay too while a run
+can't be read, as it might begin with one. An inference that was begun a short while ago and has not ended needs its
+inputs as a run does.
 """
 
 import re
