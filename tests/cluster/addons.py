@@ -78,7 +78,15 @@ def training_operator() -> None:
 def definitions() -> None:
     """Kinds that our manifests use and nobody acts upon here, so that the API server can check them."""
     kubectl("apply", "--server-side", "-f", binaries.DEFINITIONS)
-    kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", binaries.DEFINITIONS)
+
+    def are_known() -> bool:
+        try:
+            kubectl("wait", "--for=condition=Established", "--timeout=5s", "-f", binaries.DEFINITIONS)
+        except ClusterError:  # nor does `wait` wait where there is no condition yet
+            return False
+        return True
+
+    wait_for(are_known, 60, "The API server does not serve the kinds of other operators", alive="kube-apiserver")
 
 
 def _accepts_jobs() -> bool:
