@@ -211,7 +211,7 @@ def test_a_worker_that_hangs_is_ended_and_its_log_is_kept(job: Path, undisturbed
     os.kill(workers(process.pid)[0], signal.SIGSTOP)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "no progress for 6 s: ended by the watchdog" in err
+    assert "no progress for 6 s while training: ended by the watchdog" in err
     assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
     (log,) = run.glob("logs/*/00001.log")
     assert "attempt 1: 45 rows" in log.read_text()

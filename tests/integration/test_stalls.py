@@ -1,0 +1,88 @@
+"""Ranks that stand still before the first step or after the last one, and those that are only slow."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job import contract
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.base import Store
+from cpmbee_job.store.urls import open_store
+from tests.integration.faults import FaultProxy
+from tests.integration.jobs import cli, delta, make_job, metrics, numbers, start, workers
+
+SAME_BYTES = ["--processes", 2, "--set", "train.deterministic=true"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Path) -> Path:
+    done = cli("local", job, "--run-id", "calm", *SAME_BYTES)
+    assert done.code == 0, done.err
+    return Path(done.out.strip())
+
+
+def rank_of(pid: int) -> int:
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next(int(variable[5:]) for variable in variables if variable.startswith(b"RANK="))
+
+
+@pytest.mark.parametrize(
+    ("doing", "request_of_rank_0", "rank"),
+    [
+        ("loading", "/00001.begin.json", 1),
+        ("publishing", "/delta/LAST", 0),
+    ],
+)
+def test_a_rank_that_stands_still_outside_of_training_is_ended_and_the_run_goes_on(
+    job: Path, undisturbed: Path, bucket: str, proxy: FaultProxy, s3_storage: StorageSpec,
+    doing: str, request_of_rank_0: str, rank: int,
+) -> None:  # fmt: skip
+    target = ["--set", f"output={bucket}", "--set", f"storage.endpoint_url={proxy.url}"]
+    held = proxy.hold(request_of_rank_0, before=True)
+    process = start("local", job, "--run-id", "hanging", *SAME_BYTES, *target, "--set", "train.stall_timeout=8")
+    assert held.reached.wait(60), process.communicate()[1]
+    (pid,) = [pid for pid in workers(process.pid) if rank_of(pid) == rank]
+    os.kill(pid, signal.SIGSTOP)
+    held.release()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f" s: no progress for 8 s while {doing}: ended by the watchdog\n" in err
+    run = f"{bucket}/weather/hanging"
+    assert json.loads(open_store(run, s3_storage).get(contract.RESULT))["attempts"] == 2
+    assert numbers(run, s3_storage) == numbers(undisturbed)
+    for pointer in ("BEST", "LAST"):
+        assert delta(run, pointer, s3_storage) == delta(undisturbed, pointer)
+
+
+def test_loading_slowly_is_no_stall(
+    job: Path, bucket: str, proxy: FaultProxy, s3_storage: StorageSpec, tmp_path: Path
+) -> None:
+    """Nor is waiting for a rank that does, though either takes longer than the limit."""
+    models = open_store(f"{bucket}/model", s3_storage)
+    for path in (job.parent / "model").iterdir():
+        models.upload(path, path.name)
+    proxy.fail("trickle", 1 << 30, key="/model/")
+    limit = ["--set", "train.stall_timeout=8", "--set", f"model={bucket}/model/"]
+    target = ["--set", f"output={bucket}", "--set", f"storage.endpoint_url={proxy.url}"]
+    done = cli("local", job, "--run-id", "slow", *SAME_BYTES, *target, *limit, env={"CPMBEE_CACHE": str(tmp_path)})
+    assert done.code == 0, done.err
+    run = open_store(f"{bucket}/weather/slow", s3_storage)
+    assert seconds_between(run, contract.attempt_key(1), contract.begin_key(1)) > 12
+    assert {line["attempt"] for line in metrics(run.url, storage=s3_storage)} == {1}
+
+
+def seconds_between(store: Store, first: str, second: str) -> float:
+    """By the store's clock."""
+    written = {entry.key: entry.modified for entry in store.list("attempts/")}
+    begun, ended = written[first], written[second]
+    assert begun is not None
+    assert ended is not None
+    return ended - begun
