@@ -30,13 +30,17 @@ class Watchdog:
         self._on_stall = on_stall
         self._interval = min(1.0, timeout / 4)
         self._last = time.monotonic()
-        self._done = threading.Event()
+        self._done, self._has_left = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         self._listener = threading.Thread(target=self._listen, args=(connect,), name="peers", daemon=True)
         self._listener.start()
 
     def stop(self) -> None:
         self._done.set()
+
+    def leave_peers(self) -> None:
+        """The world has dissolved; what is left of this process is watched alone."""
+        self._has_left.set()
         self._listener.join(self._interval)  # inside torch it would be in the way of this process's end
 
     def _watch(self) -> None:
@@ -56,7 +60,7 @@ class Watchdog:
         told, heard = activity.moves(), 0
         with suppress(RuntimeError):  # torch's, where the rank that holds the store has gone
             exchange = connect()
-            while not self._done.wait(self._interval):
+            while not self._has_left.wait(self._interval):
                 moves = activity.moves()
                 news = exchange(moves != told)
                 if news != heard:

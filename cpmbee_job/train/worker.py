@@ -133,7 +133,7 @@ def work(
         log.exception("a fault of ours")
         return attempt.failed(CpmbeeError(f"{type(error).__name__}: {error}"))
     finally:
-        attempt.watchdog.stop()
+        attempt.watchdog.leave_peers()
     return None
 
 
