@@ -1,8 +1,12 @@
 """Who stands still, and who only waits."""
 
+import os
+import socket
 import subprocess
 import sys
 import textwrap
+
+import pytest
 
 from cpmbee_job.train.elastic import STALLED
 
@@ -78,3 +82,39 @@ def test_others_are_told_when_it_has_moved_and_only_then() -> None:
         for_two_seconds(activity.moved)
     """
     assert lines_of(program) == ["got on", "True False"]
+
+
+RANK = """
+    import os, signal, sys, time
+    import torch.distributed as dist
+    from cpmbee_job import activity
+    from cpmbee_job.train.watchdog import Watchdog
+    from cpmbee_job.train.world import World
+    world = World.form()
+    Watchdog(4.0, lambda: None, world.exchange)
+    if world.rank == 0:
+        for number in range(80):
+            time.sleep(0.1)
+            activity.moved()
+            if number == 10 and sys.argv[1] == "stops":
+                os.kill(os.getpid(), signal.SIGSTOP)
+    dist.barrier()
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("other", "status"), [("moves", 0), ("stops", STALLED)])
+def test_a_rank_waits_for_another_as_long_as_that_one_moves(other: str, status: int) -> None:
+    """They tell each other through the one that moves, or stops."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(RANK), other]
+    ranks = [subprocess.Popen(command, env={**os.environ, **world, "RANK": rank}) for rank in ("0", "1")]
+    try:
+        assert ranks[1].wait(60) == status
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
