@@ -7,17 +7,24 @@ mean nothing.
 
 import argparse
 import contextlib
+import datetime
 import gc
 import json
+import platform
+import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks.dense import dense_losses
+from benchmarks.measure import timed
+from benchmarks.roofline import products_alone, shares
 from benchmarks.step import Case, ccpm
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee
@@ -33,7 +40,7 @@ TEN_B = ModelConfig(vocab_size=86_583, dim_model=4096, num_heads=32, dim_head=12
 TINY = replace(TEN_B, dim_model=64, num_heads=4, dim_head=16, dim_ff=160, num_layers=2)
 LENGTH = 2048
 LORA = LoraSpec()
-TRAIN = TrainSpec(lr=1e-4)
+TRAIN = TrainSpec(lr=1e-4, loss_scale=2.0**10)  # random weights overflow above some 2^12
 PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "A10": 125, "L4": 121, "V100": 125}
 """Dense peak of fp16 and bf16 in TFLOP/s, by a part of the device's name; the first that is in it counts."""
 
@@ -67,6 +74,10 @@ class Measured:
     tokens_per_second: float
     utilisation: float | None
     """Of the device's peak, by 4 FLOP for each token and weight of the layers; None where its peak is not known."""
+    products_alone: float | None
+    """The utilisation if a step were its layers' matrix products alone, timed in the same run."""
+    shares: dict[str, float] | None
+    """Of a step's time, by kind of kernel (`roofline.shares`)."""
     peak_gib: float | None
 
 
@@ -79,6 +90,13 @@ def main() -> None:
     if not options.rehearse and not torch.cuda.is_available():
         parser.error("torch sees no CUDA GPU here; --rehearse shows that the benchmark runs, on the CPU")
     device = torch.device("cpu" if options.rehearse else "cuda")
+    run = {
+        "command": f"python -m benchmarks.gpu {' '.join(sys.argv[1:])}",
+        "date": datetime.date.today().isoformat(),
+        "rehearsal": options.rehearse,
+        "machine": machine(device),
+        "length": LENGTH,
+    }
     results = []
     settings = SETTINGS
     if options.rehearse:
@@ -96,14 +114,17 @@ def main() -> None:
         print(_words(result), flush=True)
         results.append(asdict(result))
         if options.out is not None:  # each time: a later one may end it
-            document = {"rehearsal": options.rehearse, "machine": machine(device), "length": LENGTH, "results": results}
+            document = run | {"results": results}
             options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(setting: Setting, config: ModelConfig, device: torch.device, num_steps: int) -> Measured:
     case = ccpm(setting.rows)
     config, recompute_layers = fitted(setting, config, device)
+    peak = peak_of(device)
+    alone = products_alone(config, case.num_tokens, DTYPES[setting.precision], device)
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     model = random_model(config, DTYPES[setting.precision], device)
@@ -111,12 +132,10 @@ def measure(setting: Setting, config: ModelConfig, device: torch.device, num_ste
     step()
     first_step = time.perf_counter() - start
     step()
-    start = time.perf_counter()
-    for _ in range(num_steps):
-        step()  # waits for the device at its end
-    rate = num_steps * case.num_tokens / (time.perf_counter() - start)
+    # A step waits for the device at its end. One that overflows is done again and takes twice as long.
+    rate = case.num_tokens / median(timed(step) for _ in range(num_steps))
     flops = 4.0 * rate * sum(num_layer_parameters(config, layer) for layer in range(config.num_layers))
-    peak = peak_of(device)
+    peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     return Measured(
         setting,
         config.num_layers,
@@ -124,7 +143,9 @@ def measure(setting: Setting, config: ModelConfig, device: torch.device, num_ste
         first_step,
         rate,
         None if peak is None else flops / peak,
-        torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        None if peak is None else alone / peak,
+        shares(step, device),
+        peak_gib,
     )
 
 
@@ -208,23 +229,27 @@ def peak_of(device: torch.device) -> float | None:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    found = {"torch": torch.__version__, "cuda": str(torch.version.cuda), "device": "CPU"}
+    found = {"python": platform.python_version(), "torch": torch.__version__, "device": "CPU"}
     if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
+        found |= {"device": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
         with contextlib.suppress(OSError):
-            found["driver"] = Path("/proc/driver/nvidia/version").read_text(encoding="ascii").splitlines()[0]
+            version = Path("/proc/driver/nvidia/version").read_text(encoding="ascii")
+            found["driver"] = re.findall(r"\d+\.[\d.]+", version)[0]
     return found
 
 
 def _words(result: Measured) -> str:
     setting = result.setting
-    utilisation = "" if result.utilisation is None else f", {100 * result.utilisation:.1f} % of the peak"
-    memory = "" if result.peak_gib is None else f", at most {result.peak_gib:.1f} GiB"
-    return (
-        f"{setting.name}, {setting.rows} x {LENGTH}, {setting.precision}, {result.layers} layers of which "
-        f"{result.recompute_layers} computed again: {result.tokens_per_second:,.0f} tokens/s{utilisation}{memory}, "
-        f"first step after {result.first_step:.1f} s"
-    )
+    parts = [f"{setting.name}, {setting.rows} x {LENGTH}, {setting.precision}, {result.layers} layers of which "]
+    parts[0] += f"{result.recompute_layers} computed again: {result.tokens_per_second:,.0f} tokens/s"
+    if result.utilisation is not None:
+        parts.append(f"{result.utilisation:.1%} of the peak (its products alone {result.products_alone:.1%})")
+    if result.peak_gib is not None:
+        parts.append(f"at most {result.peak_gib:.1f} GiB")
+    parts.append(f"first step after {result.first_step:.1f} s")
+    if result.shares is not None:
+        parts.append("of the time " + ", ".join(f"{kind} {share:.0%}" for kind, share in result.shares.items()))
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

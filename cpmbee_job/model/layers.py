@@ -5,7 +5,8 @@ Activations are a flat stream (N, D); who attends to whom is the business of the
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -32,8 +33,33 @@ class Linear(nn.Module):
         self.out_features = dim_out
         self.weight = nn.Parameter(torch.empty(dim_out, dim_in))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight) / math.sqrt(self.in_features)
+    def forward(self, x_ND: Tensor) -> Tensor:
+        scaled: Callable[[Tensor, Tensor, float], Tensor] = _ScaledProduct.apply
+        return scaled(x_ND, self.weight, 1 / math.sqrt(self.in_features))
+
+
+class _ScaledProduct(torch.autograd.Function):
+    """scale x W^T. The product itself scales, forward and back, where an operation of its own would read and write its
+    whole result once more: on a GPU these took as long as a quarter of the products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(x_ND if weight.requires_grad else None, weight)
+        ctx.scale = scale
+        return _product(x_ND, weight.T, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_ND, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        by_x = _product(gradient, weight, ctx.scale) if ctx.needs_input_grad[0] else None
+        by_weight = None if x_ND is None else _product(gradient.T, x_ND, ctx.scale)
+        return by_x, by_weight, None
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scale)  # with beta=0 the first is not read
 
 
 class LayerNorm(nn.Module):
@@ -45,9 +71,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        x32_ND = x_ND.float()
-        mean_square_N1 = x32_ND.pow(2).mean(dim=-1, keepdim=True)
-        return (x32_ND * torch.rsqrt(mean_square_N1 + self.eps)).to(x_ND.dtype) * self.weight
+        return F.rms_norm(x_ND, self.weight.shape, self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):

@@ -65,7 +65,7 @@ class LowRank(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(dim_out, r, dtype=torch.float32, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x @ self.lora_A.T.to(x.dtype) @ self.lora_B.T.to(x.dtype)) * self.scale
+        return (x @ self.lora_A.T.to(x.dtype)) @ (self.scale * self.lora_B.T).to(x.dtype)
 
 
 def insert_lora(

@@ -105,7 +105,7 @@ def _trained(config: ModelConfig, held: int, itemsize: int, lora: tuple[int, Seq
 def _activations(config: ModelConfig, layer: int, itemsize: int) -> int:
     """Bytes for each token that a layer keeps for the way back. A frozen weight needs no input kept."""
     has_attention, has_ffn = config.blocks[layer]
-    norm = 4 * config.dim_model  # its input in fp32
+    norm = itemsize * config.dim_model  # its input
     # Queries, keys, values and what comes out, padded; and LoRA's input.
     attention = itemsize * (int(4 * _PADDING * config.num_heads * config.dim_head) + config.dim_model)
     return has_attention * (norm + attention) + has_ffn * (norm + itemsize * 3 * config.dim_ff)
