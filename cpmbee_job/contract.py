@@ -230,8 +230,9 @@ class Record(BaseModel):
     def parse(cls, data: bytes, place: str) -> Self:
         """Raises `DamagedError`, naming `place` and the field, for what is no such record."""
         try:
+            from_json(data)  # a key that it does not name may hold what is no JSON: `Infinity`, say
             return cls.model_validate_json(data)
-        except ValidationError as error:
+        except ValueError as error:
             raise DamagedError(f"{place}: {problem(error)}") from error
 
 
