@@ -64,7 +64,7 @@ BEST = "delta/BEST"
 LAST = "delta/LAST"
 
 REQUEST = "request.json"
-"""What an inference was asked for."""
+"""What an inference was asked for; `InferenceRequest`."""
 SCORES = "scores.json"
 PER_EXAMPLE = "per-example.jsonl"
 ROWS = "rows.jsonl"
@@ -285,6 +285,15 @@ class DataRecord(Record):
     vocabulary: dict[str, Number]
     train: PreparedSplit
     eval: PreparedSplit | None
+
+
+class InferenceRequest(Record):
+    """As far as others than its writer read it."""
+
+    command: InferenceCommand
+    model: str
+    delta: str | None
+    data: str
 
 
 def pod_name() -> str:
