@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from benchmarks import inputs
 from benchmarks.measure import Figure, duration, one_core, rate, timed
 from benchmarks.original import GreedyTokenizer, packed
@@ -54,6 +56,7 @@ def collate_epochs(dataset: RowDataset, epochs: int) -> tuple[int, float]:
     order = Order(dataset.num_rows, _BATCH_SIZE, seed=0)
     last = epochs * order.steps_per_epoch
     ahead: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": _BATCH_SIZE, "first": 1, "last": last}
+    ahead["device"] = torch.device("cpu")
     start = time.perf_counter()
     batches = Batches(dataset, order, vocabulary, **ahead)
     num_tokens = sum(len(part.ids) for batch in batches for part in batch.micro_batches)

@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.dense import dense_losses
 from benchmarks.measure import timed
 from benchmarks.roofline import products_alone, shares
-from benchmarks.step import Case, ccpm
+from benchmarks.step import Case, ccpm, one_long
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.inputs import ModelInputs
@@ -41,8 +41,10 @@ TINY = replace(TEN_B, dim_model=64, num_heads=4, dim_head=16, dim_ff=160, num_la
 LENGTH = 2048
 LORA = LoraSpec()
 TRAIN = TrainSpec(lr=1e-4, loss_scale=2.0**10)  # random weights overflow above some 2^12
-PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "A10": 125, "L4": 121, "V100": 125}
-"""Dense peak of fp16 and bf16 in TFLOP/s, by a part of the device's name; the first that is in it counts."""
+PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125}
+"""Dense peak of fp16 and bf16 in TFLOP/s, by words of the device's name; the first whose words are in it counts."""
+_ANSWER = 1000
+"""Tokens in the answer of a long example."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Setting:
     rows: int
     recompute: str  # "none", "fit" (as few layers as fit), "all"
     precision: Precision = "fp16"
+    examples: str = "ccpm"
+    """`long`: each row is one example, whose pairs of tokens are as many as the dense formulation's."""
 
 
 SETTINGS = [
@@ -59,6 +63,8 @@ SETTINGS = [
     Setting("ours", 5, "fit", "bf16"),
     Setting("ours", 1, "none"),
     Setting("ours", 1, "all"),
+    Setting("ours", 5, "all", examples="long"),
+    Setting("ours", 1, "all", examples="long"),
     Setting("dense", 5, "all"),
     Setting("dense", 1, "all"),
 ]
@@ -85,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="a tiny shape on the CPU")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after two that are not")
+    parser.add_argument("--examples", choices=("ccpm", "long"), help="only the settings with such rows")
     parser.add_argument("--out", type=Path, help="write a result file (JSON)")
     options = parser.parse_args()
     if not options.rehearse and not torch.cuda.is_available():
@@ -96,12 +103,15 @@ def main() -> None:
         "rehearsal": options.rehearse,
         "machine": machine(device),
         "length": LENGTH,
+        "loss_scale": TRAIN.loss_scale,
     }
     results = []
     settings = SETTINGS
     if options.rehearse:
         settings = [replace(setting, precision="fp32") for setting in SETTINGS if setting.rows == 1]
     for setting in settings:
+        if options.examples not in (None, setting.examples):
+            continue
         try:
             result = measure(setting, TINY if options.rehearse else TEN_B, device, options.steps)
         except torch.OutOfMemoryError as error:
@@ -119,7 +129,7 @@ def main() -> None:
 
 
 def measure(setting: Setting, config: ModelConfig, device: torch.device, num_steps: int) -> Measured:
-    case = ccpm(setting.rows)
+    case = ccpm(setting.rows) if setting.examples == "ccpm" else one_long(_ANSWER, setting.rows)
     config, recompute_layers = fitted(setting, config, device)
     peak = peak_of(device)
     alone = products_alone(config, case.num_tokens, DTYPES[setting.precision], device)
@@ -195,9 +205,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
 def our_step(model: CpmBee, case: Case, device: torch.device, recompute_layers: int) -> Callable[[], float]:
     model.encoder.recompute_layers = recompute_layers
     engine = TorchEngine(model, TRAIN, device)
-    inputs = ModelInputs.from_numpy(**vars(case.ours))
-    if device.type == "cuda":
-        inputs = inputs.pin_memory()
+    inputs = ModelInputs.from_numpy(**vars(case.ours)).moved_ahead(device)
     return lambda: engine.step(1, [inputs], TRAIN.lr, wants_stop=lambda: False).loss
 
 
@@ -224,8 +232,8 @@ def dense_step(model: CpmBee, case: Case) -> Callable[[], float]:
 def peak_of(device: torch.device) -> float | None:
     if device.type == "cpu":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
+    words = set(re.split(r"[ -]", torch.cuda.get_device_name(device)))
+    return next((1e12 * peak for name, peak in PEAKS.items() if words.issuperset(name.split())), None)
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -240,7 +248,8 @@ def machine(device: torch.device) -> dict[str, str]:
 
 def _words(result: Measured) -> str:
     setting = result.setting
-    parts = [f"{setting.name}, {setting.rows} x {LENGTH}, {setting.precision}, {result.layers} layers of which "]
+    rows = f"{setting.rows} x {LENGTH} of {setting.examples}"
+    parts = [f"{setting.name}, {rows}, {setting.precision}, {result.layers} layers of which "]
     parts[0] += f"{result.recompute_layers} computed again: {result.tokens_per_second:,.0f} tokens/s"
     if result.utilisation is not None:
         parts.append(f"{result.utilisation:.1%} of the peak (its products alone {result.products_alone:.1%})")

@@ -72,11 +72,11 @@ def ccpm(num_rows: int) -> Case:
     return Case.of([[examples[e] for e in np.flatnonzero(rows == row)] for row in range(num_rows)])
 
 
-def one_long(answer_tokens: int) -> Case:
-    """One example of 2048 tokens, so many of them in its answer."""
+def one_long(answer_tokens: int, num_rows: int = 1) -> Case:
+    """Rows of one example of 2048 tokens, so many of them in its answer."""
     example: Example = {"input": "", "<ans>": inputs.long_text(answer_tokens, seed=1)}
     rest = MAX_LENGTH - encode_example(inputs.tokenizer(), example).input_ids.size
-    return Case.of([[example | {"input": inputs.long_text(rest, seed=2)}]])
+    return Case.of(num_rows * [[example | {"input": inputs.long_text(rest, seed=2)}]])
 
 
 class OurStep:

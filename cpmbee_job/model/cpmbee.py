@@ -51,7 +51,12 @@ class CpmBee(nn.Module):
             return self._losses(extra_XD, *whole)
         chunks = zip(*(torch.split(tensor, TARGETS_AT_ONCE) for tensor in whole), strict=True)
         if torch.is_grad_enabled():
-            return torch.cat([checkpoint(self._losses, extra_XD, *chunk, use_reentrant=False) for chunk in chunks])
+            return torch.cat(
+                [
+                    checkpoint(self._losses, extra_XD, *chunk, use_reentrant=False, preserve_rng_state=False)
+                    for chunk in chunks
+                ]
+            )
         return torch.cat([self._losses(extra_XD, *chunk) for chunk in chunks])
 
     def _losses(self, extra_XD: Tensor, hidden_TD: Tensor, targets_T: Tensor, columns_TX: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def footprint(
     if shares > 1:
         held = outside + sum(layer_sizes) // shares + _GATHERED * max(layer_sizes)
     tokens = rows * max_length
-    kept = [_activations(config, layer, itemsize) for layer in range(config.num_layers)]
+    kept = [_activations(config, layer, itemsize, frozen=lora is not None) for layer in range(config.num_layers)]
     again, rest = kept[:recompute_layers], kept[recompute_layers:]
     per_token = sum(rest) + len(again) * itemsize * config.dim_model + max(again, default=0)
     # What passes through on the way: a layer's gradients, and the stream before and after it.
@@ -70,7 +70,8 @@ def footprint(
         base=held * itemsize,
         trained=_trained(config, held, itemsize, lora),
         activations=tokens * per_token,
-        biases=rows * max_length**2 * config.num_heads * itemsize,
+        # and their gradient, where they are trained
+        biases=rows * max_length**2 * config.num_heads * itemsize * (1 if lora is not None else 2),
         # in the model's type, in fp32, and their gradient
         logits=min(TARGETS_AT_ONCE, tokens) * width * (2 * itemsize + 8),
     )
@@ -102,10 +103,15 @@ def _trained(config: ModelConfig, held: int, itemsize: int, lora: tuple[int, Seq
     return held * (16 if itemsize == 4 else 20 + itemsize)
 
 
-def _activations(config: ModelConfig, layer: int, itemsize: int) -> int:
+def _activations(config: ModelConfig, layer: int, itemsize: int, *, frozen: bool) -> int:
     """Bytes for each token that a layer keeps for the way back. A frozen weight needs no input kept."""
     has_attention, has_ffn = config.blocks[layer]
     norm = itemsize * config.dim_model  # its input
     # Queries, keys, values and what comes out, padded; and LoRA's input.
-    attention = itemsize * (int(4 * _PADDING * config.num_heads * config.dim_head) + config.dim_model)
-    return has_attention * (norm + attention) + has_ffn * (norm + itemsize * 3 * config.dim_ff)
+    heads = config.num_heads * config.dim_head
+    attention = itemsize * (int(4 * _PADDING * heads) + config.dim_model)
+    ffn = itemsize * 3 * config.dim_ff
+    if not frozen:
+        attention += itemsize * heads  # what attention_out reads
+        ffn += itemsize * (config.dim_model + config.dim_ff)  # what w_0 and w_1, and w_out read
+    return has_attention * (norm + attention) + has_ffn * (norm + ffn)

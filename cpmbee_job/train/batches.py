@@ -1,4 +1,4 @@
-"""This rank's share of every step's rows, collated ahead of time by a background thread."""
+"""This rank's share of every step's rows, collated and brought to its device ahead of time by a background thread."""
 
 import queue
 import threading
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cpmbee_job.data.collate import collate
 from cpmbee_job.data.order import MicroBatch, Order, share
@@ -51,15 +52,14 @@ class Batches:
         batch_size: int,
         first: int,
         last: int,
-        pinned: bool = False,
+        device: torch.device,
     ) -> None:
-        """`pinned`: in memory from where a copy to a GPU does not wait."""
         self.dataset = dataset
         self.order = order
         self.vocabulary = vocabulary
         self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
         self.first, self.last = first, last
-        self.pinned = pinned
+        self.device = device
 
     def __iter__(self) -> Iterator[Batch]:
         ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
@@ -95,7 +95,7 @@ class Batches:
         epoch, rows = self.order.step(step)
         mine = share(rows, self.rank, self.world_size, self.batch_size)
         own_rows = [row for micro_batch in mine for row in micro_batch.rows[micro_batch.weights].tolist()]
-        micro_batches = [_inputs(self.dataset, self.vocabulary, micro_batch, self.pinned) for micro_batch in mine]
+        micro_batches = [_inputs(self.dataset, self.vocabulary, micro_batch, self.device) for micro_batch in mine]
         return Batch(step, epoch, rows.tolist(), own_rows, micro_batches)
 
 
@@ -110,17 +110,16 @@ class AllRows:
         rank: int,
         world_size: int,
         batch_size: int,
-        pinned: bool = False,
+        device: torch.device,
     ) -> None:
-        self.dataset, self.vocabulary, self.pinned = dataset, vocabulary, pinned
+        self.dataset, self.vocabulary, self.device = dataset, vocabulary, device
         self.micro_batches = share(np.arange(dataset.num_rows), rank, world_size, batch_size)
 
     def __iter__(self) -> Iterator[ModelInputs]:
-        return (_inputs(self.dataset, self.vocabulary, m, self.pinned) for m in self.micro_batches)
+        return (_inputs(self.dataset, self.vocabulary, m, self.device) for m in self.micro_batches)
 
 
-def _inputs(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch, pinned: bool) -> ModelInputs:
+def _inputs(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch, device: torch.device) -> ModelInputs:
     table = dataset.table(micro_batch.rows)
     batch = collate(table, vocabulary.size, vocabulary.bos_id, vocabulary.eos_id, weights=micro_batch.weights)
-    inputs = ModelInputs.from_numpy(**vars(batch))
-    return inputs.pin_memory() if pinned else inputs
+    return ModelInputs.from_numpy(**vars(batch)).moved_ahead(device)

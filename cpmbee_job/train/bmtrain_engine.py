@@ -6,6 +6,7 @@ of `TorchEngine`, bit for bit. Written against BMTrain 1.0.1; tried on one GPU (
 with its own Python code on gloo (`tests/bmtrain_on_cpu.py`), not on several GPUs.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def sharded(model: CpmBee, *, lora: LoraSpec, seed: int, dtype: torch.dtype, dev
     import bmtrain
 
     if not bmtrain.init.is_initialized():
-        bmtrain.init_distributed(seed=seed)
+        _join(bmtrain, seed)
     insert_lora(model, r=lora.r, alpha=lora.alpha, modules=lora.modules, seed=seed, device=device)
     blocks: list[nn.Module] = []
     kept: dict[str, Kept] = {}
@@ -49,6 +50,16 @@ def sharded(model: CpmBee, *, lora: LoraSpec, seed: int, dtype: torch.dtype, dev
     kept |= keep_whole(model, dtype=dtype, device=device)
     model.encoder.register_forward_pre_hook(_begin_gradients)
     return kept
+
+
+def _join(bmtrain: Any, seed: int) -> None:
+    """Make BMTrain's communicator, and take back what else that changes: it turns cuDNN off, which has the fastest
+    attention, and leaves the process a part of the CPUs."""
+    cudnn, cpus, threads = torch.backends.cudnn.enabled, os.sched_getaffinity(0), torch.get_num_threads()
+    bmtrain.init_distributed(seed=seed)
+    torch.backends.cudnn.enabled = cudnn
+    os.sched_setaffinity(0, cpus)
+    torch.set_num_threads(threads)
 
 
 def _block(bmtrain: Any, layer: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Kept]]:

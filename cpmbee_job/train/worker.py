@@ -215,7 +215,7 @@ class _Attempt:
         ends_at = deadline(run)
         batch_size = 1 if spec.train.deterministic else spec.train.batch_size
         share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
-        share["pinned"] = world.device.type == "cuda"
+        share["device"] = world.device
         outcome = train(
             spec.train,
             engine=engine,

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import LENGTH, LORA, TEN_B, our_step, random_model
-from benchmarks.step import ccpm
+from benchmarks.step import Case, ccpm, one_long
 from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.memory import footprint
 from cpmbee_job.run import Run
@@ -80,6 +81,26 @@ def test_a_state_goes_from_engine_to_engine_bit_by_bit(run: Run, inputs: ModelIn
         state = copy.deepcopy(one.state())
 
 
+def test_a_step_waits_for_the_gpu_once_at_its_end(run: Run, inputs: ModelInputs, device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("torch tells of waiting on a GPU alone")
+    one = engine(run, device, precision="fp16")
+    there = inputs.moved_ahead(device)
+    steps(one, inputs, 1, 1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one._summed(2, [there], lambda: False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_bmtrain_leaves_the_process_as_it_was(run: Run, device: torch.device) -> None:
+    cpus = os.sched_getaffinity(0)
+    engine(run, device, "sharded")
+    assert torch.backends.cudnn.enabled
+    assert os.sched_getaffinity(0) == cpus == os.sched_getaffinity(os.getppid())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_overflow_in_fp16_is_done_again_and_counts_once(run, inputs, device, layout: str) -> None:
     one = engine(run, device, layout, "fp16")
@@ -90,7 +111,8 @@ def test_an_overflow_in_fp16_is_done_again_and_counts_once(run, inputs, device, 
     assert {int(value) for name, value in one.state().tensors.items() if name.startswith("step/")} == {1}
 
 
-def test_memory_is_about_what_arithmetic_says(device: torch.device) -> None:
+@pytest.mark.parametrize("case", [ccpm, one_long], ids=["short examples", "one long"])
+def test_memory_is_about_what_arithmetic_says(device: torch.device, case: Callable[[int], Case]) -> None:
     """At the width of the 10b: beside a small model the libraries' own workspaces count for more than all else."""
     if device.type != "cuda":
         pytest.skip("the allocator of a GPU counts")
@@ -98,7 +120,7 @@ def test_memory_is_about_what_arithmetic_says(device: torch.device) -> None:
     gc.collect()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    step = our_step(random_model(config, torch.float16, device), ccpm(1), device, recompute_layers=0)
+    step = our_step(random_model(config, torch.float16, device), case(1), device, recompute_layers=0)
     step()
     step()
     lora = (LORA.r, LORA.modules)
