@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Figure, paired
+from benchmarks.measure import Figure, paired, settle
 from cpmbee_job.cli.model import convert
 from cpmbee_job.eval.files import fetch_model
 from cpmbee_job.model.config import ModelConfig
@@ -151,8 +151,11 @@ def _speed(store: S3Store, size: int, repeats: int) -> Iterator[Figure]:
         load_model(unkept, torch.float32, CPU)
 
     def load_and_keep() -> None:
-        shutil.rmtree(Path(os.environ["CPMBEE_CACHE"]) / "ranges", ignore_errors=True)
         load_model(kept, torch.float32, CPU)
+
+    def before() -> None:
+        shutil.rmtree(Path(os.environ["CPMBEE_CACHE"]) / "ranges", ignore_errors=True)
+        settle(size)
 
     cases = (
         ("S3 read: all weights by ranges into memory", read, 1.3),
@@ -160,7 +163,7 @@ def _speed(store: S3Store, size: int, repeats: int) -> Iterator[Figure]:
         ("S3 to a model that is kept on disk too", load_and_keep, None),
     )
     for what, ours, mark in cases:
-        seconds, baseline = paired(ours, plain, repeats)
+        seconds, baseline = paired(ours, plain, repeats, before)
         yield Figure(
             what,
             _rate(size, seconds),
