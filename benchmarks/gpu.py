@@ -7,8 +7,12 @@ mean nothing.
 
 import argparse
 import contextlib
+import datetime
 import gc
 import json
+import platform
+import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -86,6 +90,13 @@ def main() -> None:
     if not options.rehearse and not torch.cuda.is_available():
         parser.error("torch sees no CUDA GPU here; --rehearse shows that the benchmark runs, on the CPU")
     device = torch.device("cpu" if options.rehearse else "cuda")
+    run = {
+        "command": f"python -m benchmarks.gpu {' '.join(sys.argv[1:])}",
+        "date": datetime.date.today().isoformat(),
+        "rehearsal": options.rehearse,
+        "machine": machine(device),
+        "length": LENGTH,
+    }
     results = []
     settings = SETTINGS
     if options.rehearse:
@@ -103,7 +114,7 @@ def main() -> None:
         print(_words(result), flush=True)
         results.append(asdict(result))
         if options.out is not None:  # each time: a later one may end it
-            document = {"rehearsal": options.rehearse, "machine": machine(device), "length": LENGTH, "results": results}
+            document = run | {"results": results}
             options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -218,11 +229,12 @@ def peak_of(device: torch.device) -> float | None:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    found = {"torch": torch.__version__, "cuda": str(torch.version.cuda), "device": "CPU"}
+    found = {"python": platform.python_version(), "torch": torch.__version__, "device": "CPU"}
     if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
+        found |= {"device": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
         with contextlib.suppress(OSError):
-            found["driver"] = Path("/proc/driver/nvidia/version").read_text(encoding="ascii").splitlines()[0]
+            version = Path("/proc/driver/nvidia/version").read_text(encoding="ascii")
+            found["driver"] = re.findall(r"\d+\.[\d.]+", version)[0]
     return found
 
 

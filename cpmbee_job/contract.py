@@ -64,7 +64,7 @@ BEST = "delta/BEST"
 LAST = "delta/LAST"
 
 REQUEST = "request.json"
-"""What an inference was asked for."""
+"""What an inference was asked for; `InferenceRequest`."""
 SCORES = "scores.json"
 PER_EXAMPLE = "per-example.jsonl"
 ROWS = "rows.jsonl"
@@ -230,8 +230,9 @@ class Record(BaseModel):
     def parse(cls, data: bytes, place: str) -> Self:
         """Raises `DamagedError`, naming `place` and the field, for what is no such record."""
         try:
+            from_json(data)  # a key that it does not name may hold what is no JSON: `Infinity`, say
             return cls.model_validate_json(data)
-        except ValidationError as error:
+        except ValueError as error:
             raise DamagedError(f"{place}: {problem(error)}") from error
 
 
@@ -284,6 +285,15 @@ class DataRecord(Record):
     vocabulary: dict[str, Number]
     train: PreparedSplit
     eval: PreparedSplit | None
+
+
+class InferenceRequest(Record):
+    """As far as others than its writer read it."""
+
+    command: InferenceCommand
+    model: str
+    delta: str | None
+    data: str
 
 
 def pod_name() -> str:

@@ -21,8 +21,7 @@ from cpmbee_job.spec import DataSpec, JobSpec, StorageSpec, TrainSpec
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.exports import Exports
 from cpmbee_job.train.progress import console, log_to_console
-from cpmbee_job.train.worker import end_with_torchrun, work
-from cpmbee_job.train.world import World
+from cpmbee_job.train.worker import end_with_torchrun, form_world, work
 
 log = logging.getLogger("cpmbee_job.finetune")  # also where this module is __main__
 
@@ -166,7 +165,7 @@ def finetune(options: argparse.Namespace) -> int:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{flag} {folder}: {error.strerror}") from error
-    world = World.form()
+    world = form_world()
     run = Run.open(world.agree(lambda: begin(options, model, world.size)), StorageSpec())
     result = run.result()
     if result is not None:

@@ -105,7 +105,8 @@ def gc(
     path_style: PathStyle = None,
 ) -> None:
     """Find what no run needs: superseded and half-written checkpoints, prepared data and uploads that no run names,
-    uploads that were cut. Says what would go; docs/formats.md has the rules.
+    what `evaluate` and `predict` have begun with --on-cluster and never ended, uploads that were cut. Their results
+    stay. Says what would go; docs/formats.md has the rules.
 
     Example: cpmbee-job gc s3://bucket/runs --delete
     """

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cpmbee_job import activity
 from cpmbee_job.data.encode import Encoded
 from cpmbee_job.data.shards import RowDataset
 
@@ -53,4 +54,5 @@ def dataset_digest(dataset: RowDataset) -> str:
         columns.append(np.split(table.segment_rel, pairs))
         for arrays in zip(*columns, strict=True):
             digest.add(arrays)
+        activity.moved()
     return digest.hexdigest()

@@ -181,10 +181,10 @@ class PartMaker:
     def _find(self, key: str) -> PartInfo | None:
         try:
             data = self._out.get(key)
-            part = PART.validate_json(data, strict=True)
+            part, job = PART.validate_json(data, strict=True), contract.from_json(data).get("digest")
         except (NotFoundError, ValueError):  # what is damaged is made again
             return None
-        return part if contract.from_json(data).get("digest") == self._job.digest else None
+        return part if job == self._job.digest else None
 
     def _write(self, piece: Piece, path: Path, on_bytes: Progress) -> PartInfo:
         settings = self._job.settings

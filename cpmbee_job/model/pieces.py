@@ -16,6 +16,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from cpmbee_job import activity
 from cpmbee_job.model.sources import WeightFile, tensor_bytes
 from cpmbee_job.model.table import StoredTensor
 
@@ -140,6 +141,7 @@ def read_pieces(pieces: Sequence[Piece], place: Callable[[Part], Tensor | None] 
             begin(piece, torch.empty(size, dtype=torch.uint8))
         while running:
             done = running.popleft().result()
+            activity.moved()
             yield done
             for piece in islice(waiting, 1):
                 begin(piece, done.scratch)

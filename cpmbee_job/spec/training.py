@@ -159,7 +159,9 @@ class TrainSpec(Section):
         "into a GPU's memory, none on a CPU. With the layout `sharded` it is all of them.",
     )
     stall_timeout: Annotated[float, Field(gt=0)] = Field(
-        900.0, description="Seconds without progress after which a worker ends itself to be restarted."
+        900.0,
+        description="Seconds for which nothing moves on any rank, while loading, training or publishing, after which "
+        "the workers end themselves to be restarted. Set it above two minutes and above the longest step.",
     )
     deadline: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Seconds after which the run ends for good, checkpoint written."

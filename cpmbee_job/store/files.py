@@ -18,6 +18,7 @@ from threading import Lock
 from typing import BinaryIO
 from urllib.parse import unquote
 
+from cpmbee_job import activity
 from cpmbee_job.errors import ConflictError, CpmbeeError, DiskError, NotFoundError, SpecError, StoreError
 from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
 
@@ -278,6 +279,7 @@ def _copy(source: BinaryIO, target: Path, progress: Progress) -> None:
     with target.open("wb") as file:
         while chunk := source.read(COPY_BYTES):
             file.write(chunk)
+            activity.moved()
             progress(len(chunk))
     sync(target)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from cpmbee_job import activity
 from cpmbee_job.errors import DamagedError, DiskError, StoreError
 
 log = logging.getLogger(__name__)
@@ -39,5 +40,6 @@ def patiently(
             while time.monotonic() < failed_at + delay:
                 if in_a_hurry():
                     raise
+                activity.moved()  # it won't wait for ever
                 time.sleep(0.1)
             delay = min(delay * 2, 30.0)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cpmbee_job import activity
 from cpmbee_job.store.s3_errors import BROKEN_BODY
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 NO_ANSWER = "no answer"
 BROKEN = "broken body"
 """Reasons of `Observer.failed` beside the HTTP status of an answer."""
+_STEP = 1 << 20
 _MEANT = {404, 409, 412}
 """That there is no such object, that another writer was first: answers, no failures."""
 
@@ -52,10 +54,12 @@ def watch(client: "S3Client") -> None:
 
 
 def _sending(request: Any, **_more: Any) -> None:
+    activity.moved()
     _observer.sent(int(request.headers.get("Content-Length") or 0))
 
 
 def _answered(response_dict: dict[str, Any] | None, **_more: Any) -> None:
+    activity.moved()
     if response_dict is None:
         _observer.failed(NO_ANSWER)
     elif response_dict["status_code"] >= 400 and response_dict["status_code"] not in _MEANT:
@@ -75,11 +79,14 @@ class _Body:
         self.close = body.close
 
     def read(self, amount: int | None = None) -> bytes:
+        if amount is None:  # in steps that can be told of
+            return b"".join(iter(lambda: self.read(_STEP), b""))
         try:
             data = self._body.read(amount)
         except BROKEN_BODY:
             _observer.failed(BROKEN)
             raise
+        activity.moved()
         _observer.received(len(data))
         return data
 
@@ -89,5 +96,6 @@ class _Body:
         except BROKEN_BODY:
             _observer.failed(BROKEN)
             raise
+        activity.moved()
         _observer.received(count)
         return count

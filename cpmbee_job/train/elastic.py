@@ -1,18 +1,15 @@
-"""How a worker lives among others: numbered attempts, agreed stops, a watchdog, failures that are told apart.
+"""How a worker lives among others: numbered attempts, agreed stops, failures that are told apart.
 
 A worker that fails leaves a `Failure` in a file of its container; `cpmbee_job.train` (the entrypoint) reads it
 after torchrun has ended and decides: start torchrun again, or end.
 """
 
-import faulthandler
 import json
 import os
 import re
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -153,30 +150,3 @@ class StopRequest:
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
-
-
-class Watchdog:
-    """Ends this process when `beat` has not been called for `timeout` seconds: after a peer's death a collective can
-    hang for ever, and only fresh processes can form a new world."""
-
-    def __init__(self, timeout: float, on_stall: Callable[[], None]) -> None:
-        self._timeout = timeout
-        self._on_stall = on_stall
-        self._last = time.monotonic()
-        self._done = threading.Event()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    def beat(self) -> None:
-        """Something has moved."""
-        self._last = time.monotonic()
-
-    def stop(self) -> None:
-        self._done.set()
-
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._timeout / 4)):
-            if time.monotonic() - self._last > self._timeout:
-                sys.stderr.write(f"no progress for {self._timeout:.0f} s; where every thread stands:\n")
-                faulthandler.dump_traceback(all_threads=True)
-                self._on_stall()
-                os._exit(STALLED)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
+from cpmbee_job import activity
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.spec import TrainSpec
@@ -55,8 +56,6 @@ class Saver(Protocol):
 class Control(Protocol):
     """What the outside wants of the loop."""
 
-    def beat(self) -> None: ...
-
     def wants_stop(self) -> bool: ...
 
 
@@ -84,7 +83,7 @@ def train(
     def evaluate() -> bool:
         """Evaluate the trained weights; False when a stop came in between, and the evaluation is still due."""
         assert eval_batches is not None
-        evaluated = engine.evaluate(_beating(eval_batches, control), control.wants_stop)
+        evaluated = engine.evaluate(_moving(eval_batches), control.wants_stop)
         if evaluated is None:
             return False
         is_best = evaluated.loss < position.best_loss
@@ -114,7 +113,7 @@ def train(
         position.step = batch.step
         saver.trained(batch)
         progress.step(batch.step, batch.epoch, rate, result)
-        control.beat()
+        activity.moved()
 
         # Inspect
         if spec.inspect_iters and batch.step % spec.inspect_iters == 0:
@@ -137,10 +136,10 @@ def train(
     return "finished"
 
 
-def _beating(batches: Iterable[ModelInputs], control: Control) -> Iterator[ModelInputs]:
+def _moving(batches: Iterable[ModelInputs]) -> Iterator[ModelInputs]:
     """The batches; asking for the next one is progress."""
     for batch in batches:
-        control.beat()
+        activity.moved()
         yield batch
 
 

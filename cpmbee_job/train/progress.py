@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from cpmbee_job import contract
+from cpmbee_job import activity, contract
 from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, StoreError
 from cpmbee_job.run import now
 from cpmbee_job.store.base import Store
@@ -200,6 +200,7 @@ class Journal:
 
     def _keep_flushing(self) -> None:
         """Every few seconds, also when nothing has changed: the status is the run's heartbeat."""
+        activity.be_a_heartbeat()
         while not self._done.wait(self._flush_interval):
             try:
                 self.flush()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from cpmbee_job import activity
 from cpmbee_job.store.patience import patiently
 
 PENDING_BYTES = 2 << 30
@@ -78,6 +79,7 @@ class Uploader:
             try:
                 for part in task.parts:
                     patiently(part)
+                    activity.moved()
             except BaseException as error:  # handed to the training thread
                 with self._changed:
                     self._error = error

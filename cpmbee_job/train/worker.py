@@ -41,7 +41,6 @@ from cpmbee_job.train.elastic import (
     STALLED,
     Failure,
     StopRequest,
-    Watchdog,
     claim_attempt,
     deadline,
     deadline_words,
@@ -55,6 +54,7 @@ from cpmbee_job.train.manifests import Manifest
 from cpmbee_job.train.metered import Metered
 from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
 from cpmbee_job.train.publish import Publisher
+from cpmbee_job.train.watchdog import Watchdog
 from cpmbee_job.train.world import World
 
 LONGEST_FORMING = 300.0
@@ -132,6 +132,8 @@ def work(
             return attempt.failed(CpmbeeError(LOST_PEER))
         log.exception("a fault of ours")
         return attempt.failed(CpmbeeError(f"{type(error).__name__}: {error}"))
+    finally:
+        attempt.watchdog.leave_peers()
     return None
 
 
@@ -140,8 +142,11 @@ class _Attempt:
 
     def __init__(self, run: Run, world: World) -> None:
         self.run, self.world = run, world
-        self.stop = StopRequest()
         self.position = Position()
+        self.doing = "loading"
+        peers = world.exchange if world.size > 1 else None
+        self.watchdog = Watchdog(run.spec.train.stall_timeout, self._stalled, peers)
+        self.stop = StopRequest()
         self.progress: Progress = Silent()
         self.run_name = contract.run_name(run.url)
         self.number = world.agree(lambda: claim_attempt(run.store, world.size))
@@ -206,7 +211,7 @@ class _Attempt:
         )
 
         # Train
-        watchdog = Watchdog(spec.train.stall_timeout, self._stalled)
+        self.doing = "training"
         ends_at = deadline(run)
         batch_size = 1 if spec.train.deterministic else spec.train.batch_size
         share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
@@ -220,11 +225,11 @@ class _Attempt:
             position=self.position,
             saver=publisher,
             progress=self.progress,
-            control=_Control(self.stop, watchdog, ends_at),
+            control=_Control(self.stop, ends_at),
         )
-        watchdog.stop()
 
         # Publish
+        self.doing = "publishing"
         if outcome != "stopped":
             publisher.finish(self.position, outcome)
         elif ends_at is not None and time.time() > ends_at:
@@ -290,7 +295,8 @@ class _Attempt:
                 file.unlink(missing_ok=True)  # what is left there is for the entrypoint to keep
 
     def _stalled(self) -> None:
-        reason = f"no progress for {self.run.spec.train.stall_timeout:.0f} s: ended by the watchdog"
+        timeout = self.run.spec.train.stall_timeout
+        reason = f"no progress for {timeout:.0f} s while {self.doing}: ended by the watchdog"
         Failure(reason, self.position.step, permanent=False, exit_code=STALLED).write()
 
 
@@ -327,13 +333,10 @@ def _lost_peer(error: Exception) -> bool:
 
 
 class _Control:
-    """The loop's `Control`: signals, the deadline, the watchdog."""
+    """The loop's `Control`: signals and the deadline."""
 
-    def __init__(self, stop: StopRequest, watchdog: Watchdog, deadline: float | None) -> None:
-        self._stop, self._watchdog, self._deadline = stop, watchdog, deadline
-
-    def beat(self) -> None:
-        self._watchdog.beat()
+    def __init__(self, stop: StopRequest, deadline: float | None) -> None:
+        self._stop, self._deadline = stop, deadline
 
     def wants_stop(self) -> bool:
         return self._stop.requested or (self._deadline is not None and time.time() > self._deadline)

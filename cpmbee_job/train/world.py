@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cpmbee_job import activity
 from cpmbee_job.errors import CpmbeeError
 from cpmbee_job.pod import num_cpus
 
 T = TypeVar("T")
 
-COLLECTIVE_TIMEOUT = datetime.timedelta(hours=1)
-"""Longer than rank 0 may need to publish at the end; while training, the watchdog is the one that notices a hang."""
+COLLECTIVE_TIMEOUT = datetime.timedelta(days=7)
+"""Longer than any rank waits for another that gets on: it is the watchdog that notices a hang."""
 SPREAD_AT_ONCE = 4
 """Broadcasts that are under way together: one waits for the other's bytes on the wire, not for its turn."""
 
@@ -55,6 +56,7 @@ class World:
                 answer = [error]
         if self.size > 1:
             dist.broadcast_object_list(answer, src=0, device=self.device)
+        activity.moved()
         if isinstance(answer[0], CpmbeeError):
             raise answer[0]
         return cast(T, answer[0])
@@ -74,6 +76,7 @@ class World:
         answers = [mine] * self.size
         if self.size > 1:
             dist.all_gather_object(answers, mine)
+        activity.moved()
         if fault is not None:
             raise fault
         for _, refusal in answers:
@@ -96,8 +99,16 @@ class World:
             running.append(dist.broadcast(tensor, src=owner, async_op=True))
             if len(running) == SPREAD_AT_ONCE:
                 running.popleft().wait()
+                activity.moved()
         for work in running:
             work.wait()
+
+    def exchange(self) -> Callable[[bool], int]:
+        """What a `Watchdog` connects with. On a connection of its own: a call of torch's that waits in the store would
+        hold up all others on the same one."""
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*address, is_master=False)  # type: ignore[attr-defined]
+        return lambda moved: store.add("cpmbee_job/moves", int(moved))
 
     def leave(self) -> None:
         """Wait for all ranks, then dissolve the world."""

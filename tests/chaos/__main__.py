@@ -46,7 +46,7 @@ data: {{train: s3://chaos/data/train.jsonl, eval: s3://chaos/data/eval.jsonl}}
 output: s3://chaos/runs/
 train: {{batch_size: 2, global_batch_size: {GLOBAL_BATCH}, max_length: 256, lr: 1.0e-4, lr_decay_style: constant,
         eval_interval: {EVAL_INTERVAL}, checkpoint_interval: {CHECKPOINT_INTERVAL}, early_stop_patience: 0,
-        stall_timeout: 10, deterministic: true}}
+        stall_timeout: 20, deterministic: true}}
 """
 
 

@@ -46,6 +46,7 @@ def up() -> None:
         daemon.up()
     addons.dns().up()
     addons.wait_for_node()
+    addons.definitions()
     addons.training_operator()
     log.info("The cluster is up after %.0f s.", time.monotonic() - started)
     sys.stdout.write(f"export KUBECONFIG={KUBECONFIG} PATH={BIN}:$PATH\n")

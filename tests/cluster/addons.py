@@ -1,4 +1,4 @@
-"""What makes the cluster one for training jobs: names for Services, and the training operator."""
+"""What makes the cluster one for training jobs: names for Services, the training operator, kinds of others."""
 
 import logging
 import time
@@ -73,6 +73,20 @@ def training_operator() -> None:
         if time.monotonic() > deadline:
             _try_a_job()  # its error says why
         time.sleep(0.5)
+
+
+def definitions() -> None:
+    """Kinds that our manifests use and nobody acts upon here, so that the API server can check them."""
+    kubectl("apply", "--server-side", "-f", binaries.DEFINITIONS)
+
+    def are_known() -> bool:
+        try:
+            kubectl("wait", "--for=condition=Established", "--timeout=5s", "-f", binaries.DEFINITIONS)
+        except ClusterError:  # nor does `wait` wait where there is no condition yet
+            return False
+        return True
+
+    wait_for(are_known, 60, "The API server does not serve the kinds of other operators", alive="kube-apiserver")
 
 
 def _accepts_jobs() -> bool:

@@ -23,11 +23,21 @@ MODULES = {
     "training-operator": ("tool", ["training-operator.v1"]),
     "coredns": ("tool", ["coredns"]),
     "helm": ("tool", ["helm"]),
+    "definitions": ("", []),
 }
-"""Folder of the module: what `go build` is told to build there, and what comes out."""
+"""Folder of the module: what `go build` is told to build there, and what comes out; nothing of what has only files."""
 
 OPERATOR_MANIFESTS = CACHE / "training-operator.yaml"
 """The operator's own, for a cluster that has nothing else of Kubeflow."""
+DEFINITIONS = CACHE / "definitions.yaml"
+"""Of kinds of other operators, which are not here: what the API server checks manifests by."""
+DEFINITION_FILES = {
+    "github.com/prometheus-operator/prometheus-operator": [
+        "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
+        "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
+    ],
+    "github.com/argoproj/argo-workflows/v3": ["manifests/base/crds/full/argoproj.io_cronworkflows.yaml"],
+}
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +65,19 @@ def _build(module: str) -> None:
         return
     if not shutil.which("go"):
         raise ClusterError("`go` is not in PATH: install Go (see docs/cluster.md), it builds Kubernetes here.")
-    log.info("Building %s ...", ", ".join(programs))
+    log.info("Building %s ...", ", ".join(programs) or module)
     started = time.monotonic()
     flags = " ".join(["-s -w", *(f"-X {name}={value}" for name, value in _versions(module).items())])
-    _go(module, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", f"{BIN}/", target)
+    if target:
+        _go(module, "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", f"{BIN}/", target)
     if module == "training-operator":
         source = _required(module, "github.com/kubeflow/training-operator", "Dir")
         OPERATOR_MANIFESTS.write_text(run(BIN / "kubectl", "kustomize", f"{source}/manifests/overlays/standalone"))
+    if module == "definitions":
+        _go(module, "mod", "download")
+        sources = {Path(_required(module, path, "Dir")): files for path, files in DEFINITION_FILES.items()}
+        texts = [(source / file).read_text() for source, files in sources.items() for file in files]
+        DEFINITIONS.write_text("\n---\n".join(texts))
     stamp.write_text(digest)
     log.info("  built in %.0f s", time.monotonic() - started)
 

@@ -30,8 +30,6 @@ def release(laptop: Laptop) -> Release:
 @pytest.mark.parametrize("path", VALUES, ids=lambda path: path.name)
 def test_a_real_api_server_takes_every_example(path: Path, namespace: str) -> None:
     for manifest in template(None, f"--values={path}"):
-        if manifest["kind"] in ("PodMonitor", "PrometheusRule"):
-            continue  # the cluster has no Prometheus operator; tests/unit/chart/test_monitoring.py looks at all of them
         if "namespace" not in manifest["metadata"] and "Cluster" not in manifest["kind"]:
             manifest["metadata"]["namespace"] = namespace
         really = manifest["kind"] == "ServiceAccount"  # which pods are refused without

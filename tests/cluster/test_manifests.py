@@ -64,6 +64,10 @@ def test_an_inference_is_a_job_with_a_restricted_pod(path: Path, namespace: str)
     dry_run(pod_of(job["spec"]["template"]), namespace)
 
 
+def test_the_recipe_for_argo_is_what_argo_takes(namespace: str) -> None:
+    dry_run(yaml.safe_load((ROOT / "docs/ci/argo.yaml").read_text()), namespace)
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_kustomize_makes_what_the_cluster_takes(folder: str, namespace: str) -> None:
     made = list(yaml.safe_load_all(kubectl("kustomize", str(ROOT / folder))))

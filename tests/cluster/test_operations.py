@@ -51,9 +51,12 @@ def test_every_command_works(laptop: Laptop):
         return done.stdout
 
     try:
-        make, install, first, second, third, upgrade, uninstall, clean = blocks("bash")
+        make, install, found, first, second, third, upgrade, monitor, collect, uninstall, clean = blocks("bash")
         run(make)
         assert run(install).count("Succeeded") == 2
+        said = run(found)
+        assert "cpmbee-doctor-ccpm" in said
+        assert re.search(r"helm-test/[\w-]+: succeeded", said)
         said = run(first)
         assert re.search(r"ccpm/\w+: succeeded", said)
         assert len(re.findall(r"^ccpm/\w+ .*succeeded", said, flags=re.MULTILINE)) == 1
@@ -62,6 +65,10 @@ def test_every_command_works(laptop: Laptop):
         release.change_rows(seed=4)
         assert len(re.findall(r"^ccpm/\w+ .*succeeded", run(third), flags=re.MULTILINE)) == 2
         assert "Rollback to 1" in run(upgrade)
+        said = run(monitor)
+        for name in ("podmonitor", "prometheusrule", "configmap/cpmbee-dashboard"):
+            assert name in said
+        assert run(collect) == ""  # all is of today
         assert len(re.findall(r"^ccpm/\w+ .*succeeded", run(uninstall), flags=re.MULTILINE)) == 2
         run(clean)
     finally:

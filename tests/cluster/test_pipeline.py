@@ -1,6 +1,7 @@
 """A pipeline on a real cluster: docs/ci/pipeline.sh in a fresh environment, with only a service account's token."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,45 +9,29 @@ from typing import Any
 import pytest
 
 from cpmbee_job import contract
-from cpmbee_job.launch.kube.permissions import PERMISSIONS, rules
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.deltas import StoredDelta, read_delta
 from tests.cluster import s3
 from tests.cluster.conftest import Laptop
-from tests.cluster.kubectl import apply, get, kubectl
+from tests.cluster.kubectl import get
 from tests.integration.jobs import install
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "ci" / "pipeline.sh"
-ACCOUNT = "launcher"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "ci.md"
+SCRIPT = ROOT / "docs" / "ci" / "pipeline.sh"
 
 
 @pytest.fixture
 def kubeconfig(laptop: Laptop) -> Path:
-    """Of a service account that may what the verbs ask for in the job's namespace, and nothing else."""
-    metadata = {"name": ACCOUNT, "namespace": laptop.namespace}
-    rbac = "rbac.authorization.k8s.io"
-    apply(
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
-        {"apiVersion": f"{rbac}/v1", "kind": "Role", "metadata": metadata, "rules": rules(PERMISSIONS)},
-        {
-            "apiVersion": f"{rbac}/v1",
-            "kind": "RoleBinding",
-            "metadata": metadata,
-            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": ACCOUNT},
-            "subjects": [{"kind": "ServiceAccount", **metadata}],
-        },
-    )
-    token = kubectl("create", "token", ACCOUNT, "-n", laptop.namespace, "--duration=2h").strip()
-    known = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
-    known["users"] = [{"name": ACCOUNT, "user": {"token": token}}]
-    (context,) = known["contexts"]
-    context["context"] |= {"user": ACCOUNT, "namespace": laptop.namespace}
-    path = laptop.folder / "pipeline.kubeconfig"
-    path.write_text(json.dumps(known))
-    return path
+    """Of a service account that may only submit in the namespace of the job: what the page does for it."""
+    (block,) = re.findall(r"^```bash\n(kubectl .*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    script = re.sub(r"(-n |namespace=|serviceaccount=)ml\b", rf"\g<1>{laptop.namespace}", block)
+    (laptop.folder / "k8s").symlink_to(ROOT / "k8s")
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=laptop.folder, check=True)
+    return laptop.folder / "pipeline.kubeconfig"
 
 
 def test_a_pipeline_trains_once_promotes_and_refuses_what_is_worse(laptop: Laptop, kubeconfig: Path) -> None:

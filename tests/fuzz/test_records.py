@@ -178,14 +178,27 @@ def test_known_bytes_in_small_records(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @bounded(200)
-@given(damaged_json([INDEX_RECORD, vars(FAILURE), {"id": "x", "writer": "w", "sha256": None, "checks_crc": True}]))
+@given(
+    damaged_json(
+        [
+            INDEX_RECORD,
+            vars(FAILURE),
+            {"id": "x", "writer": "w", "sha256": None, "checks_crc": True},
+            {"command": "predict", "model": "m/", "delta": None, "data": "d"},
+        ]
+    )
+)
 def test_damaged_small_records(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         small(tmp_path_factory.getbasetemp(), monkeypatch, data)
 
 
 def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    """Those of a prepared data set, of this machine's uploads, of a container."""
+    """Those of a prepared data set, of this machine's uploads, of a container, of an inference."""
+    try:
+        contract.InferenceRequest.parse(data, contract.REQUEST)
+    except CpmbeeError as error:
+        assert error.message.startswith(contract.REQUEST)  # noqa: PT017
     try:
         index = Index.from_json(data, INDEX)
     except CpmbeeError as error:

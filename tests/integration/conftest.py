@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from tests.integration.submitting import make_inputs
 BUCKET = "tests"
 MIB = 1 << 20
 QUICK = Limits(attempts=3, connect_timeout=1, read_timeout=1, part_size=5 * MIB, threads=4)
+TAIL = 12345
+"""Bytes of the last part of `big`."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret"}
 
 
@@ -66,6 +69,26 @@ def proxy(session_proxy: FaultProxy) -> FaultProxy:
 def shaky(proxy: FaultProxy, bucket: str) -> S3Store:
     """A store whose way to the server leads through the proxy."""
     return S3Store(bucket, StorageSpec(endpoint_url=proxy.url), QUICK)
+
+
+@pytest.fixture
+def steady(proxy: FaultProxy, bucket: str) -> S3Store:
+    """A store that moves one part after the other, by way of the proxy."""
+    return S3Store(bucket, StorageSpec(endpoint_url=proxy.url), replace(QUICK, threads=1))
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A file of four parts."""
+    path = tmp_path / "big.bin"
+    path.write_bytes(os.urandom(3 * QUICK.part_size + TAIL))
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CPMBEE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from cpmbee_job import contract
 from cpmbee_job.demo import make_model, reports
 from cpmbee_job.launch.kube.cluster import JOBS, PODS, Object
+from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from cpmbee_job.store.urls import open_store
@@ -191,6 +193,37 @@ def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
     folder.put(contract.SCORES, b'{"loss": 0.5}')
     spec = load_spec(job)
     assert folder.url.startswith(contract.inference_url(spec.output, ""))
+
+
+def test_gc_leaves_results_and_what_a_waiting_job_needs(
+    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+) -> None:
+    output = f"{bucket}/runs"
+    what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--on-cluster", "--job", job)
+
+    def places() -> set[str]:
+        """What is there, as far as its folder."""
+        return {key.rpartition("/")[0] for key in keys(output, s3_storage)}
+
+    assert verb(*what).code == 0
+    kept = {place for place in places() if place.startswith("inference/")}
+    uploads = places() - kept
+    assert (len(kept), len(uploads)) == (1, 2)
+    time.sleep(1.1)  # the store's clock shows seconds
+    before = time.time()
+    cluster.idle = True
+    assert verb(*what, "--batch-tokens", 4096, "--timeout", "0s").code == 101  # of the same model and rows
+    (waits,) = places() - kept - uploads
+    assert find_garbage(output, s3_storage, before).garbage == ()
+
+    findings = find_garbage(output, s3_storage, time.time() + 3600)
+    collect(findings, s3_storage, lambda _: None)
+    assert places() == kept
+    again = verb(*what, "--json")
+    assert (again.code, json.loads(again.out)["examples"]) == (0, 12), again.err
+    cluster.objects[JOBS].clear()  # it is gone; asking begins it anew, with all that it takes
+    assert verb(*what, "--batch-tokens", 4096, "--timeout", "0s").code == 101
+    assert places() == kept | uploads | {waits}
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_job(

@@ -33,6 +33,7 @@ def test_training_goes_on_through_bursts_of_errors_and_an_outage_of_a_minute(
     """Steps go on while the store is away; what they made is there when it is back, and drawn as without all that."""
     job = make_job(tmp_path)
     target = ["--set", f"output={bucket}", "--set", f"storage.endpoint_url={proxy.url}"]
+    target += ["--set", "train.stall_timeout=20"]  # which the wait for the store is not
     process = start("local", job, "--run-id", "shaken", "--processes", 2, "--set", "train.epochs=4", *target)
     store = open_store(f"{bucket}/weather/shaken", s3_storage)
     while store.info(contract.manifest_key(2, 1)) is None:

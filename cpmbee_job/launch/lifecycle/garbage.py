@@ -6,10 +6,13 @@ Nothing goes that was written a short while ago: whoever writes now has written 
 - deltas beyond it that neither BEST nor LAST nor a run's spec names, and halves of deltas
 - prepared data that no run is bound to, other than runs that have succeeded
 - uploads that no run's spec names, whatever has become of the run
+- what inferences have left that never ended; their results are somebody's and stay
 - uploads of single objects that were cut and not gone on with
 
 Prepared data and uploads are shared by the runs of an output. They stay while a run has begun that is not bound to its
-data yet, or while a run can't be read; both are looked at again before each folder goes.
+data yet, or while a run can't be read; both are looked at again before each folder goes. Deltas stay too while a run
+can't be read, as it might begin with one. An inference that was begun a short while ago and has not ended needs its
+inputs as a run does.
 """
 
 import re
@@ -26,7 +29,13 @@ from cpmbee_job.store.base import Leftover, ObjectInfo, Store
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.manifests import DeltaFolder, delta_folders, manifests, pointed_deltas, superseded
 
-Kind = Literal["checkpoint", "delta", "prepared", "upload", "cut upload"]
+Kind = Literal["checkpoint", "delta", "prepared", "upload", "inference", "cut upload"]
+SHARED: dict[Kind, tuple[str, str]] = {
+    "prepared": ("prepared", "no run goes on with it"),
+    "upload": ("uploads", "no run's spec names it"),
+    "inference": ("inference", "it left no result"),
+}
+"""What lies beside the runs: in which folder of the output, and why it goes."""
 
 
 @dataclass(frozen=True)
@@ -51,42 +60,42 @@ class Findings:
 
     garbage: tuple[Garbage, ...]
     notes: tuple[str, ...]
+    before: float
+    """When it was last written, in seconds since 1970, at the latest."""
 
 
 def find_garbage(output: str, storage: StorageSpec, before: float) -> Findings:
     """What no run under `output` needs, of what was last written `before` a time (seconds since 1970)."""
     store = open_store(output, storage)
-    runs = _Runs.of(store, storage)
-    notes = [*runs.unreadable, *runs.undecided]
+    needs = _Needs.of(store, storage, before)
+    notes = [*needs.unreadable, *needs.undecided]
     garbage: list[Garbage] = []
-    for run in runs.readable:
+    for run in needs.runs:
         garbage += _checkpoints(run, before)
+        if needs.unreadable:
+            continue  # it might name a delta
         try:
-            garbage += [one for one in _deltas(run, before) if not any(url.startswith(one.url) for url in runs.inputs)]
+            garbage += [one for one in _deltas(run, before) if not any(url.startswith(one.url) for url in needs.inputs)]
         except DamagedError as error:
             notes.append(f"{error.message}; its deltas are left alone")
-    shared = {"prepared": runs.prepared, "uploads": runs.uploads}
-    for folder, used in shared.items():
-        kind: Kind = "prepared" if folder == "prepared" else "upload"
-        for digest, entries in _by_folder(store.list(f"{folder}/"), 2).items():
-            if digest.rpartition("/")[2] not in used and runs.may_be_judged and _all_before(entries, before):
-                why = "no run goes on with it" if kind == "prepared" else "no run's spec names it"
-                garbage.append(Garbage(kind, f"{store.url}/{digest}/", why, tuple(entries), store=store))
+    for kind, (folder, why) in SHARED.items():
+        for place, entries in _by_folder(store.list(f"{folder}/"), 2).items():
+            if needs.let_go(kind, place) and _all_before(entries, before):
+                garbage.append(Garbage(kind, f"{store.url}/{place}/", why, tuple(entries), store=store))
     for leftover in store.leftovers():
         if leftover.modified < before:
             why = "it was cut, and nobody goes on with it"
             garbage.append(Garbage("cut upload", f"{store.url}/{leftover.key}", why, leftover=leftover, store=store))
-    return Findings(tuple(garbage), tuple(notes))
+    return Findings(tuple(garbage), tuple(notes), before)
 
 
 def collect(findings: Findings, storage: StorageSpec, done: Callable[[Garbage], None]) -> list[Garbage]:
-    """Delete what was found, but for what a run has come to need since; returns what is gone."""
+    """Delete what was found, but for what somebody has come to need since; returns what is gone."""
     gone = []
     for one in findings.garbage:
-        if one.kind in ("prepared", "upload"):
-            runs = _Runs.of(one.store, storage)
-            used = runs.prepared if one.kind == "prepared" else runs.uploads
-            if not runs.may_be_judged or one.url.rstrip("/").rpartition("/")[2] in used:
+        if one.kind in SHARED:
+            place = one.url.removeprefix(f"{one.store.url}/").rstrip("/")
+            if not _Needs.of(one.store, storage, findings.before).let_go(one.kind, place):
                 continue
         if one.leftover is not None:
             one.store.discard(one.leftover)
@@ -103,31 +112,38 @@ def _names_others(key: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """The runs of an output, and what they need of what they share."""
+class _Needs:
+    """What the runs and inferences of an output need of what they share."""
 
-    readable: tuple[Run, ...]
+    runs: tuple[Run, ...]
+    """Those that can be read."""
     unreadable: tuple[str, ...]
     undecided: tuple[str, ...]
-    """Those that are about to be bound to some prepared data."""
+    """Runs that are about to be bound to some prepared data."""
     prepared: frozenset[str]
     inputs: frozenset[str]
-    """What their specs name, each with a slash behind it."""
+    """What runs' specs name, and inferences that may go on; each with a slash behind it."""
+    given_up: frozenset[str]
+    """Folders of inferences that have left no result."""
+
+    def let_go(self, kind: Kind, folder: str) -> bool:
+        """Whether it is known that nobody needs this folder."""
+        if kind == "inference":
+            return folder in self.given_up
+        used = self.prepared if kind == "prepared" else self._uploads
+        return not self.unreadable and not self.undecided and folder.rpartition("/")[2] not in used
 
     @property
-    def uploads(self) -> set[str]:
+    def _uploads(self) -> set[str]:
         return {url.partition("/uploads/")[2].partition("/")[0] for url in self.inputs if "/uploads/" in url}
 
-    @property
-    def may_be_judged(self) -> bool:
-        """Whether it is known what all runs need."""
-        return not self.unreadable and not self.undecided
-
     @classmethod
-    def of(cls, store: Store, storage: StorageSpec) -> "_Runs":
-        readable, unreadable, undecided = [], [], []
+    def of(cls, store: Store, storage: StorageSpec, before: float) -> "_Needs":
+        """`before`: what was last written before that is not being written."""
+        runs, unreadable, undecided = [], [], []
         prepared: set[str] = set()
         inputs: set[str] = set()
+        given_up: set[str] = set()
         for name in store.folders():
             for run_id in store.folders(name) if name not in contract.NOT_JOBS else ():
                 place = f"{name}/{run_id}"
@@ -142,11 +158,40 @@ class _Runs:
                 except NotFoundError:
                     continue  # no run's folder
                 except CpmbeeError as error:
-                    unreadable.append(f"{place} can't be read; it, prepared data and uploads stay: {error}")
+                    unreadable.append(f"{place} can't be read; it, deltas, prepared data and uploads stay: {error}")
                     continue
                 inputs |= {f"{url.rstrip('/')}/" for url in run.spec.inputs.values()}
-                readable.append(run)
-        return cls(tuple(readable), tuple(unreadable), tuple(undecided), frozenset(prepared), frozenset(inputs))
+                runs.append(run)
+        for folder, entries in _by_folder(store.list("inference/"), 2).items():
+            names = {entry.key.rpartition("/")[2] for entry in entries}
+            if names.intersection(contract.INFERENCE_RESULTS.values()):
+                continue
+            try:
+                request = _request(store, folder)
+            except CpmbeeError as error:
+                unreadable.append(f"{folder} can't be read; it, deltas, prepared data and uploads stay: {error}")
+                continue
+            if _all_before(entries, before):
+                given_up.add(folder)
+            elif request is not None:
+                named = (request.model, request.delta, request.data)
+                inputs |= {f"{url.rstrip('/')}/" for url in named if url is not None}
+        return cls(
+            tuple(runs),
+            tuple(unreadable),
+            tuple(undecided),
+            frozenset(prepared),
+            frozenset(inputs),
+            frozenset(given_up),
+        )
+
+
+def _request(store: Store, folder: str) -> contract.InferenceRequest | None:
+    key = f"{folder}/{contract.REQUEST}"
+    try:
+        return contract.InferenceRequest.parse(store.get(key), f"{store.url}/{key}")
+    except NotFoundError:
+        return None
 
 
 def _splits(run: Run) -> list[dict[str, list[dict[str, str]]]]:

@@ -1,4 +1,4 @@
-"""What only a store of files has; what both stores do is in tests/integration/test_s3.py."""
+"""What only a store of files has; what both stores do is in tests/integration/test_stores.py."""
 
 import fcntl
 import multiprocessing

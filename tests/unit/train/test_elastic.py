@@ -1,7 +1,5 @@
-"""Attempts, failures and the watchdog."""
+"""Attempts and failures."""
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from cpmbee_job.spec import parse_spec
 from cpmbee_job.train.elastic import (
     FAILURE_ENV,
     LOST_PEER,
-    STALLED,
     Failure,
     claim_attempt,
     first_start,
@@ -74,14 +71,3 @@ def test_a_failure_that_finds_no_room_is_said_and_ends_nothing(
     monkeypatch.setenv(FAILURE_ENV, str(tmp_path / "gone" / "failure.json"))
     Failure("lost contact", 3, permanent=False, exit_code=1).write()
     assert "'lost contact' could not be left for the entrypoint: [Errno 2]" in capsys.readouterr().err
-
-
-def test_the_watchdog_ends_a_process_that_stands_still() -> None:
-    program = (
-        "import time; from cpmbee_job.train.elastic import Watchdog\n"
-        "Watchdog(0.4, lambda: print('stalled', flush=True)); time.sleep(60)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == STALLED
-    assert "stalled" in done.stdout
-    assert "no progress for 0 s" in done.stderr

@@ -72,8 +72,6 @@ class Recorder:
 
     def close(self, state: str) -> None: ...
 
-    def beat(self) -> None: ...
-
     def wants_stop(self) -> bool:
         return False
 

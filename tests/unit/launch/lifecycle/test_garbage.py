@@ -11,6 +11,7 @@ from cpmbee_job import contract
 from cpmbee_job.launch.lifecycle.garbage import Garbage, collect, find_garbage
 from cpmbee_job.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
+from cpmbee_job.store.base import Store
 from cpmbee_job.store.files import TEMPORARY
 from cpmbee_job.store.urls import open_store
 from tests.records import data_record
@@ -134,6 +135,76 @@ def test_uploads_that_no_spec_names_go(tmp_path: Path) -> None:
     begin(tmp_path, "r1", train=f"{tmp_path}/uploads/named/train.jsonl").finish("succeeded", "finished")
     age(tmp_path)
     assert set(found(tmp_path)) == {"uploads/nobody/"}
+
+
+def ask(output: Path, digest: str, *results: str, **inputs: str | None) -> Store:
+    """An inference's folder; its Job has left these."""
+    store = open_store(f"{output}/inference/{digest}")
+    asked = {"command": "evaluate", "model": "s3://m/", "delta": None, "data": "s3://d", **inputs}
+    store.put(contract.REQUEST, contract.to_json(asked))
+    for name in results:
+        store.put(name, b"{}")
+    return store
+
+
+def test_inferences_that_left_no_result_go_and_results_stay(tmp_path: Path) -> None:
+    ask(tmp_path, "scored", contract.PER_EXAMPLE, contract.SCORES)
+    ask(tmp_path, "answered", contract.ROWS, command="predict")
+    ask(tmp_path, "failed")
+    ask(tmp_path, "killed", contract.PER_EXAMPLE)
+    open_store(f"{tmp_path}/inference/cut").put(contract.PER_EXAMPLE, b"{}")  # by a gc that was killed
+    age(tmp_path)
+    assert set(found(tmp_path)) == {"inference/failed/", "inference/killed/", "inference/cut/"}
+    ask(tmp_path, "failed")  # again
+    assert set(found(tmp_path)) == {"inference/killed/", "inference/cut/"}
+
+
+def test_an_inference_keeps_its_inputs_until_it_has_ended_or_is_given_up(tmp_path: Path) -> None:
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6, 8):
+        delta(run, step)
+    for name in ("model", "rows", "nobody"):
+        open_store(str(tmp_path)).put(f"uploads/{name}/file", b"{}")
+    age(tmp_path)
+    inputs = {"model": f"{tmp_path}/uploads/model", "data": f"{tmp_path}/uploads/rows/file"}
+    asked = ask(tmp_path, "waits", **inputs, delta=f"{run.url}/delta/4.1")
+    assert set(found(tmp_path)) == {"a/r1/delta/2.1/", "uploads/nobody/"}
+    freed = {"a/r1/delta/2.1/", "a/r1/delta/4.1/", "uploads/nobody/", "uploads/model/", "uploads/rows/"}
+    age(tmp_path)
+    assert set(found(tmp_path)) == freed | {"inference/waits/"}
+    asked.put(contract.SCORES, b"{}")
+    assert set(found(tmp_path)) == freed
+
+
+@pytest.mark.parametrize(
+    "request_", [b"{", b'{"command": "of a newer release", "model": "m/", "delta": null, "data": "d"}']
+)
+def test_an_inference_that_cannot_be_read_stays_and_all_that_it_may_need(tmp_path: Path, request_: bytes) -> None:
+    share(tmp_path, "orphan")
+    run = begin(tmp_path, "r1")
+    for step in (2, 4, 6):
+        delta(run, step)
+    ask(tmp_path, "x").put(contract.REQUEST, request_)
+    age(tmp_path)
+    findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
+    assert findings.garbage == ()
+    assert any("inference/x can't be read" in note for note in findings.notes)
+
+
+def test_an_inference_that_has_gone_on_meanwhile_is_not_deleted(tmp_path: Path) -> None:
+    for digest in ("1", "2", "3", "4"):
+        ask(tmp_path, digest)
+    age(tmp_path)
+    findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
+    assert len(findings.garbage) == 4
+
+    def somebody_comes(one: Garbage) -> None:
+        if one.url.endswith("1/"):
+            ask(tmp_path, "2")
+            ask(tmp_path, "3", contract.SCORES)
+
+    collect(findings, SETTINGS, somebody_comes)
+    assert {path.name for path in (tmp_path / "inference").iterdir()} == {"2", "3"}
 
 
 @pytest.mark.parametrize("state", ["not bound yet", "unreadable"])

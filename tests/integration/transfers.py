@@ -1,0 +1,56 @@
+"""What the tests of uploads and of downloads share."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from cpmbee_job.store.s3 import S3Store
+from tests.integration.conftest import QUICK
+
+PATIENT = replace(QUICK, read_timeout=60)
+"""Of those that crowd on one server."""
+PART = QUICK.part_size
+HEADERS = 20_000
+"""More bytes than all XML of a transfer has."""
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def kill_when(reached: Callable[[], bool], call: str, store: S3Store, endpoint_url: str) -> None:
+    """Runs a call of the store in a process of its own, which is killed as soon as that point is reached."""
+    code = (
+        "from pathlib import Path\nfrom cpmbee_job.spec import StorageSpec\nfrom cpmbee_job.store.s3 import S3Store\n"
+        "from cpmbee_job.store.s3_client import Limits\n"
+        f"store = S3Store({store.url!r}, StorageSpec(endpoint_url={endpoint_url!r}), "
+        f"Limits(part_size={PART}, threads=4))\nstore.{call}\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 60
+        while not reached():
+            assert process.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline, "it did not get there"
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def stored(store: S3Store) -> bytes:
+    return store.get("big")
+
+
+def alter(path: Path, place: int) -> None:
+    """Changes a byte."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))

@@ -1,0 +1,120 @@
+"""Who stands still, and who only waits."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from cpmbee_job.train.elastic import STALLED
+
+PREAMBLE = """
+    import threading, time
+    from cpmbee_job import activity
+    from cpmbee_job.train.watchdog import Watchdog
+    def stalled():
+        print("stalled", flush=True)
+    def for_two_seconds(then):
+        for _ in range(20):
+            time.sleep(0.1)
+            then()
+        print("got on", flush=True)
+"""
+
+
+def lines_of(program: str) -> list[str]:
+    """What it prints until its watchdog ends it."""
+    whole = textwrap.dedent(PREAMBLE) + textwrap.dedent(program) + "time.sleep(60)\n"
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == STALLED, done.stderr
+    assert "no progress for 1 s; where every thread stands" in done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+def test_a_process_that_stands_still_is_ended() -> None:
+    assert lines_of("Watchdog(0.8, stalled)\n") == ["stalled"]
+
+
+def test_what_moves_in_any_thread_keeps_it_alive_until_nothing_does() -> None:
+    program = """
+        Watchdog(0.8, stalled)
+        threading.Thread(target=for_two_seconds, args=(activity.moved,), daemon=True).start()
+    """
+    assert lines_of(program) == ["got on", "stalled"]
+
+
+def test_a_heartbeat_does_not() -> None:
+    program = """
+        Watchdog(0.8, stalled)
+        def beat():
+            activity.be_a_heartbeat()
+            for_two_seconds(activity.moved)
+        threading.Thread(target=beat, daemon=True).start()
+    """
+    assert lines_of(program) == ["stalled"]
+
+
+def test_a_rank_that_waits_for_one_that_moves_lives_on_until_that_one_does_not() -> None:
+    program = """
+        theirs = [0]
+        def more():
+            theirs[0] += 1
+        Watchdog(0.8, stalled, lambda: lambda moved: theirs[0])
+        for_two_seconds(more)
+    """
+    assert lines_of(program) == ["got on", "stalled"]
+
+
+def test_one_whose_peers_do_not_answer_lives_by_what_moves_here() -> None:
+    program = """
+        Watchdog(0.8, stalled, lambda: lambda moved: time.sleep(60))
+        for_two_seconds(activity.moved)
+    """
+    assert lines_of(program) == ["got on", "stalled"]
+
+
+def test_others_are_told_when_it_has_moved_and_only_then() -> None:
+    program = """
+        told = []
+        Watchdog(0.8, lambda: print(any(told[:8]), any(told[-3:])), lambda: lambda moved: told.append(moved) or 0)
+        for_two_seconds(activity.moved)
+    """
+    assert lines_of(program) == ["got on", "True False"]
+
+
+RANK = """
+    import os, signal, sys, time
+    import torch.distributed as dist
+    from cpmbee_job import activity
+    from cpmbee_job.train.watchdog import Watchdog
+    from cpmbee_job.train.world import World
+    world = World.form()
+    Watchdog(4.0, lambda: None, world.exchange)
+    if world.rank == 0:
+        for number in range(80):
+            time.sleep(0.1)
+            activity.moved()
+            if number == 10 and sys.argv[1] == "stops":
+                os.kill(os.getpid(), signal.SIGSTOP)
+    dist.barrier()
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("other", "status"), [("moves", 0), ("stops", STALLED)])
+def test_a_rank_waits_for_another_as_long_as_that_one_moves(other: str, status: int) -> None:
+    """They tell each other through the one that moves, or stops."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(RANK), other]
+    ranks = [subprocess.Popen(command, env={**os.environ, **world, "RANK": rank}) for rank in ("0", "1")]
+    try:
+        assert ranks[1].wait(60) == status
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
