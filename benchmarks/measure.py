@@ -15,6 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 Result = TypeVar("Result")
 
 ROOT = Path(__file__).parents[1]
@@ -56,14 +58,28 @@ class Figure:
         return self.ratio >= self.mark if self.bound == "at least" else self.ratio <= self.mark
 
 
-def paired(ours: Callable[[], object], baseline: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median seconds of both, timed in turn so that a machine that slows down slows both."""
+def paired(
+    ours: Callable[[], object],
+    baseline: Callable[[], object],
+    repeats: int,
+    before: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
+    """Median seconds of both, timed in turn so that a machine that slows down slows both; `before` comes before each,
+    untimed."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for times, function in zip(seconds, (ours, baseline), strict=True):
             gc.collect()
+            before()
             times.append(timed(function))
     return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def settle(num_bytes: int) -> None:
+    """Before a measurement: what was written is on the disk, and so much memory is at hand. The host of a virtual
+    machine takes back what is free, and to give it again takes it longer than anything is done with it."""
+    os.sync()
+    np.ones(num_bytes, dtype=np.uint8)
 
 
 def timed(function: Callable[[], object]) -> float:

@@ -12,7 +12,7 @@ from cpmbee_job.data.pack import pack
 
 
 def figures(quick: bool) -> Iterator[Figure]:
-    (index,) = inputs.prepared_ccpm().indexes
+    (index,) = inputs.prepared_ccpm(quick).indexes
     fill = index.tokens / (index.rows * MAX_LENGTH)
     yield Figure(
         what="packing CCPM into rows of 2048, default pieces",

@@ -15,10 +15,11 @@ _EPOCHS = 5  # the tutorial's
 
 
 def figures(quick: bool) -> Iterator[Figure]:
+    num_rows = inputs.num_rows(quick)
     with tempfile.TemporaryDirectory(prefix="cpmbee-benchmarks-") as name:
         folder = Path(name)
         raw = folder / "raw.jsonl"
-        raw.write_text("\n".join(inputs.ccpm_lines()) + "\n", encoding="utf-8")
+        raw.write_text("\n".join(inputs.ccpm_lines(num_rows)) + "\n", encoding="utf-8")
         job = inputs.job_file(folder, raw, "ccpm")
         fresh = count()
         tokens: set[int] = set()
@@ -37,13 +38,13 @@ def figures(quick: bool) -> Iterator[Figure]:
         seconds, original_seconds = paired(ours, original, repeats=1 if quick else 3)
     assert len(tokens) == 1, f"ours and the original's way made {tokens} tokens"
     yield Figure(
-        what=f"raw CCPM to packed rows, {inputs.NUM_ROWS:,} rows",
+        what=f"raw CCPM to packed rows, {num_rows:,} rows",
         ours=f"{duration(seconds)}, cpmbee-job prepare",
         baseline=f"{duration(original_seconds)}, the original's way",
         ratio=original_seconds / seconds,
         mark=8,
     )
-    dataset = inputs.prepared_ccpm()
+    dataset = inputs.prepared_ccpm(quick)
     _, collating = collate_epochs(dataset, 1)
     all_seconds = seconds + _EPOCHS * collating
     all_original_seconds = original_seconds + (_EPOCHS - 1) * statistics.median(epochs)

@@ -7,6 +7,7 @@ activations for the way back, memory with what computes them again, as the origi
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
@@ -42,6 +43,7 @@ class Case:
 
     ours: Collated
     dense: Batch
+    vocab_size: int
 
     @property
     def num_tokens(self) -> int:
@@ -54,7 +56,7 @@ class Case:
         table = Table.of(encoded, np.repeat(np.arange(len(rows)), [len(row) for row in rows]))
         ours = collate(table, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
         dense = padded(greedy, [_row(greedy, row) for row in rows])
-        return cls(replace(ours, columns=np.ones_like(ours.columns)), dense)
+        return cls(replace(ours, columns=np.ones_like(ours.columns)), dense, tokenizer.vocab_size)
 
 
 def _row(tokenizer: GreedyTokenizer, examples: Sequence[Example]) -> Row:
@@ -84,7 +86,7 @@ class OurStep:
     return the loss before the update."""
 
     def __init__(self, case: Case, times: int = 1) -> None:
-        self._engine = TorchEngine(_model(), _TRAIN, torch.device("cpu"))
+        self._engine = TorchEngine(_model(case.vocab_size), _TRAIN, torch.device("cpu"))
         self._case, self._times = case, times
 
     def __call__(self) -> float:
@@ -98,7 +100,7 @@ class DenseStep:
     checkpointed = False
 
     def __init__(self, case: Case) -> None:
-        model = _model()
+        model = _model(case.vocab_size)
         self._config, self._weights = model.config, dict(model.named_parameters())
         self._trained = [parameter for parameter in self._weights.values() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=_TRAIN.lr, weight_decay=_TRAIN.weight_decay)
@@ -138,8 +140,10 @@ def figures(quick: bool) -> Iterator[Figure]:
         bound="at most",
     )
     num_steps = 1 if quick else 2
-    before, peak = in_fresh_process(_memory, OurStep, case, num_steps)
-    dense_before, dense_peak = in_fresh_process(_memory, CheckpointedDenseStep, case, num_steps)
+    with ThreadPoolExecutor(2) as pool:  # neither's memory depends on the other
+        (before, peak), (dense_before, dense_peak) = pool.map(
+            lambda kind: in_fresh_process(_memory, kind, case, num_steps), (OurStep, CheckpointedDenseStep)
+        )
     yield Figure(
         what="its peak memory, above the process with its model",
         ours=megabytes(peak - before),
@@ -175,9 +179,9 @@ def _memory(step_class: Callable[[Case], Callable[[], float]], case: Case, num_s
     return before, own_memory()[1]
 
 
-def _model() -> CpmBee:
+def _model(vocab_size: int) -> CpmBee:
     """The same weights each time; LoRA's B too is not zero, so that A has gradients from the first step on."""
-    model = CpmBee(ModelConfig.from_dict({**_SIZES, "vocab_size": inputs.tokenizer().vocab_size}))
+    model = CpmBee(ModelConfig.from_dict({**_SIZES, "vocab_size": vocab_size}))
     init_weights(model, seed=0)
     insert_lora(model, _LORA.r, _LORA.alpha, _LORA.modules, seed=0)
     generator = torch.Generator().manual_seed(1)

@@ -10,14 +10,13 @@ from benchmarks.measure import Figure, one_core, paired, rate
 from benchmarks.original import GreedyTokenizer
 from cpmbee_job.data.tokenizer import Tokenizer
 
-_REPEATS = 3
-
 
 def figures(quick: bool) -> Iterator[Figure]:
     texts = [json.loads(line)["input"] for line in inputs.ccpm_lines(2_000 if quick else 10_000)]
     num_characters = sum(map(len, texts))
     greedy, word_piece = GreedyTokenizer(inputs.vocabulary()), _word_piece()
-    fresh = iter([_fresh() for _ in range(2 * _REPEATS)])
+    repeats = 1 if quick else 3
+    fresh = iter([_fresh() for _ in range(2 * repeats)])
 
     def ours() -> None:
         tokenizer = next(fresh)
@@ -37,7 +36,7 @@ def figures(quick: bool) -> Iterator[Figure]:
         ("HF tokenizers' WordPiece", hugging_face, 1),
     ):
         with one_core():
-            seconds, their_seconds = paired(ours, baseline, _REPEATS)
+            seconds, their_seconds = paired(ours, baseline, repeats)
         yield Figure(
             what="tokenizer, one core",
             ours=rate(num_characters, seconds, "characters"),

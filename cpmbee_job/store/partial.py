@@ -34,8 +34,10 @@ class Partial:
         self.ranges = [range(start, min(start + range_size, size)) for start in range(0, size, range_size)]
         seal = hashlib.sha256(f"{identity}\n{size}\n{range_size}".encode()).digest()
         end = size + len(self.ranges)
-        if os.fstat(descriptor).st_size != end + len(seal) or os.pread(descriptor, len(seal), end) != seal:
-            os.truncate(descriptor, 0)
+        found = os.fstat(descriptor).st_size
+        if found != end + len(seal) or os.pread(descriptor, len(seal), end) != seal:
+            if found:  # a file that was ever cut to nothing, ext4 sends to the disk at once when it is closed
+                os.truncate(descriptor, 0)
             self._write(end, seal)
 
     @property
