@@ -42,7 +42,7 @@ def parse_object(line: bytes | str) -> dict[str, Any]:
     except _RepeatedKeyError as error:
         try:
             place = _path_of_repeated(text)
-        except RecursionError:
+        except (RecursionError, ValueError):  # what follows it is no JSON
             place = "deep inside"
         raise DataError(f"{place}: this key stands twice in its object") from error
     except json.JSONDecodeError as error:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from cpmbee_job import contract
 from cpmbee_job.spec.cluster import ClusterSpec, Image, WorkersSpec
 from cpmbee_job.spec.storage import StorageSpec
+from cpmbee_job.spec.strict_yaml import StrictDumper
 from cpmbee_job.spec.training import DataSpec, LoraSpec, TrainSpec
 from cpmbee_job.spec.types import NAME_PATTERN, Place, Section
 
@@ -74,4 +75,4 @@ class JobSpec(Section):
         return self.model_validate_json(json.dumps(document))
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=StrictDumper, sort_keys=False, allow_unicode=True)

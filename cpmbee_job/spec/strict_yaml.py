@@ -11,6 +11,10 @@ MAX_NODES = 100_000
 """Values of a document, those counted again that aliases repeat."""
 
 
+class StrictDumper(yaml.SafeDumper):
+    """Writes what `StrictLoader` reads as the same: the text `1e9` stands in quotes."""
+
+
 class StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key written twice and documents without end, and reads `1e-4` as the number it is (YAML
     1.1 takes it for text). All that it raises is a `YAMLError`."""
@@ -63,8 +67,9 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for _kind in (StrictLoader, StrictDumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )

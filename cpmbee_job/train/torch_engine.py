@@ -88,7 +88,7 @@ class TorchEngine:
         counts = torch.zeros(4, dtype=torch.float64, device=self.device)
         for batch in micro_batches:
             self._backward(batch, counts)
-        counts[3] = float(wants_stop())
+        counts[3] += float(wants_stop())  # to assign a number of the host would wait for the GPU
         flat = self._flat_gradient()
         if dist.is_initialized():
             dist.all_reduce(flat)

@@ -17,8 +17,8 @@ from cpmbee_job.store.urls import open_store
 from tests.integration.faults import FaultProxy
 from tests.integration.jobs import cli, delta, make_job, metrics, numbers, start, workers
 
-LIMIT = 15
-"""Seconds: longer than a busy machine takes for an import."""
+LIMIT = 25
+"""Seconds: longer than a busy machine takes for an import (15 were not enough at a load of ten on two cores)."""
 OPTIONS = ["--processes", 2, "--set", "train.deterministic=true", "--set", f"train.stall_timeout={LIMIT}"]
 
 
@@ -75,7 +75,7 @@ def test_loading_slowly_is_no_stall(
     (weights,) = model.glob("*.safetensors")
     whole = load_file(weights)
     weights.unlink()
-    save_weights(whole, model, shard_bytes=sum(tensor.nbytes for tensor in whole.values()) // 5)
+    save_weights(whole, model, shard_bytes=sum(tensor.nbytes for tensor in whole.values()) // 9)
     models = open_store(f"{bucket}/model", s3_storage)
     for path in model.iterdir():
         models.upload(path, path.name)
