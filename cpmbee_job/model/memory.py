@@ -1,7 +1,7 @@
 """How much memory a GPU needs for training, by arithmetic: nothing is allocated, no torch is imported.
 
 What is kept for the way back was counted on a CPU, tensor by tensor. On one H200 steps at the 10b's shape took 0.92 to
-0.97 of what this says (docs/gpu.md); what is reserved beyond that was not measured.
+0.99 of what this says (docs/gpu.md); what is reserved beyond that was not measured.
 """
 
 from collections.abc import Sequence
