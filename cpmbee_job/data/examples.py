@@ -38,13 +38,7 @@ def parse_object(line: bytes | str) -> dict[str, Any]:
             f"not UTF-8 text ({error.reason} at byte {error.start + 1})", hint="save the file as UTF-8"
         ) from error
     try:
-        document = _DECODER.decode(text)
-    except _RepeatedKeyError as error:
-        try:
-            place = _path_of_repeated(text)
-        except (RecursionError, ValueError):  # what follows it is no JSON
-            place = "deep inside"
-        raise DataError(f"{place}: this key stands twice in its object") from error
+        document = _decode(text)
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
@@ -164,6 +158,18 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_WrittenFloat
 
 class _Pairs(list[tuple[str, Any]]):
     """An object with its keys as they stand, to find the one that stands twice."""
+
+
+def _decode(text: str) -> Any:
+    """`DataError` for a key that stands twice, unless what follows it is no JSON: then what `json` raises for that."""
+    try:
+        return _DECODER.decode(text)
+    except _RepeatedKeyError as error:
+        try:
+            place = _path_of_repeated(text)
+        except RecursionError:
+            place = "deep inside"
+        raise DataError(f"{place}: this key stands twice in its object") from error
 
 
 def _path_of_repeated(text: str) -> str:

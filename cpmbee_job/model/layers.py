@@ -40,7 +40,7 @@ class Linear(nn.Module):
 
 class _ScaledProduct(torch.autograd.Function):
     """scale x W^T. The product itself scales, forward and back, where an operation of its own would read and write its
-    whole result once more: on a GPU these took as long as a quarter of the products.
+    whole result once more.
     """
 
     @staticmethod

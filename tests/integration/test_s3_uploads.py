@@ -21,6 +21,12 @@ from tests.integration.transfers import HEADERS, PART, PATIENT, alter, kill_when
 pytestmark = pytest.mark.usefixtures("cache")
 
 
+def cut_before_the_last_part(store: S3Store, proxy: FaultProxy, big: Path, sha256: str | None = None) -> None:
+    proxy.fail("error", 100, method="PUT", key="partNumber=4")
+    with pytest.raises(StoreError):
+        store.upload(big, "big", sha256=sha256)
+
+
 def unfinished(s3: EmbeddedS3, bucket: str) -> list[str]:
     """Uploads to that folder that are neither completed nor aborted."""
     client = boto3.client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1")
@@ -72,9 +78,7 @@ def test_failed_upload_is_gone_on_with(steady: S3Store, proxy: FaultProxy, big: 
 def test_of_another_content_the_parts_that_differ_are_sent(
     steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str, place: int
 ) -> None:
-    proxy.fail("error", 100, method="PUT", key="partNumber=4")
-    with pytest.raises(StoreError):
-        steady.upload(big, "big")
+    cut_before_the_last_part(steady, proxy, big)
     alter(big, place)
     proxy.clear()
     steady.upload(big, "big")
@@ -86,9 +90,7 @@ def test_of_another_content_the_parts_that_differ_are_sent(
 def test_content_whose_digest_is_known_is_never_mixed_with_another(
     steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str
 ) -> None:
-    proxy.fail("error", 100, method="PUT", key="partNumber=4")
-    with pytest.raises(StoreError):
-        steady.upload(big, "big", sha256=sha256(big))
+    cut_before_the_last_part(steady, proxy, big, sha256=sha256(big))
     alter(big, 3 * PART)
     proxy.clear()
     steady.upload(big, "big", sha256=sha256(big))
@@ -99,9 +101,7 @@ def test_content_whose_digest_is_known_is_never_mixed_with_another(
 
 
 def test_known_digest_goes_on_after_a_cut(steady: S3Store, proxy: FaultProxy, big: Path) -> None:
-    proxy.fail("error", 100, method="PUT", key="partNumber=4")
-    with pytest.raises(StoreError):
-        steady.upload(big, "big", sha256=sha256(big))
+    cut_before_the_last_part(steady, proxy, big, sha256=sha256(big))
     proxy.clear()
     steady.upload(big, "big", sha256=sha256(big))
     assert proxy.uploaded < TAIL + HEADERS
@@ -111,9 +111,7 @@ def test_known_digest_goes_on_after_a_cut(steady: S3Store, proxy: FaultProxy, bi
 def test_small_file_ends_an_older_upload(
     steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str, cache: Path
 ) -> None:
-    proxy.fail("error", 100, method="PUT", key="partNumber=4")
-    with pytest.raises(StoreError):
-        steady.upload(big, "big")
+    cut_before_the_last_part(steady, proxy, big)
     assert len(unfinished(s3, bucket)) == len(list((cache / "uploads").iterdir())) == 1
     big.write_bytes(b"small")
     steady.upload(big, "big")
@@ -147,9 +145,7 @@ def test_old_uploads_of_others_end_with_the_next(
 def test_upload_that_was_aborted_meanwhile_begins_anew(
     steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3
 ) -> None:
-    proxy.fail("error", 100, method="PUT", key="partNumber=4")
-    with pytest.raises(StoreError):
-        steady.upload(big, "big")
+    cut_before_the_last_part(steady, proxy, big)
     proxy.clear()
     client = boto3.client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1")
     for upload in client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]:
@@ -169,9 +165,7 @@ def test_without_a_cache_folder_uploads_work(
 
 
 def test_garbled_record_begins_anew(steady: S3Store, proxy: FaultProxy, big: Path, cache: Path) -> None:
-    proxy.fail("error", 100, method="PUT", key="partNumber=4")
-    with pytest.raises(StoreError):
-        steady.upload(big, "big")
+    cut_before_the_last_part(steady, proxy, big)
     proxy.clear()
     (record,) = (cache / "uploads").iterdir()
     record.write_bytes(b'{"upload_id": ')

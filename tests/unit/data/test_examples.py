@@ -36,6 +36,7 @@ def test_a_line_becomes_an_example() -> None:
         (b'{"a": {"b": "1", "c": "2", "b": "3"}, "<ans>": ""}', r"^a\.b: this key stands twice"),
         (b'{"<ans>": "", "x": [{"y": "", "y": ""}]}', r"^x\.0\.y: this key stands twice"),
         (b'{"<ans>": "", "<ans>": ""}', "^<ans>: this key stands twice"),
+        (b'{"a": "1", "a": "2" "c": "3"}', r"^not JSON: Expecting ',' delimiter at character 21$"),
         (b'{"a": {"b": ["x"]}, "<ans>": ""}', r"^a\.b: a list where text or an object"),
         (b'{"a": "\\ud83d", "<ans>": ""}', "^a: half of a surrogate pair at character 1"),
         (b'{"a": {"x\\udc00": ""}, "<ans>": ""}', r"^a\.x\\udc00: half of a surrogate pair at character 2"),
