@@ -209,8 +209,8 @@ def test_gc_leaves_results_and_what_a_waiting_job_needs(
     kept = {place for place in places() if place.startswith("inference/")}
     uploads = places() - kept
     assert (len(kept), len(uploads)) == (1, 2)
-    time.sleep(1.1)  # the store's clock shows seconds
-    before = time.time()
+    time.sleep(1.1)
+    before = int(time.time())  # the store's clock shows seconds, rounded down
     cluster.idle = True
     assert verb(*what, "--batch-tokens", 4096, "--timeout", "0s").code == 101  # of the same model and rows
     (waits,) = places() - kept - uploads
