@@ -10,19 +10,23 @@ import contextlib
 import datetime
 import gc
 import json
+import os
 import platform
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks.dense import dense_losses
+from benchmarks.flex import both_forms
 from benchmarks.measure import timed
 from benchmarks.roofline import products_alone, shares
 from benchmarks.step import Case, ccpm, one_long
@@ -32,6 +36,7 @@ from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.lora import insert_lora
 from cpmbee_job.model.memory import footprint, num_layer_parameters
 from cpmbee_job.spec.training import LoraSpec, TrainSpec
+from cpmbee_job.train.bmtrain_engine import BmtrainEngine, sharded
 from cpmbee_job.train.build import DTYPES
 from cpmbee_job.train.plan import ITEMSIZES, USABLE, Precision
 from cpmbee_job.train.torch_engine import TorchEngine
@@ -49,7 +54,8 @@ _ANSWER = 1000
 
 @dataclass(frozen=True)
 class Setting:
-    name: str
+    name: Literal["ours", "sharded", "dense"]
+    """`sharded`: ours in the layout of that name, in a world of one."""
     rows: int
     recompute: str  # "none", "fit" (as few layers as fit), "all"
     precision: Precision = "fp16"
@@ -65,6 +71,8 @@ SETTINGS = [
     Setting("ours", 1, "all"),
     Setting("ours", 5, "all", examples="long"),
     Setting("ours", 1, "all", examples="long"),
+    Setting("sharded", 5, "all"),
+    Setting("sharded", 1, "all"),
     Setting("dense", 5, "all"),
     Setting("dense", 1, "all"),
 ]
@@ -92,6 +100,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="a tiny shape on the CPU")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after two that are not")
     parser.add_argument("--examples", choices=("ccpm", "long"), help="only the settings with such rows")
+    parser.add_argument("--attention", action="store_true", help="only a layer's attention, beside FlexAttention")
     parser.add_argument("--out", type=Path, help="write a result file (JSON)")
     options = parser.parse_args()
     if not options.rehearse and not torch.cuda.is_available():
@@ -105,10 +114,25 @@ def main() -> None:
         "length": LENGTH,
         "loss_scale": TRAIN.loss_scale,
     }
-    results = []
+    results: list[dict[str, Any]] = []
+
+    def add(words: str, result: dict[str, Any]) -> None:
+        print(words, flush=True)
+        results.append(result)
+        if options.out is not None:  # each time: a later one may end it
+            document = run | {"results": results}
+            options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+    if options.attention:
+        rows, config, dtype = (1, TINY, torch.float32) if options.rehearse else (5, TEN_B, torch.float16)
+        for examples, case in cases(rows).items():
+            for measured in both_forms(case, config, dtype, device, options.steps):
+                said = {"rows": rows, "examples": examples, "dtype": str(dtype)} | asdict(measured)
+                add(", ".join(f"{name} {value}" for name, value in said.items()), said)
+        return
     settings = SETTINGS
-    if options.rehearse:
-        settings = [replace(setting, precision="fp32") for setting in SETTINGS if setting.rows == 1]
+    if options.rehearse:  # BMTrain asks for a GPU
+        settings = [replace(s, precision="fp32") for s in SETTINGS if s.rows == 1 and s.name != "sharded"]
     for setting in settings:
         if options.examples not in (None, setting.examples):
             continue
@@ -121,15 +145,15 @@ def main() -> None:
             gc.collect()  # a model and its engine know each other
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        print(_words(result), flush=True)
-        results.append(asdict(result))
-        if options.out is not None:  # each time: a later one may end it
-            document = run | {"results": results}
-            options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        add(_words(result), asdict(result))
+
+
+def cases(rows: int) -> dict[str, Case]:
+    return {"ccpm": ccpm(rows), "long": one_long(_ANSWER, rows)}
 
 
 def measure(setting: Setting, config: ModelConfig, device: torch.device, num_steps: int) -> Measured:
-    case = ccpm(setting.rows) if setting.examples == "ccpm" else one_long(_ANSWER, setting.rows)
+    case = cases(setting.rows)[setting.examples]
     config, recompute_layers = fitted(setting, config, device)
     peak = peak_of(device)
     alone = products_alone(config, case.num_tokens, DTYPES[setting.precision], device)
@@ -137,8 +161,12 @@ def measure(setting: Setting, config: ModelConfig, device: torch.device, num_ste
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
-    model = random_model(config, DTYPES[setting.precision], device)
-    step = our_step(model, case, device, recompute_layers) if setting.name == "ours" else dense_step(model, case)
+    dtype = DTYPES[setting.precision]
+    if setting.name == "sharded":  # its blocks compute themselves again
+        step = our_step(sharded_model(config, dtype, device), case, device, 0, BmtrainEngine)
+    else:
+        model = random_model(config, dtype, device)
+        step = our_step(model, case, device, recompute_layers) if setting.name == "ours" else dense_step(model, case)
     step()
     first_step = time.perf_counter() - start
     step()
@@ -194,17 +222,39 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
             model = CpmBee(config)
     finally:
         torch.set_default_dtype(before)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.fill_(1.0) if "layernorm" in name else parameter.normal_()
+    _draw(dict(model.named_parameters()))
     insert_lora(model, r=LORA.r, alpha=LORA.alpha, modules=LORA.modules)
     return model
 
 
-def our_step(model: CpmBee, case: Case, device: torch.device, recompute_layers: int) -> Callable[[], float]:
+def sharded_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> CpmBee:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # for BMTrain's communicator
+    with torch.device("meta"):
+        model = CpmBee(config)
+    kept = sharded(model, lora=LORA, seed=0, dtype=dtype, device=device)
+    _draw({name: share.elements for name, share in kept.items()})
+    return model
+
+
+def _draw(weights: Mapping[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.fill_(1.0) if "layernorm" in name else weight.normal_()
+
+
+def our_step(
+    model: CpmBee,
+    case: Case,
+    device: torch.device,
+    recompute_layers: int,
+    kind: type[TorchEngine] = TorchEngine,
+) -> Callable[[], float]:
     model.encoder.recompute_layers = recompute_layers
-    engine = TorchEngine(model, TRAIN, device)
+    engine = kind(model, TRAIN, device)
     inputs = ModelInputs.from_numpy(**vars(case.ours)).moved_ahead(device)
     return lambda: engine.step(1, [inputs], TRAIN.lr, wants_stop=lambda: False).loss
 

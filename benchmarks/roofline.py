@@ -53,11 +53,11 @@ def products_alone(
             inputs[weight.shape[0]] @ weight
 
     layer(0)
-    _wait(device)
+    wait_for(device)
     start = time.perf_counter()
     for number in range(repeats):
         layer(number)
-    _wait(device)
+    wait_for(device)
     flops = 4.0 * tokens * sum(i * o for i, o in shapes)
     return repeats * flops / (time.perf_counter() - start)
 
@@ -67,6 +67,6 @@ def kind_of(kernel: str) -> str:
     return next((kind for kind, parts in KERNELS.items() if any(part in name for part in parts)), "elementwise")
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

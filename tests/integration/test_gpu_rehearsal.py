@@ -49,6 +49,15 @@ def test_the_benchmark_of_a_gpu_can_be_rehearsed(tmp_path: Path) -> None:
     assert all(result["tokens_per_second"] > 0 for result in document["results"])
 
 
+def test_flex_attention_computes_what_the_groups_do(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = python("-m", "benchmarks.gpu", "--rehearse", "--attention", "--steps", 1, "--out", out)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())["results"]
+    assert [result["form"] for result in results] == 2 * ["groups", "flex"]
+    assert all(result["difference"] < 1e-5 for result in results)
+
+
 @without_gpu
 def test_the_benchmark_of_a_gpu_is_refused_without_one() -> None:
     done = python("-m", "benchmarks.gpu")
