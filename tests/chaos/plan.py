@@ -45,7 +45,7 @@ KINDS = (
     Kind("SIGKILL of everything", ANY, ends_pod=True),
     Kind("SIGTERM to a rank", IN_THE_LOOP),
     Kind("SIGTERM to the entrypoint", ANY, ends_pod=True),
-    Kind("hang of a rank", IN_THE_LOOP, least_size=2),
+    Kind("hang of a rank", WITH_RANKS, least_size=2),
     Kind("zombie", IN_THE_LOOP, ends_pod=True),
     Kind("5xx burst", ANY, interrupts=False, seconds=(1, 2, 4)),
     Kind("outage", ANY, interrupts=False, seconds=(2, 4, 8)),

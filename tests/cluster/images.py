@@ -85,6 +85,8 @@ def build() -> None:
             *(source, f"oci:{LAYOUT}:{name}"),
         )
     _remove_unused()
+    if (STORAGE / "overlay").is_mount():  # on itself, by the storage library: in the way of removing the cache
+        run("umount", STORAGE / "overlay")
     BUILT.write_text(key)
 
 
