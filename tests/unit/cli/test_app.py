@@ -1,5 +1,6 @@
 """The command line as a whole: light, and honest about mistakes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,17 @@ def test_light_verbs_import_nothing_heavy(tmp_path: Path, arguments: list[str]) 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_validate_refuses_what_no_gpu_of_the_kind_can_hold(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 86583, "dim_model": 4096, "num_heads": 32, "dim_head": 128, "dim_ff": 10240}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"num_layers": 48}))
+    workers = "workers: {gpus: 1, gpu_product: Tesla-V100-SXM2-16GB}\n"
+    (tmp_path / "job.yaml").write_text(f"name: a\nmodel: .\ndata: {{train: s3://d/}}\noutput: s3://o/\n{workers}")
+    done = run("validate", "job.yaml", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "workers.gpu_product: a step takes about" in done.stderr
+    assert "14.7 of 16 GiB to use" in " ".join(done.stderr.split())
 
 
 def test_what_init_writes_is_valid(tmp_path: Path) -> None:

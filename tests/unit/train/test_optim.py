@@ -1,6 +1,7 @@
 """Learning rates against BMTrain's formulas written out, the loss scale against a table."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 
@@ -46,13 +47,31 @@ def test_no_warm_up_at_all() -> None:
     assert rates([1], warmup_iters=0) == [0.1]
 
 
-def test_the_loss_scale_follows_its_table() -> None:
+@pytest.mark.parametrize(
+    ("events", "values", "clean_steps"),
+    [
+        ("uuuuuouuuoo", [8, 8, 16, 16, 16, 8, 8, 8, 16, 8, 4], [1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0]),
+        ("ouu", [4, 4, 4], [0, 1, 2]),  # an overflow at once
+        ("uuouuuu", [8, 8, 4, 4, 4, 8, 8], [1, 2, 0, 1, 2, 0, 1]),  # the count begins anew
+        ("oooouuu", [4, 2, 1, None, 1, 1, 2], [0, 0, 0, 0, 1, 2, 0]),  # at 1 it is no overflow any more
+    ],
+)
+def test_the_loss_scale_follows_its_table(events: str, values: list[float | None], clean_steps: list[int]) -> None:
     scale = LossScale(8.0, factor=2.0, steps=3)
-    seen = []
-    for event in "uuuuuouuuoo":
+    for event, value, clean in zip(events, values, clean_steps, strict=True):
+        if value is None:
+            with pytest.raises(ModelError, match="loss scale 1"):
+                scale.overflowed()
+            continue
         scale.updated() if event == "u" else scale.overflowed()
-        seen.append(scale.value)
-    assert seen == [8, 8, 16, 16, 16, 8, 8, 8, 16, 8, 4]
+        assert (scale.value, scale.clean_steps) == (value, clean)
+        scale = LossScale(**asdict(scale))  # as a checkpoint keeps it
+
+
+def test_the_loss_scale_ends_at_1_where_the_factor_goes_below() -> None:
+    scale = LossScale(2.0, factor=3.0, steps=3)
+    scale.overflowed()
+    assert scale.value == 1.0
 
 
 def test_an_overflow_that_no_scale_explains_is_an_error() -> None:
