@@ -1,4 +1,4 @@
-"""`python -m tests.cluster up|down|status`: a Kubernetes cluster of one node on this machine."""
+"""`python -m tests.cluster up|down|status|build`: a Kubernetes cluster of one node on this machine."""
 
 import argparse
 import fcntl
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.cluster import addons, binaries, certificates, containers, control_plane, machine, network, node
+from tests.cluster import addons, binaries, certificates, containers, control_plane, images, machine, network, node
 from tests.cluster.daemons import kill, running
 from tests.cluster.layout import BIN, KUBECONFIG, STATE, ClusterError
 
@@ -79,6 +79,14 @@ def status() -> None:
     sys.stdout.write(addons.kubectl("get", "nodes,deployments", "--all-namespaces"))
 
 
+def build() -> None:
+    """Make what is slow to make for a cluster and the images on it, into the cache."""
+    machine.check()
+    machine.install_packages(machine.PACKAGES | images.PACKAGES)
+    binaries.build()
+    images.build()
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Nobody else brings the cluster up or down meanwhile."""
@@ -95,8 +103,8 @@ def alone() -> Iterator[None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
-    parser.add_argument("verb", choices=["up", "down", "status"])
-    verb = {"up": up, "down": down, "status": status}[parser.parse_args().verb]
+    parser.add_argument("verb", choices=["up", "down", "status", "build"])
+    verb = {"up": up, "down": down, "status": status, "build": build}[parser.parse_args().verb]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         machine.need_root()

@@ -16,13 +16,13 @@ from tests.cluster.machine import run
 
 MODULES = {
     "pause": (".", ["pause"]),
+    "helm": ("tool", ["helm"]),
     "kubernetes": (
         "tool",
         ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"],
     ),
     "training-operator": ("tool", ["training-operator.v1"]),
     "coredns": ("tool", ["coredns"]),
-    "helm": ("tool", ["helm"]),
     "definitions": ("", []),
 }
 """Folder of the module: what `go build` is told to build there, and what comes out; nothing of what has only files."""
@@ -45,14 +45,15 @@ log = logging.getLogger(__name__)
 def build(modules: Iterable[str] = MODULES) -> None:
     """Build what is not in the cache, or was built from another go.mod."""
     BIN.mkdir(parents=True, exist_ok=True)
-    with _alone():
-        for module in modules:
+    for module in modules:
+        with _alone(module):
             _build(module)
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    with (CACHE / "lock").open("w") as lock:
+def _alone(module: str) -> Iterator[None]:
+    """Nobody else builds it meanwhile; another one may be built."""
+    with (CACHE / f"{module}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -59,6 +59,19 @@ log = logging.getLogger(__name__)
 
 def build() -> None:
     """Make what is missing of both images, as files in `LAYOUT`."""
+    with _alone():
+        _build()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build() -> None:
     key = _inputs_digest()
     if BUILT.exists() and BUILT.read_text() == key:
         return
@@ -184,15 +197,13 @@ def _buildah(*arguments: str | Path) -> str:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            build()
+    try:
+        with _alone():
+            _build()
             load()
-        except ClusterError as error:
-            log.error("%s", error)
-            return 1
+    except ClusterError as error:
+        log.error("%s", error)
+        return 1
     sys.stdout.write(f"{LAUNCHER}\n{TRAIN}\n")
     return 0
 
