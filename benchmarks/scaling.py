@@ -17,9 +17,9 @@ _CHECK_GROWTH = 16  # bytes a row that `data check` may take for its duplicates
 def figures(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="cpmbee-benchmarks-") as folder:
         yield from _prepare_time(Path(folder), inputs.NUM_ROWS // (32 if quick else 4))
-        yield _step_time(*((_SIZES[:2], 1) if quick else (_SIZES, 3)))
+        yield _step_time(*((_SIZES[:2], 1) if quick else (_SIZES, 2)))
         yield _prepare_memory(Path(folder), *((2, 8) if quick else (50, 1000)))
-        yield _check_memory(Path(folder), *((2_000, 10_000) if quick else (20_000, 120_000)))
+        yield _check_memory(Path(folder), *((2_000, 10_000) if quick else (10_000, 60_000)))
 
 
 def _prepare_time(folder: Path, unit: int) -> Iterator[Figure]:

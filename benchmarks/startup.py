@@ -15,7 +15,7 @@ _HEAVY = ("torch", "boto3", "kubernetes", "pyarrow")
 
 
 def figures(quick: bool) -> Iterator[Figure]:
-    repeats = 1 if quick else 5
+    repeats = 1 if quick else 2
     with tempfile.TemporaryDirectory(prefix="cpmbee-benchmarks-") as folder:
         job = str(inputs.job_file(Path(folder), Path(folder) / "raw.jsonl", "ccpm"))
         places = {"model": "s3://models/a/", "data.train": "s3://data/train.jsonl", "output": "s3://runs/"}
