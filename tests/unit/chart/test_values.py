@@ -32,6 +32,8 @@ def jobs(**job: Any) -> dict[str, Any]:
         (jobs(spec=SPEC | {"train": {"seed": 2**53 + 1}}), "seed"),
         ({"defaults": {"workers": {"gpu": 8}}}, "gpu"),
         (jobs(ifChanged=True), "jobs.ccpm: ifChanged needs a schedule"),
+        (jobs(suspend=True), "jobs.ccpm: suspend needs a schedule"),
+        (jobs(timeZone="Asia/Shanghai"), "jobs.ccpm: timeZone needs a schedule"),
         (jobs(spec="name: [a"), "jobs.ccpm.spec: not valid YAML"),
         (jobs(spec=SPEC | {"cluster": {"namespace": "else"}}), "cluster.namespace is else, and the release is in team"),
         ({"secret": {"accessKeyId": "a"}}, "give both"),
