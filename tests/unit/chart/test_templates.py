@@ -254,7 +254,9 @@ def test_training_pods_reach_each_other_on_all_ports_and_nobody_reaches_launcher
     assert pods(made).keys() - selected == {"rel-s3"}
     for policy in (training, launchers):
         assert policy["policyTypes"] == ["Ingress", "Egress"]
-        assert {port["protocol"] for rule in policy["egress"] for port in rule.get("ports", []) if port["port"] == 53} == {
+        assert {
+            port["protocol"] for rule in policy["egress"] for port in rule.get("ports", []) if port["port"] == 53
+        } == {
             "UDP",
             "TCP",
         }
@@ -295,7 +297,9 @@ def test_the_notes_name_objects_that_are_there(tmp_path: Path) -> None:
     (chart / "templates" / "notes.yaml").write_text(
         "{kind: Notes, metadata: {name: notes}, text: {{ tpl (.Files.Get `NOTES.txt`) . | toJson }}}"
     )
-    values = {"jobs": {name: {"spec": SPEC, "schedule": "@daily"} for name in ("ccpm", "a-job-with-a-name-that-is-long")}}
+    values = {
+        "jobs": {name: {"spec": SPEC, "schedule": "@daily"} for name in ("ccpm", "a-job-with-a-name-that-is-long")}
+    }
     made = template(values, release="release-with-a-name-that-is-long-too", chart=chart)
     notes = only(made, "Notes")["text"]
     by_hand = re.findall(r"kubectl -n team create job (\S+) --from=cronjob/(\S+)", notes)
