@@ -47,6 +47,11 @@ def test_every_example_passes_the_linter(path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_chart_without_values_passes_it_too() -> None:
+    done = helm("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @each_example
 def test_every_pod_meets_the_restricted_standard(path: Path) -> None:
     found = pods(example(path))
@@ -141,6 +146,16 @@ def test_a_firing_that_looks_for_changes_has_none() -> None:
     args = launcher(template(one_job(schedule="@daily", ifChanged=True)))["args"]
     assert "--if-changed" in args
     assert not any(arg.startswith("--key") for arg in args)
+
+
+def test_the_launcher_s_variables_arrive_as_they_are_written() -> None:
+    given = {"HTTPS_PROXY": "http://proxy:3128", "MOST": 16777216, "ON": True}
+    env = launcher(template(one_job() | {"launcher": {"env": given}}))["env"]
+    assert {one["name"]: one["value"] for one in env if one["name"] in given} == {
+        "HTTPS_PROXY": "http://proxy:3128",
+        "MOST": "16777216",
+        "ON": "true",
+    }
 
 
 def test_what_no_retry_mends_fails_the_job_at_once() -> None:
