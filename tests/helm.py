@@ -37,9 +37,9 @@ def helm(*arguments: str, values: Any = None) -> "subprocess.CompletedProcess[st
     return subprocess.run([program(), *arguments, *options], input=text, capture_output=True, text=True, check=False)
 
 
-def template(values: Any, *options: str, release: str = "rel") -> list[Manifest]:
+def template(values: Any, *options: str, release: str = "rel", chart: Path = CHART) -> list[Manifest]:
     """What a release in the namespace `team` would install, tests included."""
-    done = helm("template", release, str(CHART), "--namespace=team", *options, values=values)
+    done = helm("template", release, str(chart), "--namespace=team", *options, values=values)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 

@@ -58,6 +58,15 @@ def test_a_schedule_trains_where_its_data_have_changed(release: Release) -> None
     assert not release.ended("Failed")
 
 
+def test_each_firing_is_a_run_of_its_own(release: Release) -> None:
+    release.install(release.values(schedule="0 0 1 1 *", wait=False))
+    for number in (1, 2):
+        by_hand = ("create", "job", f"firing-{number}", f"--from=cronjob/{NAME}-ccpm-like")
+        kubectl(*by_hand, "-n", release.namespace)
+    eventually(lambda: len(release.ended("Complete")) == 2, "both have submitted")
+    assert len(release.runs()) == 2
+
+
 def test_runs_outlive_launchers_upgrades_and_the_release(release: Release) -> None:
     spec = release.laptop.spec
     spec["storage"]["secret"] = f"{NAME}-s3-credentials"
@@ -99,6 +108,10 @@ def test_runs_outlive_launchers_upgrades_and_the_release(release: Release) -> No
     eventually(lambda: release.result(second), "the run goes on without the release", seconds=900)
     assert release.result(second)["state"] == "succeeded"
     assert release.result(first)["state"] == "succeeded"
+
+    release.install(release.values() | keys)  # what was kept is taken over
+    eventually(lambda: release.ended("Complete"), "the second spec's Job has adopted its run")
+    assert release.runs() <= {first, second}
 
 
 def test_a_store_for_development_comes_with_the_release(laptop: Laptop) -> None:

@@ -61,6 +61,8 @@ def test_every_command_works(laptop: Laptop):
         assert re.search(r"ccpm/\w+: succeeded", said)
         assert len(re.findall(r"^ccpm/\w+ .*succeeded", said, flags=re.MULTILINE)) == 1
         assert (laptop.folder / "ccpm-delta" / "result.json").is_file()
+        (watch,) = re.findall(r"`(cpmbee-job [^`]* -n ml[^`]*)`", PAGE.read_text(encoding="utf-8"))  # within a sentence
+        assert "succeeded" in run(watch)
         run(second)
         release.change_rows(seed=4)
         assert len(re.findall(r"^ccpm/\w+ .*succeeded", run(third), flags=re.MULTILINE)) == 2

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from cpmbee_job import contract
+from cpmbee_job.cli import app
 from cpmbee_job.demo import make_model, reports
 from cpmbee_job.launch.kube.cluster import JOBS, PODS, Object
 from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
@@ -193,6 +195,35 @@ def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
     folder.put(contract.SCORES, b'{"loss": 0.5}')
     spec = load_spec(job)
     assert folder.url.startswith(contract.inference_url(spec.output, ""))
+
+
+@pytest.mark.parametrize(
+    ("command", "rows", "given"),
+    [
+        (
+            "predict",
+            "--input",
+            {"--beam-size": "2", "--repetition-penalty": "1.5", "--max-length": "7", "--batch-size": "3"},
+        ),
+        ("evaluate", "--data", {"--format": "ccpm", "--batch-tokens": "512"}),
+    ],
+)
+def test_every_flag_that_is_about_the_work_reaches_the_pod(
+    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, command: str, rows: str, given: dict[str, str]
+) -> None:
+    cluster.idle = True
+    here = {rows, "--model", "--delta", "--output", "--json", "--record", "--per-example"}
+    here |= {"--on-cluster", "--job", "--timeout", "--context", "--namespace", "--endpoint-url", "--path-style"}
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert {max(parameter.opts, key=len) for parameter in parameters} - here == given.keys()
+    flags = [f"{flag}={value}" for flag, value in given.items()]
+    what = ("--model", tmp_path / "model", rows, tmp_path / "rows.jsonl", "--on-cluster", "--job", job)
+    assert verb(command, *what, *flags, "--timeout", "0s").code == 101
+    (created,) = cluster.objects[JOBS].values()
+    (container,) = created["spec"]["template"]["spec"]["containers"]
+    asked = dict(argument.split("=") for argument in container["args"] if "=" in argument and argument.startswith("--"))
+    for flag, value in given.items():
+        assert float(asked[flag]) == float(value) if value[0].isdigit() else asked[flag] == value
 
 
 def test_gc_leaves_results_and_what_a_waiting_job_needs(

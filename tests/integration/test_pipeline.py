@@ -183,8 +183,13 @@ def test_a_waiting_pipeline_that_is_cancelled_cancels_the_run(
 
 @pytest.mark.parametrize(
     ("options", "number"),
-    [(["--cancel-on-signal"], signal.SIGKILL), ([], signal.SIGTERM), ([], signal.SIGINT)],
-    ids=["a lost machine", "SIGTERM", "Ctrl-C"],
+    [
+        (["--cancel-on-signal"], signal.SIGKILL),
+        (["--cancel-on-signal"], signal.SIGHUP),
+        ([], signal.SIGTERM),
+        ([], signal.SIGINT),
+    ],
+    ids=["a lost machine", "a lost connection", "SIGTERM", "Ctrl-C"],
 )
 def test_any_other_end_of_the_command_leaves_the_run(
     spec: Path,

@@ -85,6 +85,16 @@ def test_a_failure_does_not_hide_the_success_before_it(job, cluster, s3_storage,
     assert fire(job(), cluster).found.reference == first.found.reference
 
 
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_another_of_the_same_that_ended_badly_does_not_hide_it_either(job, cluster, s3_storage, state):
+    first = fire(job(), cluster)
+    end(run_of(first, s3_storage), "succeeded", "01", cluster)
+    end(run_of(submit(job(), cluster, new=True), s3_storage), state, "02", cluster)
+    again = fire(job(), cluster)
+    assert (again.adopted, again.succeeded, again.found.reference) == (True, True, first.found.reference)
+    assert jobs(cluster) == []
+
+
 def test_a_run_that_vanished_is_followed_by_another(job, cluster, s3_storage):
     first = fire(job(), cluster)
     run_of(first, s3_storage).store.put(contract.attempt_key(1), b"{}")

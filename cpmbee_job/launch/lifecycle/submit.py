@@ -110,15 +110,18 @@ class _Submitter:
         self._digest, self._dry_run, self._warn, self._on_run = digest, dry_run, warn, on_run
 
     def adopt_or_begin(self, *, if_changed: bool) -> Submission:
-        """The newest run of the identity: adopted, or begun where there is none. `if_changed`: one that is no more the
-        last that has succeeded, or never has, is followed by another."""
+        """The newest run of the identity: adopted, or begun where there is none. `if_changed`: one that has ended is
+        followed by another, unless a run of the identity is the last that has succeeded."""
         for _ in range(TRIES):
             number = max(self._newest(), 1)
             found = self._look(number)
             if _exists(found):
                 status = look(found, self._cluster)
-                if not if_changed or not self._is_past(found, status):
+                if not if_changed or not status.ended or _is_half_done(found, status):
                     return self._adopt(found, status)
+                if (last := self._last_succeeded()) > 0:
+                    found = self._look(last)
+                    return self._adopt(found, look(found, self._cluster))
                 found = self._look(number + 1)
                 if _exists(found):  # somebody else was quicker
                     continue
@@ -166,11 +169,10 @@ class _Submitter:
         create_job(self._cluster, manifest, found.url)
         return self._submission(found, "submitted")
 
-    def _is_past(self, found: FoundRun, status: RunStatus) -> bool:
-        """Whether it has ended, and something else than it is the last word on this job."""
-        if status.phase == "succeeded":
-            return last_succeeded(self._spec.output, self._spec.name, self._storage) != found.run_id
-        return status.ended and not _is_half_done(found, status)
+    def _last_succeeded(self) -> int:
+        """Number of the job's last run to succeed, 0 where that is one of another identity or there is none."""
+        run_id = last_succeeded(self._spec.output, self._spec.name, self._storage)
+        return 0 if run_id is None else identity.generation(self._digest, run_id)
 
     def _adopt(self, found: FoundRun, status: RunStatus) -> Submission:
         self._on_run(found)

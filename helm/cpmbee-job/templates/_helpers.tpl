@@ -73,6 +73,19 @@ yes
 {{- toYaml $spec -}}
 {{- end -}}
 
+{{/* What `helm test` trains with: the defaults, or where these name no image or output, what is a job's of the cluster
+and of the store. Empty where no job says it either. */}}
+{{- define "cpmbee-job.testSpec" -}}
+{{- $spec := include "cpmbee-job.defaults" . | fromYaml -}}
+{{- range $name, $job := .Values.jobs -}}
+{{- if not (and $spec.image $spec.output) -}}
+{{- $own := include "cpmbee-job.spec" (dict "root" $ "name" $name "job" $job) | fromYaml -}}
+{{- $spec = pick $own "image" "output" "storage" "cluster" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $spec.image $spec.output }}{{ toYaml $spec }}{{ end -}}
+{{- end -}}
+
 {{/* What all specs begin with, and all specs, as a list. */}}
 {{- define "cpmbee-job.specs" -}}
 {{- $specs := list (include "cpmbee-job.defaults" . | fromYaml) -}}

@@ -71,7 +71,7 @@ env:
   - {name: AWS_CA_BUNDLE, value: /etc/cpmbee-job/ca/ca.crt}
   {{- end }}
   {{- range $name, $value := .root.Values.launcher.env }}
-  - {name: {{ $name }}, value: {{ $value | toString | quote }}}
+  - {name: {{ $name | quote }}, value: {{ kindIs "string" $value | ternary $value (toJson $value) | quote }}}
   {{- end }}
 resources: {{- toYaml .root.Values.launcher.resources | nindent 2 }}
 {{ include "cpmbee-job.security" . }}

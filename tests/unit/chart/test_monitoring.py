@@ -89,11 +89,6 @@ def test_labels_are_those_that_prometheus_and_grafana_select_by() -> None:
     assert labels(only(made, "ConfigMap")) == {"dashboards": "yes"}
 
 
-def test_prometheus_reaches_training_pods_as_the_manifests_of_k8s_let_it() -> None:
-    policy = yaml.safe_load((ROOT / "k8s" / "base" / "network-policy.yaml").read_text())
-    assert ingress({}) == policy["spec"]["ingress"]
-
-
 def test_another_prometheus_is_let_in_by_name_or_none() -> None:
     peer = {"namespaceSelector": {"matchLabels": {"team": "ops"}}}
     each_other, metrics = ingress({"metricsFrom": [peer]})

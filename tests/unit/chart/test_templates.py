@@ -1,6 +1,7 @@
 """What helm makes of the chart, without a cluster."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, rules
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.spec import parse_spec
-from tests.helm import CHART, VALUES, Manifest, helm, job_specs, of_kind, only, pods, template
+from tests.helm import CHART, SPEC_FOLDER, VALUES, Manifest, helm, job_specs, of_kind, only, pods, template
 
 pytestmark = pytest.mark.timeout(1800)  # the first one may have to build helm
 
@@ -43,6 +44,11 @@ def launcher(manifests: list[Manifest]) -> dict[str, Any]:
 @each_example
 def test_every_example_passes_the_linter(path: Path) -> None:
     done = helm("lint", "--strict", str(CHART), f"--values={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_chart_without_values_passes_it_too() -> None:
+    done = helm("lint", "--strict", str(CHART))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -142,6 +148,16 @@ def test_a_firing_that_looks_for_changes_has_none() -> None:
     assert not any(arg.startswith("--key") for arg in args)
 
 
+def test_the_launcher_s_variables_arrive_as_they_are_written() -> None:
+    given = {"HTTPS_PROXY": "http://proxy:3128", "MOST": 16777216, "ON": True}
+    env = launcher(template(one_job() | {"launcher": {"env": given}}))["env"]
+    assert {one["name"]: one["value"] for one in env if one["name"] in given} == {
+        "HTTPS_PROXY": "http://proxy:3128",
+        "MOST": "16777216",
+        "ON": "true",
+    }
+
+
 def test_what_no_retry_mends_fails_the_job_at_once() -> None:
     policy = only(template(one_job()), "Job")["spec"]["podFailurePolicy"]["rules"]
     (rule,) = [rule for rule in policy if rule["action"] == "FailJob"]
@@ -233,14 +249,83 @@ def test_policies_leave_the_way_to_the_store_and_the_launcher_s_to_the_api_open(
     assert ports == {"rel-training": {53, 443, port}, "rel-launcher": {53, 443, 6443, port}}
 
 
+def test_training_pods_reach_each_other_on_all_ports_and_nobody_reaches_launchers() -> None:
+    made = template(one_job() | {"secret": KEYS, "s3": {"enabled": True}})
+    training, launchers = (
+        next(one["spec"] for one in of_kind(made, "NetworkPolicy") if one["metadata"]["name"] == f"rel-{name}")
+        for name in ("training", "launcher")
+    )
+    pod = render(parse_spec(yaml.safe_dump(SPEC | {"name": "ccpm"}), source="job.yaml"), "0")
+    labels = pod["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["metadata"]["labels"]
+    assert labels.items() >= training["podSelector"]["matchLabels"].items() > set()
+    assert {"from": [{"podSelector": training["podSelector"]}]} in training["ingress"]
+    assert {"to": [{"podSelector": training["podSelector"]}]} in training["egress"]
+    assert "ingress" not in launchers
+    selected = {
+        name
+        for name, pod in pods(made).items()
+        if launchers["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    }
+    assert pods(made).keys() - selected == {"rel-s3"}
+    for policy in (training, launchers):
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        assert {
+            port["protocol"] for rule in policy["egress"] for port in rule.get("ports", []) if port["port"] == 53
+        } == {
+            "UDP",
+            "TCP",
+        }
+
+
+def test_the_policy_of_training_pods_is_that_of_the_manifests_of_k8s() -> None:
+    written = yaml.safe_load((CHART.parents[1] / "k8s" / "base" / "network-policy.yaml").read_text())
+    made = {one["metadata"]["name"]: one["spec"] for one in of_kind(template(one_job()), "NetworkPolicy")}
+    assert made["rel-training"] == written["spec"]
+
+
 def test_a_tiny_training_is_tested_where_an_image_and_an_output_are_known() -> None:
-    assert "rel-test-training" not in pods(template(one_job()))
+    unknown = {key: value for key, value in SPEC.items() if key != "image"}
+    assert "rel-test-training" not in pods(template({"jobs": {"ccpm": {"spec": unknown}}}))
     defaults = {"image": "example/train:1", "output": "s3://runs/", "workers": {"gpus": 8, "memory": "512Gi"}}
     made = template({"defaults": defaults})
     pod = pods(made)["rel-test-training"]["spec"]
     assert [container["image"] for container in pod["initContainers"]] == ["example/train:1"]
     spec = parse_spec(job_specs(made)["rel-test"], source="job.yaml")
     assert (spec.workers.gpus, spec.workers.memory, spec.output) == (0, "2Gi", "s3://runs/")
+
+
+def test_where_only_jobs_name_them_it_is_trained_with_what_the_first_of_them_does() -> None:
+    first = SPEC | {"image": "example/train:2", "cluster": {"queue": "small"}, "train": {"epochs": 9}}
+    made = template({"jobs": {"a": {"spec": first}, "b": {"spec": SPEC}}})
+    spec = parse_spec(job_specs(made)["rel-test"], source="job.yaml")
+    assert (spec.image, spec.output, spec.storage.secret) == ("example/train:2", "s3://runs/", "s3")
+    assert (spec.cluster.queue, spec.train.epochs, spec.data.train) == ("small", 1, f"{SPEC_FOLDER}/train.jsonl")
+    env = pods(made)["rel-test-training"]["spec"]["containers"][0]["env"]
+    assert "AWS_SECRET_ACCESS_KEY" in [variable["name"] for variable in env]
+
+
+def test_the_notes_name_objects_that_are_there(tmp_path: Path) -> None:
+    """helm prints them after an installation only; here they are put into an object."""
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    (chart / "templates" / "NOTES.txt").rename(chart / "NOTES.txt")
+    (chart / "templates" / "notes.yaml").write_text(
+        "{kind: Notes, metadata: {name: notes}, text: {{ tpl (.Files.Get `NOTES.txt`) . | toJson }}}"
+    )
+    values = {
+        "jobs": {name: {"spec": SPEC, "schedule": "@daily"} for name in ("ccpm", "a-job-with-a-name-that-is-long")}
+    }
+    made = template(values, release="release-with-a-name-that-is-long-too", chart=chart)
+    notes = only(made, "Notes")["text"]
+    by_hand = re.findall(r"kubectl -n team create job (\S+) --from=cronjob/(\S+)", notes)
+    assert {cronjob for _, cronjob in by_hand} == {one["metadata"]["name"] for one in of_kind(made, "CronJob")}
+    assert len({job for job, _ in by_hand}) == 2
+    assert all(re.fullmatch(r"[a-z0-9-]{1,63}", job) for job, _ in by_hand)
+    assert "whether a tiny training works" in notes
+    (selector,) = re.findall(r"logs -l (\S+)", notes)
+    wanted = dict(term.split("=") for term in selector.split(","))
+    for pod in pods(made).values():
+        assert wanted.items() <= pod["metadata"]["labels"].items()
 
 
 def test_the_store_for_development_begins_with_the_buckets_that_runs_lie_in() -> None:

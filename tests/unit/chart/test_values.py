@@ -1,6 +1,9 @@
 """What values the chart takes, and what it says of others."""
 
+import copy
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +15,63 @@ from tests.helm import CHART, helm, template
 pytestmark = pytest.mark.timeout(1800)  # the first one may have to build helm
 
 SPEC = {"model": "s3://m/", "data": {"train": "s3://d/"}, "output": "s3://o/", "image": "example/train:1"}
+
+
+BASE = {
+    "jobs": {"ccpm": {"spec": SPEC}},
+    "secret": {"accessKeyId": "key", "secretAccessKey": "secret"},
+    "s3": {"enabled": True, "size": "1Gi"},
+    **{one: {"enabled": True} for one in ("podMonitor", "alerts", "dashboards")},
+    "trainServiceAccount": {"create": True},
+}
+"""Of these all values have something to change."""
+OTHERS: dict[str, Any] = {
+    "image": {"repository": "example/other", "tag": "other-tag", "pullPolicy": "Never"},
+    "imagePullSecrets": [{"name": "other-registry"}],
+    "defaults": {"cluster": {"queue": "other-queue"}},
+    "jobs": {"other": {"spec": SPEC}},
+    "launcher": {
+        "resources": {"limits": {"memory": "777Mi"}},
+        "env": {"OTHER_NAME": "other-value"},
+        "backoffLimit": 77,
+        "nodeSelector": {"other/label": "other"},
+        "tolerations": [{"key": "other-taint"}],
+    },
+    "serviceAccount": {"annotations": {"other/role": "of-launcher"}},
+    "trainServiceAccount": {"create": False, "annotations": {"other/role": "of-training"}},
+    "rbac": {"clusterRole": True},
+    "secret": {"accessKeyId": "other-key", "secretAccessKey": "other-secret"},
+    "caBundle": "other certificates",
+    "networkPolicy": {
+        "enabled": False,
+        "metricsFrom": [{"podSelector": {"matchLabels": {"other": "prometheus"}}}],
+        "apiServerPorts": [16443],
+        "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+    },
+    "podMonitor": {"enabled": False, "labels": {"other": "monitor"}},
+    "alerts": {"enabled": False, "labels": {"other": "rules"}},
+    "dashboards": {"enabled": False, "label": "other_label", "labelValue": "other value"},
+    "s3": {
+        "enabled": False,
+        "image": "example/other-s3",
+        "program": "other-program",
+        "size": "777Gi",
+        "storageClass": "other-class",
+        "resources": {"limits": {"memory": "777Mi"}},
+    },
+}
+
+
+def documented(section: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of the values that the schema has words for."""
+    for name, one in section["properties"].items():
+        if "description" in one:
+            yield (*path, name)
+        else:
+            yield from documented(one, (*path, name))
+
+
+DOCUMENTED = sorted({*documented(json.loads((CHART / "values.schema.json").read_text()))} - {("global",)})
 
 
 def jobs(**job: Any) -> dict[str, Any]:
@@ -32,6 +92,8 @@ def jobs(**job: Any) -> dict[str, Any]:
         (jobs(spec=SPEC | {"train": {"seed": 2**53 + 1}}), "seed"),
         ({"defaults": {"workers": {"gpu": 8}}}, "gpu"),
         (jobs(ifChanged=True), "jobs.ccpm: ifChanged needs a schedule"),
+        (jobs(suspend=True), "jobs.ccpm: suspend needs a schedule"),
+        (jobs(timeZone="Asia/Shanghai"), "jobs.ccpm: timeZone needs a schedule"),
         (jobs(spec="name: [a"), "jobs.ccpm.spec: not valid YAML"),
         (jobs(spec=SPEC | {"cluster": {"namespace": "else"}}), "cluster.namespace is else, and the release is in team"),
         ({"secret": {"accessKeyId": "a"}}, "give both"),
@@ -42,6 +104,19 @@ def test_a_mistake_is_named_before_anything_is_installed(values: dict[str, Any],
     done = helm("template", "rel", str(CHART), "--namespace=team", values=values)
     assert done.returncode != 0
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("path", DOCUMENTED, ids=".".join)
+def test_every_value_changes_what_is_installed(path: tuple[str, ...]) -> None:
+    values: Any = copy.deepcopy(BASE)
+    section, other = values, OTHERS
+    for name in path[:-1]:
+        section, other = section.setdefault(name, {}), other[name]
+    section[path[-1]] = other[path[-1]]
+    before, after = (json.dumps(template(one)) for one in (BASE, values))
+    assert after != before
+    leaves = re.findall(r"[^][{}:,\"\s]+", "" if path == ("jobs",) else json.dumps(other[path[-1]]))
+    assert [leaf for leaf in leaves if leaf not in ("true", "false") and leaf not in after] == []
 
 
 def test_the_readme_s_example_is_one() -> None:

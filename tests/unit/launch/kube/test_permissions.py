@@ -1,6 +1,84 @@
-"""The rights that verbs need, as rules of a Role."""
+"""The rights that verbs need, as rules of a Role, and that they are those of the calls in the launcher's source."""
 
-from cpmbee_job.launch.kube.permissions import PERMISSIONS, Permission, rules
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import cpmbee_job.launch
+from cpmbee_job.launch.kube import cluster
+from cpmbee_job.launch.kube.permissions import (
+    CLUSTER_PERMISSIONS,
+    OPTIONAL_PERMISSIONS,
+    PERMISSIONS,
+    Permission,
+    rules,
+)
+
+KINDS = {name: kind for name, kind in vars(cluster).items() if str(kind).startswith(("api/", "apis/"))}
+OF_ALL = {"ACCESS_REVIEWS", "KUBEFLOW_VERSIONS", "KUEUE_VERSIONS"}
+"""Everybody may ask for these."""
+NEVER_ALLOWED = {"SECRETS"}
+"""`doctor` goes without."""
+VERBS = {"get": ("get",), "get_metadata": ("get",), "list": ("list",), "watch": ("list", "watch")}
+VERBS |= {"create": ("create",), "delete": ("delete",)}
+Ask = tuple[str, str, bool]
+"""Verb, name of the kind, whether in all namespaces."""
+
+
+def called(part: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Calls by the name of what is called."""
+    for node in ast.walk(part):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id, node
+
+
+def names(call: ast.Call) -> set[str]:
+    """Names that it is given."""
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return {value.id for value in given if isinstance(value, ast.Name)}
+
+
+def asked(modules: list[ast.Module]) -> set[Ask]:
+    """What is asked of the API, also by functions that take the kind as an argument `kind`."""
+    helpers = {
+        one.name: one
+        for module in modules
+        for one in ast.walk(module)
+        if isinstance(one, ast.FunctionDef)
+        and one.name not in VERBS
+        and "kind" in {argument.arg for argument in [*one.args.args, *one.args.kwonlyargs]}
+    }
+
+    def verbs(name: str, call: ast.Call) -> set[str]:
+        if name in VERBS and isinstance(call.func, ast.Attribute):
+            return set(VERBS[name]) if ast.unparse(call.func.value).endswith("cluster") else set()
+        inner = called(helpers[name]) if name in helpers else ()
+        return {verb for other, one in inner if "kind" in names(one) for verb in verbs(other, one)}
+
+    found: set[Ask] = set()
+    for module in modules:
+        for name, call in called(module):
+            everywhere = any(keyword.arg == "all_namespaces" for keyword in call.keywords)
+            kinds = names(call) & KINDS.keys()
+            if not kinds and name in helpers:
+                defaults = [*helpers[name].args.defaults, *helpers[name].args.kw_defaults]
+                kinds = {one.id for one in defaults if isinstance(one, ast.Name)} & KINDS.keys()
+            found |= {(verb, kind, everywhere) for verb in verbs(name, call) for kind in kinds}
+            if name == "logs" and ast.unparse(call.func).endswith("cluster.logs"):
+                found.add(("get", "LOGS", False))
+    return found
+
+
+def resource(kind: str) -> tuple[str, str]:
+    """Its group and name, as RBAC has them."""
+    if kind == "LOGS":
+        return "", "pods/log"
+    _, *group, _, plural = KINDS[kind].split("/")
+    return "".join(group), plural
+
+
+def allowed(*permissions: Permission) -> set[tuple[str, str, str]]:
+    return {(one.group, one.resource, verb) for one in permissions for verb in one.verbs}
 
 
 def test_the_verbs_of_a_resource_make_one_rule():
@@ -15,3 +93,14 @@ def test_the_verbs_of_a_resource_make_one_rule():
 
 def test_nobody_needs_to_read_secrets():
     assert not any(permission.resource == "secrets" for permission in PERMISSIONS)
+
+
+def test_the_roles_allow_what_the_source_asks_for_and_no_more():
+    folder = Path(cpmbee_job.launch.__path__[0])
+    modules = [ast.parse(path.read_text()) for path in folder.rglob("*.py") if path.parent.name != "kube"]
+    in_namespace, in_cluster = set(), set()
+    for verb, kind, everywhere in asked(modules):
+        if kind not in OF_ALL | NEVER_ALLOWED:
+            (in_cluster if everywhere or kind == "NODES" else in_namespace).add((*resource(kind), verb))
+    assert in_namespace == allowed(*PERMISSIONS, *OPTIONAL_PERMISSIONS)
+    assert in_cluster == allowed(*CLUSTER_PERMISSIONS)
