@@ -98,7 +98,7 @@ def _build() -> None:
             *(source, f"oci:{LAYOUT}:{name}"),
         )
     _remove_unused()
-    if (STORAGE / "overlay").is_mount():  # on itself, by the storage library: in the way of removing the cache
+    if f" {STORAGE}/overlay " in Path("/proc/self/mounts").read_text():  # on itself: in the way of removing the cache
         run("umount", STORAGE / "overlay")
     BUILT.write_text(key)
 
