@@ -93,7 +93,7 @@ def _flex(bias: BucketPositionBias, inputs: ModelInputs) -> Attention:
         together = (example_N[q] == example_N[k]) & (samples[q] == samples[k])
         bucket = inputs.segment_rel[torch.where(together, entry_N[q] + inputs.segments[k], 0)]
         bucket = torch.where(together, bucket, 1)
-        near = row_of_distance[(positions[k] - positions[q] + longest)]
+        near = row_of_distance[positions[k] - positions[q] + longest]
         return score + table_RH[torch.where(bucket == 0, near, bucket - 1 + bias.num_buckets), h]
 
     blocks = create_block_mask(sees, None, None, num_tokens, num_tokens, device=device.type)

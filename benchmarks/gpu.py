@@ -13,11 +13,11 @@ import json
 import os
 import platform
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.dense import dense_losses
 from benchmarks.flex import both_forms
-from benchmarks.measure import timed
+from benchmarks.measure import rendezvous, timed
 from benchmarks.roofline import products_alone, shares
 from benchmarks.step import Case, ccpm, one_long
 from cpmbee_job.model.config import ModelConfig
@@ -50,6 +50,8 @@ PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 31
 """Dense peak of fp16 and bf16 in TFLOP/s, by words of the device's name; the first whose words are in it counts."""
 _ANSWER = 1000
 """Tokens in the answer of a long example."""
+CASES: dict[str, Callable[[int], Case]] = {"ccpm": ccpm, "long": partial(one_long, _ANSWER)}
+"""So many rows, by their kind of examples."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="a tiny shape on the CPU")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after two that are not")
-    parser.add_argument("--examples", choices=("ccpm", "long"), help="only the settings with such rows")
+    parser.add_argument("--examples", choices=CASES, help="only the settings with such rows")
     parser.add_argument("--attention", action="store_true", help="only a layer's attention, beside FlexAttention")
     parser.add_argument("--out", type=Path, help="write a result file (JSON)")
     options = parser.parse_args()
@@ -125,8 +127,8 @@ def main() -> None:
 
     if options.attention:
         rows, config, dtype = (1, TINY, torch.float32) if options.rehearse else (5, TEN_B, torch.float16)
-        for examples, case in cases(rows).items():
-            for measured in both_forms(case, config, dtype, device, options.steps):
+        for examples, case in CASES.items():
+            for measured in both_forms(case(rows), config, dtype, device, options.steps):
                 said = {"rows": rows, "examples": examples, "dtype": str(dtype)} | asdict(measured)
                 add(", ".join(f"{name} {value}" for name, value in said.items()), said)
         return
@@ -148,12 +150,8 @@ def main() -> None:
         add(_words(result), asdict(result))
 
 
-def cases(rows: int) -> dict[str, Case]:
-    return {"ccpm": ccpm(rows), "long": one_long(_ANSWER, rows)}
-
-
 def measure(setting: Setting, config: ModelConfig, device: torch.device, num_steps: int) -> Measured:
-    case = cases(setting.rows)[setting.examples]
+    case = CASES[setting.examples](setting.rows)
     config, recompute_layers = fitted(setting, config, device)
     peak = peak_of(device)
     alone = products_alone(config, case.num_tokens, DTYPES[setting.precision], device)
@@ -228,10 +226,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
 
 
 def sharded_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> CpmBee:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # for BMTrain's communicator
+    os.environ |= rendezvous()  # for BMTrain's communicator
     with torch.device("meta"):
         model = CpmBee(config)
     kept = sharded(model, lora=LORA, seed=0, dtype=dtype, device=device)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 import boto3
 import torch
 
-from benchmarks.measure import Figure, paired, settle
+from benchmarks.measure import Figure, paired, rendezvous, settle
 from cpmbee_job.cli.model import convert
 from cpmbee_job.eval.files import fetch_model
 from cpmbee_job.model.config import ModelConfig
@@ -174,9 +173,7 @@ def _speed(store: S3Store, size: int, repeats: int) -> Iterator[Figure]:
 
 
 def _shares(folder: Path, size: int) -> Figure:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = rendezvous()
     ranks = [
         _start("rank", folder, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", **address)
         for rank in range(2)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def paired(
             before()
             times.append(timed(function))
     return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def rendezvous() -> dict[str, str]:
+    """Where processes of this machine can meet: torch's variables, with a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def settle(num_bytes: int) -> None:
