@@ -40,8 +40,8 @@ def submit_job(
         bool,
         typer.Option(
             "--if-changed",
-            help="Begin a run, unless one of the same data, model and training fields is at it, or was this job's last "
-            "to succeed. One that failed or was cancelled is followed by another.",
+            help="Begin a run, unless one of the same data, model and training fields, and without a key, is at it, or "
+            "this job's last to succeed trained the same. One that failed or was cancelled is followed by another.",
         ),
     ] = False,
     wait: Wait = False,

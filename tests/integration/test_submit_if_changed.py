@@ -85,6 +85,25 @@ def test_a_failure_does_not_hide_the_success_before_it(job, cluster, s3_storage,
     assert fire(job(), cluster).found.reference == first.found.reference
 
 
+def test_a_success_with_a_key_counts(job, cluster, s3_storage, tmp_path):
+    with_key = submit(job(), cluster, key="pipeline 7")
+    end(run_of(with_key, s3_storage), "succeeded", "01", cluster)
+    again = fire(job(), cluster)
+    assert (again.adopted, again.succeeded, again.found.reference) == (True, True, with_key.found.reference)
+    assert jobs(cluster) == []
+    write_rows(tmp_path, "c")
+    assert not fire(job(), cluster).adopted
+
+
+def test_a_success_of_something_else_with_a_key_counts_too(job, cluster, s3_storage, tmp_path):
+    first = fire(job(), cluster)
+    end(run_of(first, s3_storage), "succeeded", "01", cluster)
+    write_rows(tmp_path, "c")
+    end(run_of(submit(job(), cluster, key="pipeline 7"), s3_storage), "succeeded", "02", cluster)
+    write_rows(tmp_path, "b")
+    assert fire(job(), cluster).found.run_id == f"{first.found.run_id}-2"
+
+
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
 def test_another_of_the_same_that_ended_badly_does_not_hide_it_either(job, cluster, s3_storage, state):
     first = fire(job(), cluster)

@@ -1,5 +1,5 @@
-"""Which run a submit means: the digest of what decides its outcome. Two that submit the same meet at the same run, so
-no lock is needed."""
+"""Which run a submit means: the digest of what decides its outcome, and that of a key. Two that submit the same meet at
+the same run, so no lock is needed."""
 
 import re
 
@@ -10,37 +10,43 @@ from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.base import ObjectInfo, listing_digest
 from cpmbee_job.store.urls import list_objects, open_store
 
-ID_DIGITS = 12
+OUTCOME_DIGITS, KEY_DIGITS = 12, 8
 
 
 def identity(spec: JobSpec, storage: StorageSpec, key: str = "") -> str:
-    """Digest of the training fields, of what lies at the data's and the model's URLs, and of `--key`.
+    """Digits of the digest of the training fields and of what lies at the data's and the model's URLs; with `--key`,
+    digits of the key's behind them.
 
     Raises `PreflightError` where nothing lies there, `ModelError` for a folder that can't be a model's.
     """
     data = {field: url for field, url in spec.inputs.items() if field.startswith("data.")}
     if spec.lora.init_from is not None:
         content("lora.init_from", spec.lora.init_from, spec.output, storage)  # is it there?
-    return contract.digest(
+    outcome = contract.digest(
         {
             "fields": training_fields(spec),
             "data": {field: content(field, url, spec.output, storage) for field, url in data.items()},
             "model": model_content(spec, storage),
-            "key": key,
         }
     )
+    return outcome[:OUTCOME_DIGITS] + (contract.digest(key)[:KEY_DIGITS] if key else "")
 
 
 def run_id(identity: str, generation: int) -> str:
     """Of the first, second, ... run of this identity (`--new` begins another one)."""
-    first = identity[:ID_DIGITS]
-    return first if generation == 1 else f"{first}-{generation}"
+    return identity if generation == 1 else f"{identity}-{generation}"
 
 
 def generation(identity: str, run_id: str) -> int:
     """The inverse of `run_id`; 0 where the id is another identity's."""
-    match = re.fullmatch(rf"{identity[:ID_DIGITS]}(?:-([2-9]|[1-9]\d+))?", run_id)
+    match = re.fullmatch(rf"{identity}(?:-([2-9]|[1-9]\d+))?", run_id)
     return 0 if match is None else int(match[1] or 1)
+
+
+def has_same_outcome(identity: str, run_id: str) -> bool:
+    """Whether the run trains the same, under whatever key."""
+    same = identity[:OUTCOME_DIGITS]
+    return re.fullmatch(rf"{same}([0-9a-f]{{{KEY_DIGITS}}})?(-\d+)?", run_id) is not None
 
 
 def check_model(url: str, names: list[str]) -> None:

@@ -59,8 +59,8 @@ def submit(
     on_run: Callable[[FoundRun], None] = lambda _found: None,
 ) -> Submission:
     """Begin the run that the spec and the key mean, or adopt it; `new` begins another one, `if_changed` does where the
-    last run of this name to succeed was of something else, and none is at it. `dry_run` writes nothing. `warn` gets
-    what the cluster has to say about the manifest, `on_run` the run before anything of it is written.
+    last run of this name to succeed has trained something else, and none is at it. `dry_run` writes nothing. `warn`
+    gets what the cluster has to say about the manifest, `on_run` the run before anything of it is written.
 
     Raises `SpecError` for what no cluster could run or this one does not take, `PreflightError` where cluster, store or
     inputs are out of reach, `RefusedError` for a run that has ended otherwise than well.
@@ -101,17 +101,17 @@ class _Submitter:
         spec: JobSpec,
         storage: StorageSpec,
         cluster: Cluster,
-        digest: str,
+        wanted: str,
         dry_run: bool,
         warn: Callable[[str], None],
         on_run: Callable[[FoundRun], None],
     ) -> None:
         self._spec, self._storage, self._cluster = spec, storage, cluster
-        self._digest, self._dry_run, self._warn, self._on_run = digest, dry_run, warn, on_run
+        self._identity, self._dry_run, self._warn, self._on_run = wanted, dry_run, warn, on_run
 
     def adopt_or_begin(self, *, if_changed: bool) -> Submission:
         """The newest run of the identity: adopted, or begun where there is none. `if_changed`: one that has ended is
-        followed by another, unless a run of the identity is the last that has succeeded."""
+        followed by another, unless the job's last run to succeed has trained the same."""
         for _ in range(TRIES):
             number = max(self._newest(), 1)
             found = self._look(number)
@@ -119,12 +119,11 @@ class _Submitter:
                 status = look(found, self._cluster)
                 if not if_changed or not status.ended or _is_half_done(found, status):
                     return self._adopt(found, status)
-                if (last := self._last_succeeded()) > 0:
-                    found = self._look(last)
-                    return self._adopt(found, look(found, self._cluster))
                 found = self._look(number + 1)
                 if _exists(found):  # somebody else was quicker
                     continue
+            if if_changed and (same := self._last_succeeded()) is not None:
+                return self._adopt(same, look(same, self._cluster))
             submission = self._begin(found)
             if submission is not None:
                 return submission
@@ -144,10 +143,12 @@ class _Submitter:
     def _newest(self) -> int:
         """Number of the newest run of this identity, 0 before the first."""
         ids = open_store(f"{self._spec.output.rstrip('/')}/{self._spec.name}", self._storage).folders()
-        return max((identity.generation(self._digest, run_id) for run_id in ids), default=0)
+        return max((identity.generation(self._identity, run_id) for run_id in ids), default=0)
 
     def _look(self, number: int) -> FoundRun:
-        run_id = identity.run_id(self._digest, number)
+        return self._open(identity.run_id(self._identity, number))
+
+    def _open(self, run_id: str) -> FoundRun:
         url = contract.run_url(self._spec.output, self._spec.name, run_id)
         run, problem = open_run(url, self._storage)
         if problem is not None:
@@ -169,10 +170,10 @@ class _Submitter:
         create_job(self._cluster, manifest, found.url)
         return self._submission(found, "submitted")
 
-    def _last_succeeded(self) -> int:
-        """Number of the job's last run to succeed, 0 where that is one of another identity or there is none."""
+    def _last_succeeded(self) -> FoundRun | None:
+        """The job's last run to succeed, whatever its key; None where that has trained something else."""
         run_id = last_succeeded(self._spec.output, self._spec.name, self._storage)
-        return 0 if run_id is None else identity.generation(self._digest, run_id)
+        return self._open(run_id) if run_id and identity.has_same_outcome(self._identity, run_id) else None
 
     def _adopt(self, found: FoundRun, status: RunStatus) -> Submission:
         self._on_run(found)

@@ -1,10 +1,11 @@
 import pytest
 
 from cpmbee_job.errors import ModelError, PreflightError
-from cpmbee_job.launch.inputs.identity import generation, identity, run_id
+from cpmbee_job.launch.inputs.identity import generation, has_same_outcome, identity, run_id
 from cpmbee_job.spec import StorageSpec, parse_spec
 
 STORAGE = StorageSpec()
+SAME = "0123456789ab"
 
 
 @pytest.fixture
@@ -72,12 +73,24 @@ def test_an_incomplete_model_is_refused(job, tmp_path, missing):
 
 
 def test_runs_of_an_identity_are_numbered():
-    digest = "0123456789abcdef" * 2
-    assert run_id(digest, 1) == "0123456789ab"
-    assert run_id(digest, 12) == "0123456789ab-12"
-    assert [generation(digest, run_id(digest, number)) for number in (1, 2, 12)] == [1, 2, 12]
+    assert run_id(SAME, 1) == SAME
+    assert run_id(SAME, 12) == f"{SAME}-12"
+    assert [generation(SAME, run_id(SAME, number)) for number in (1, 2, 12)] == [1, 2, 12]
 
 
-@pytest.mark.parametrize("other", ["0123456789ac", "0123456789ab-1", "0123456789ab-x", "0123456789ab-02", "x"])
+@pytest.mark.parametrize("other", ["0123456789ac", f"{SAME}-1", f"{SAME}-x", f"{SAME}-02", f"{SAME}01234567", "x"])
 def test_other_ids_are_none_of_them(other):
-    assert generation("0123456789abcdef" * 2, other) == 0
+    assert generation(SAME, other) == 0
+
+
+def test_runs_with_a_key_have_the_outcome_of_those_without(job):
+    plain, keyed, other = (identity(job(), STORAGE, key) for key in ("", "again", "once more"))
+    assert len({plain, keyed, other}) == 3
+    for one in (plain, keyed):
+        assert all(has_same_outcome(one, run_id(of, number)) for of in (plain, keyed, other) for number in (1, 2))
+        assert generation(one, other) == 0
+
+
+@pytest.mark.parametrize("other", ["0123456789ac", "0123456789ac01234567", f"{SAME}0123", "20260131-235959-a1b2"])
+def test_what_trains_something_else_has_another_outcome(other):
+    assert not has_same_outcome(SAME, other)
