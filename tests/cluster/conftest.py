@@ -144,7 +144,7 @@ def laptop(tmp_path: Path, namespace: str, s3_server: S3) -> Laptop:
             "eval_interval": 10,
             "checkpoint_interval": 5,
         },
-        "workers": {"count": 2, "cpu": "300m", "memory": "3Gi", "ephemeral": "2Gi", "shared_memory": "256Mi"},
+        "workers": {"count": 2, "cpu": "800m", "memory": "3Gi", "ephemeral": "2Gi", "shared_memory": "256Mi"},
         "cluster": {"namespace": namespace, "grace_period": 60},
         "storage": {
             "endpoint_url": s3_server.endpoint_url,
