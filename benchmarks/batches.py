@@ -23,7 +23,7 @@ _BATCH_SIZE = 5  # the tutorial's
 def figures(quick: bool) -> Iterator[Figure]:
     with one_core():
         num_tokens, seconds = collate_epochs(inputs.prepared_ccpm(quick), 8 if quick else 10)
-        num_original, original_seconds = _original(500 if quick else 2_000)
+        num_original, original_seconds = _original(250 if quick else 2_000)
     yield Figure(
         what="prepared rows to collated batches, one core",
         ours=rate(num_tokens, seconds, "tokens"),

@@ -35,7 +35,7 @@ def figures(quick: bool) -> Iterator[Figure]:
             tokens.add(report["tokens"])
             epochs.append(report["epoch_seconds"])
 
-        seconds, original_seconds = paired(ours, original, repeats=1 if quick else 3)
+        seconds, original_seconds = paired(ours, original, repeats=1 if quick else 2)
     assert len(tokens) == 1, f"ours and the original's way made {tokens} tokens"
     yield Figure(
         what=f"raw CCPM to packed rows, {num_rows:,} rows",

@@ -35,8 +35,8 @@ def figures(quick: bool) -> Iterator[Figure]:
         key, secret = "benchmark", "benchmark-secret"
         os.environ |= {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "CPMBEE_CACHE": str(folder / "cache")}
         with embedded_s3(folder / "server", access_key=key, secret_key=secret, buckets=[BUCKET]) as server:
-            yield from _speed(folder, server, *((128 * MIB, 1, 2) if quick else (1024 * MIB, 3, 3)))
-            yield from _cut(folder, server, 128 * MIB)
+            yield from _speed(folder, server, *((64 * MIB, 1, 2) if quick else (1024 * MIB, 3, 3)))
+            yield from _cut(folder, server, 64 * MIB if quick else 128 * MIB)
 
 
 def _speed(folder: Path, server: EmbeddedS3, size: int, uploads: int, downloads: int) -> Iterator[Figure]:
