@@ -66,7 +66,7 @@ def test_an_init_step_killed_half_way_in_one_of_three_pods_is_made_up_for(laptop
     rows = laptop.folder / "raw" / "train.jsonl"
     rows.write_text(rows.read_text(encoding="utf-8") * 300, encoding="utf-8")  # 16 pieces
     laptop.spec["train"] |= {"max_steps": 6}
-    laptop.spec["workers"] |= {"count": 3}
+    laptop.spec["workers"] |= {"count": 3, "cpu": "500m"}
     run, training = submit(laptop)
     prepared = open_store(f"{laptop.spec['output']}/prepared", storage(laptop))
 
