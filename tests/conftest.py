@@ -10,6 +10,9 @@ import cpmbee_job  # noqa: F401 (before anything loads torch)
 
 # A shell has what it starts in the background ignore Ctrl-C, and all that we start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# So does nohup with a hangup: what we start is to hear it, we are still to go on.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 TINY_VOCAB = [
     "<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>",

@@ -25,6 +25,13 @@ class StrictLoader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}
         """Nodes in each node that is read to its end."""
 
+    def fetch_more_tokens(self) -> None:
+        try:
+            super().fetch_more_tokens()
+        except (ValueError, OverflowError) as error:  # the code of no character; a version of thousands of digits
+            mark = self.get_mark()
+            raise yaml.scanner.ScannerError(None, None, "a number that is too large", mark) from error
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         is_alias, before = self.check_event(yaml.AliasEvent), self._num_nodes
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]

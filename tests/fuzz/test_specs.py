@@ -37,6 +37,7 @@ PIECES = [
     b"&a ", b"*a", b"*m", b"[", b"{", b"? ", b": ", b"- ", b"<<: *m", b"!!int ", b"!!float ", b"!!timestamp x", b"0o9",
     b"!!set ", b"!!bool x", b"!!python/name:os.system ", b"!x ", b"1:2:3", b".nan", b"-.inf", b"2001-99-99", b"0x",
     b"%YAML 9", b"---\n", b"\t", b"1e999", b"= ", b"~", b"\xef\xbb\xbf", b"\xc2\x85", b"9" * 5000, b'"\\ud800"',
+    b'"\\Uffffffff"',
 ]  # fmt: skip
 PATHS = st.sampled_from(
     [
