@@ -28,9 +28,9 @@ class StrictLoader(yaml.SafeLoader):
     def fetch_more_tokens(self) -> None:
         try:
             super().fetch_more_tokens()
-        except (ValueError, OverflowError) as error:  # the code of no character; a version of thousands of digits
-            mark = self.get_mark()
-            raise yaml.scanner.ScannerError(None, None, "a number that is too large", mark) from error
+        except (ValueError, OverflowError) as error:  # in %YAML, or after \U
+            words = "a version or the code of a character that is too large"
+            raise yaml.scanner.ScannerError(None, None, words, self.get_mark()) from error
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         is_alias, before = self.check_event(yaml.AliasEvent), self._num_nodes
