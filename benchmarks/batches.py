@@ -10,10 +10,10 @@ import torch
 from benchmarks import inputs
 from benchmarks.measure import Figure, duration, one_core, rate, timed
 from benchmarks.original import GreedyTokenizer, packed
-from cpmbee_job.data.examples import parse_object
-from cpmbee_job.data.order import Order
-from cpmbee_job.data.reformat import ccpm_example
-from cpmbee_job.data.shards import RowDataset
+from cpmbee_job.data.dataset.order import Order
+from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.encode.examples import parse_object
+from cpmbee_job.data.read.reformat import ccpm_example
 from cpmbee_job.train.batches import Batches, Vocabulary
 
 _MARK = 2_000_000  # tokens a second

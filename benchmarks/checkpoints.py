@@ -15,26 +15,26 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Figure
-from cpmbee_job.data.collate import Table, collate
-from cpmbee_job.data.encode import encode_example
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.dataset.collate import Table, collate
+from cpmbee_job.data.encode.encoder import encode_example
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.demo import SPECIAL, WORDS, reports
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee, init_weights
-from cpmbee_job.model.inputs import ModelInputs
-from cpmbee_job.model.weights import ModelFiles
-from cpmbee_job.run import Run
+from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.model.weights.model_folder import ModelFiles
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import parse_spec
 from cpmbee_job.spec.training import TrainSpec
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.train.batches import Batch
-from cpmbee_job.train.deterministic import DeterministicEngine
-from cpmbee_job.train.exports import NO_EXPORTS
+from cpmbee_job.train.engine.deterministic import DeterministicEngine
+from cpmbee_job.train.engine.torch_engine import TorchEngine
 from cpmbee_job.train.loop import Position
-from cpmbee_job.train.progress import Silent
-from cpmbee_job.train.publish import Publisher
-from cpmbee_job.train.torch_engine import TorchEngine
-from cpmbee_job.train.uploader import num_bytes
+from cpmbee_job.train.output.exports import NO_EXPORTS
+from cpmbee_job.train.output.progress import Silent
+from cpmbee_job.train.output.publish import Publisher
+from cpmbee_job.train.output.uploader import num_bytes
 from cpmbee_job.train.world import World
 
 _SIZES = {"dim_model": 256, "num_heads": 8, "dim_head": 32, "dim_ff": 640, "num_layers": 4, "half": False}

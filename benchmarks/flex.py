@@ -14,10 +14,10 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from benchmarks.measure import timed
 from benchmarks.roofline import wait_for
 from benchmarks.step import Case
-from cpmbee_job.model.attention import GroupedAttention
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.inputs import ModelInputs
-from cpmbee_job.model.layers import BucketPositionBias
+from cpmbee_job.model.net.attention import GroupedAttention
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.model.net.layers import BucketPositionBias
 
 Result = TypeVar("Result")
 Form = Literal["groups", "flex"]

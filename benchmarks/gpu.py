@@ -31,15 +31,15 @@ from benchmarks.measure import rendezvous, timed
 from benchmarks.roofline import products_alone, shares
 from benchmarks.step import Case, ccpm, one_long
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.lora import insert_lora
 from cpmbee_job.model.memory import footprint, num_layer_parameters
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.model.plan import ITEMSIZES, USABLE, Precision
 from cpmbee_job.spec.training import LoraSpec, TrainSpec
-from cpmbee_job.train.bmtrain_engine import BmtrainEngine, sharded
-from cpmbee_job.train.build import DTYPES
-from cpmbee_job.train.plan import ITEMSIZES, USABLE, Precision
-from cpmbee_job.train.torch_engine import TorchEngine
+from cpmbee_job.train.engine.bmtrain_engine import BmtrainEngine, sharded
+from cpmbee_job.train.engine.build import DTYPES
+from cpmbee_job.train.engine.torch_engine import TorchEngine
 
 TEN_B = ModelConfig(vocab_size=86_583, dim_model=4096, num_heads=32, dim_head=128, dim_ff=10_240, num_layers=48)
 TINY = replace(TEN_B, dim_model=64, num_heads=4, dim_head=16, dim_ff=160, num_layers=2)

@@ -13,11 +13,11 @@ from functools import lru_cache
 from itertools import accumulate, cycle, islice
 from pathlib import Path
 
-from cpmbee_job.data.parts import PrepareSettings
-from cpmbee_job.data.prepare import prepare
-from cpmbee_job.data.shards import RowDataset
-from cpmbee_job.data.sources import open_source
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.encode.tokenizer import Tokenizer
+from cpmbee_job.data.prepare.parts import PrepareSettings
+from cpmbee_job.data.prepare.prepare import prepare
+from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.store.urls import open_store
 
 NUM_ROWS = 21_778

@@ -21,19 +21,19 @@ import boto3
 import torch
 
 from benchmarks.measure import Figure, paired, rendezvous, settle
-from cpmbee_job.cli.model import convert
-from cpmbee_job.eval.files import fetch_model
+from cpmbee_job.cli.results.model import convert
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.pieces import READERS, Piece
-from cpmbee_job.model.saving import save_pickled, save_weights
-from cpmbee_job.model.sources import WeightFile
-from cpmbee_job.model.stored import StoredWeights
-from cpmbee_job.model.weights import ModelFiles, load_model
+from cpmbee_job.model.locate import fetch_model
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.weights.model_folder import ModelFiles, load_model
+from cpmbee_job.model.weights.pieces import READERS, Piece
+from cpmbee_job.model.weights.saving import save_pickled, save_weights
+from cpmbee_job.model.weights.stored import StoredWeights
+from cpmbee_job.model.weights.weight_file import WeightFile
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo
 from cpmbee_job.store.embedded import embedded_s3
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from cpmbee_job.train.world import World
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from benchmarks import inputs
 from benchmarks.inputs import MAX_LENGTH
 from benchmarks.measure import Figure
 from benchmarks.original import ROWS_OF_A_BATCH
-from cpmbee_job.data.pack import pack
+from cpmbee_job.data.dataset.pack import pack
 
 
 def figures(quick: bool) -> Iterator[Figure]:

@@ -19,17 +19,17 @@ from benchmarks import inputs
 from benchmarks.dense import dense_losses
 from benchmarks.measure import Figure, duration, in_fresh_process, megabytes, own_memory, paired
 from benchmarks.original import MAX_LENGTH, Batch, GreedyTokenizer, Row, encode, padded
-from cpmbee_job.data.collate import Collated, Table, collate
-from cpmbee_job.data.encode import encode_example
-from cpmbee_job.data.examples import Example, parse_object
-from cpmbee_job.data.pack import pack
-from cpmbee_job.data.reformat import ccpm_example
+from cpmbee_job.data.dataset.collate import Collated, Table, collate
+from cpmbee_job.data.dataset.pack import pack
+from cpmbee_job.data.encode.encoder import encode_example
+from cpmbee_job.data.encode.examples import Example, parse_object
+from cpmbee_job.data.read.reformat import ccpm_example
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee, init_weights
-from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.lora import insert_lora
+from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.net.inputs import ModelInputs
 from cpmbee_job.spec.training import LoraSpec, TrainSpec
-from cpmbee_job.train.torch_engine import TorchEngine
+from cpmbee_job.train.engine.torch_engine import TorchEngine
 
 _SIZES = {"dim_model": 256, "num_heads": 8, "dim_head": 32, "dim_ff": 640, "num_layers": 4, "half": False}
 _TRAIN = TrainSpec(lr=1e-3)

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import inputs
 from benchmarks.measure import Figure, one_core, paired, rate
 from benchmarks.original import GreedyTokenizer
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 
 
 def figures(quick: bool) -> Iterator[Figure]:

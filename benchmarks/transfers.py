@@ -15,7 +15,7 @@ import boto3
 from benchmarks.measure import Figure, paired, settle
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.embedded import EmbeddedS3, embedded_s3
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from tests.integration.faults import FaultProxy, fault_proxy
 
 if TYPE_CHECKING:

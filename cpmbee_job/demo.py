@@ -19,8 +19,8 @@ import torch
 
 from cpmbee_job.errors import CpmbeeError
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee, init_weights
-from cpmbee_job.model.saving import save_weights
+from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.weights.saving import save_weights
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.embedded import embedded_s3
 from cpmbee_job.store.urls import open_store

@@ -11,16 +11,16 @@ import re
 import sys
 from pathlib import Path
 
-from cpmbee_job import contract
 from cpmbee_job.data.__main__ import prepare_run
 from cpmbee_job.errors import CpmbeeError, NotFoundError, SpecError, UsageError
-from cpmbee_job.model.sources import LocalFile
-from cpmbee_job.model.weights import ModelFiles
-from cpmbee_job.run import Run, exit_code, new_run_id
+from cpmbee_job.model.weights.model_folder import ModelFiles
+from cpmbee_job.model.weights.weight_file import LocalFile
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run, exit_code, new_run_id
 from cpmbee_job.spec import DataSpec, JobSpec, StorageSpec, TrainSpec
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.exports import Exports
-from cpmbee_job.train.progress import console, log_to_console
+from cpmbee_job.train.output.exports import Exports
+from cpmbee_job.train.output.progress import console, log_to_console
 from cpmbee_job.train.worker import end_with_torchrun, form_world, work
 
 log = logging.getLogger("cpmbee_job.finetune")  # also where this module is __main__
@@ -129,7 +129,7 @@ def begin(options: argparse.Namespace, model: ModelFiles, world_size: int) -> st
             raise NotFoundError(f"{spec.output}/{spec.name}: no run to resume", hint="leave --resume out to start one")
         run_id = max(runs)
         # Another number of processes goes on with the steps that the run began with.
-        begun = Run.open(contract.run_url(spec.output, spec.name, run_id)).spec
+        begun = Run.open(keys.run_url(spec.output, spec.name, run_id)).spec
         train = spec.train.model_copy(update={"global_batch_size": begun.train.global_batch_size})
         spec = spec.model_copy(update={"train": train})
     run = Run.start(spec, run_id)

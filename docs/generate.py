@@ -17,22 +17,22 @@ import typer.main
 from pydantic import BaseModel
 
 from cpmbee_job import cli
-from cpmbee_job.data.check import CheckReport
+from cpmbee_job.data.check.scan import CheckReport
 from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, Permission, rules
 from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
 from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
-from cpmbee_job.run import training_fields
+from cpmbee_job.run.identity import training_fields
 from cpmbee_job.spec import JobSpec, load_spec
 from cpmbee_job.spec.reading import sections_of
-from cpmbee_job.train.metrics import ENTRYPOINT, WORKERS
+from cpmbee_job.train.output.metrics import ENTRYPOINT, WORKERS
 
 ROOT = Path(__file__).parents[1]
 MANIFEST_NOTE = "# Written by `make docs` from cpmbee_job/launch/kube/permissions.py.\n"
 PLACE = {"name", "output"}
 """With another one of these it is another run."""
 NOTE = "<!-- Written by `make docs`; change the source it comes from instead. -->\n"
-TABLE_NOTE = "<!-- The table is written by `make docs` from cpmbee_job/train/metrics.py. -->\n"
+TABLE_NOTE = "<!-- The table is written by `make docs` from cpmbee_job/train/output/metrics.py. -->\n"
 
 
 def spec_page() -> str:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError
-from cpmbee_job.launch.kube.cluster import ACCESS_REVIEWS, Change, Object, ignore_warning
+from cpmbee_job.launch.kube.protocol import ACCESS_REVIEWS, Change, Object, ignore_warning
 
 
 class FakeCluster:

@@ -11,8 +11,8 @@ import yaml
 
 from tests.cluster import binaries
 from tests.cluster.layout import BIN, ClusterError
+from tests.paths import CHART
 
-CHART = Path(__file__).parents[1] / "helm" / "cpmbee-job"
 VALUES = sorted(CHART.glob("ci/*-values.yaml"))
 SPEC_FOLDER = "/etc/cpmbee-job/spec"
 """Where a launcher's pod has its `job.yaml`."""

@@ -8,22 +8,12 @@ from typing import Annotated
 import typer
 
 from cpmbee_job import __version__
-from cpmbee_job.cli import (
-    checkpoints,
-    console,
-    data,
-    doctor,
-    extras,
-    fetch,
-    follow,
-    inference,
-    job,
-    model,
-    promote,
-    render,
-    status,
-    submit,
-)
+from cpmbee_job.cli.admin import checkpoints
+from cpmbee_job.cli.cluster import doctor, follow, render, status, submit
+from cpmbee_job.cli.data import encode
+from cpmbee_job.cli.local import job
+from cpmbee_job.cli.results import fetch, inference, model, promote
+from cpmbee_job.cli.shared import console, extras
 from cpmbee_job.errors import CpmbeeError, DiskError
 
 app = typer.Typer(
@@ -34,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 job.register(app)
-data.register(app)
+encode.register(app)
 inference.register(app)
 model.register(app)
 doctor.register(app)

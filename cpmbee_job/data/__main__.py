@@ -13,8 +13,7 @@ from functools import partial
 
 from rich.console import Console
 
-from cpmbee_job import contract, lifeline, pod
-from cpmbee_job.data.job import describe, prepare_bar, prepare_job
+from cpmbee_job.data.prepare.init_step import describe, prepare_bar, prepare_job
 from cpmbee_job.errors import (
     AccessError,
     CancelledError,
@@ -25,14 +24,16 @@ from cpmbee_job.errors import (
     InvalidError,
     NotFoundError,
 )
-from cpmbee_job.run import Run, fail_unread
+from cpmbee_job.process import contract, parent_watch, pod
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run, fail_unread
 from cpmbee_job.spec import StorageSpec, parse_spec
-from cpmbee_job.store.patience import patiently
+from cpmbee_job.store.retry import patiently
 from cpmbee_job.store.urls import open_store
 
 
 def main() -> None:
-    lifeline.end_with(lifeline.owner())
+    parent_watch.end_with(parent_watch.owner())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(CancelledError.exit_code))  # scratch files go
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -47,9 +48,9 @@ def execute(url: str, console: Console) -> None:
     """Prepare the run at `url`, unless it has ended, or end it for good."""
     try:
         pod.require_contract()
-        run = open_run(url, pod.storage())
+        run = open_run(url, StorageSpec.from_environment())
     except InvalidError as error:
-        fail_unread(open_store(url, pod.storage_as_far_as_known()), error)
+        fail_unread(open_store(url, StorageSpec.known_from_environment()), error)
         _tell(error, console)
         return
     if run.result() is None:
@@ -70,7 +71,7 @@ def open_run(url: str, storage: StorageSpec) -> Run:
             raise
     spec = parse_spec(text, source=contract.SPEC_ENV)
     with suppress(ConflictError):  # another pod was first
-        open_store(url, storage).put(contract.SPEC, spec.to_yaml().encode(), if_none_match=True)
+        open_store(url, storage).put(keys.SPEC, spec.to_yaml().encode(), if_none_match=True)
     return Run.open(url, storage)
 
 
@@ -93,7 +94,7 @@ def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> No
 
 def _tell(error: CpmbeeError, console: Console) -> None:
     pod.last_word(str(error))
-    if lifeline.owner() is None:  # else the one that started us tells it
+    if parent_watch.owner() is None:  # else the one that started us tells it
         console.print(f"error: {error}", style="red", markup=False)
 
 

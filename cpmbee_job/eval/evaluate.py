@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpmbee_job.data.collate import collate_examples
-from cpmbee_job.data.encode import Encoded, encode_example
-from cpmbee_job.data.eval_digest import EvalDigest, encoded_arrays
-from cpmbee_job.data.examples import ANSWER, Example
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.dataset.collate import collate_examples
+from cpmbee_job.data.dataset.eval_digest import EvalDigest, encoded_arrays
+from cpmbee_job.data.encode.encoder import Encoded, encode_example
+from cpmbee_job.data.encode.examples import ANSWER, Example
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.errors import DataError, ModelError
-from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.net.inputs import ModelInputs
 
 
 @dataclass(frozen=True)

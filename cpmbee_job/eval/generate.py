@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpmbee_job.data.examples import Example
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.encode.examples import Example
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.errors import UsageError
 from cpmbee_job.eval.beam import BeamSearch, Candidate
 from cpmbee_job.eval.questions import Column, Question, ask, question_inputs
-from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.decoding import BeamDecoder
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.net.decoding import BeamDecoder
 
 _FORBIDDEN = -10000.0
 """Logit of a class that a question may not be answered with, as in the original."""

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpmbee_job.data.encode import encode_example
-from cpmbee_job.data.examples import ANSWER, Example
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.encode.encoder import encode_example
+from cpmbee_job.data.encode.examples import ANSWER, Example
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.errors import DataError
-from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.net.inputs import ModelInputs
 
 Column = tuple[int, int]
 """A token and its sub-number; above 0, it needs an extra output column."""

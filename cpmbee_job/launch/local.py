@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from cpmbee_job import contract, lifeline
 from cpmbee_job.errors import CancelledError, CpmbeeError, JobFailedError
-from cpmbee_job.run import Run, exit_code
+from cpmbee_job.process import contract, parent_watch
+from cpmbee_job.run.run import Run, exit_code
 
 
 def run_local(run: Run, processes: int) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class _Children:
             return CancelledError.exit_code
         self._process = subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, **environment, **lifeline.as_owner()},
+            env={**os.environ, **environment, **parent_watch.as_owner()},
             start_new_session=True,  # Ctrl-C is ours to pass on
             stdin=subprocess.DEVNULL,
         )

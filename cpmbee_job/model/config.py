@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
 
 CONFIG = "config.json"
@@ -128,7 +128,7 @@ class ModelConfig:
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in a `config.json`, as it is. Raises `ModelError` naming the file."""
     try:
-        return contract.from_json(path.read_bytes())
+        return documents.from_json(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}", hint="a model folder holds a config.json") from error
     except ValueError as error:

@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.layers import Linear
-from cpmbee_job.model.saving import save_pickled
-from cpmbee_job.model.table import load_pickled
+from cpmbee_job.model.net.layers import Linear
+from cpmbee_job.model.weights.saving import save_pickled
+from cpmbee_job.model.weights.tensor_table import load_pickled
 
 DELTA_TENSORS = "delta.safetensors"
 DELTA_MANIFEST = "manifest.json"
@@ -239,7 +239,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        manifest = contract.from_json(path.read_bytes())
+        manifest = documents.from_json(path.read_bytes())
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
     if not all(

@@ -10,16 +10,15 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import AfterValidator, Field
 
-from cpmbee_job import contract
 from cpmbee_job.spec.cluster import ClusterSpec, Image, WorkersSpec
 from cpmbee_job.spec.storage import StorageSpec
 from cpmbee_job.spec.strict_yaml import StrictDumper
 from cpmbee_job.spec.training import DataSpec, LoraSpec, TrainSpec
-from cpmbee_job.spec.types import NAME_PATTERN, Place, Section
+from cpmbee_job.spec.types import NAME_PATTERN, RESERVED_NAMES, Place, Section
 
 
 def _is_free(name: str) -> str:
-    if name in contract.NOT_JOBS:
+    if name in RESERVED_NAMES:
         raise ValueError("a folder of this name in `output` holds something else; choose another")
     return name
 

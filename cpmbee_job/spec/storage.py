@@ -7,7 +7,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from cpmbee_job import contract
+from cpmbee_job import documents
+from cpmbee_job.errors import SpecError
+from cpmbee_job.process import contract
 from cpmbee_job.spec.types import ObjectName, Section
 
 
@@ -47,9 +49,24 @@ class StorageSpec(Section):
         return url
 
     @classmethod
-    def as_far_as_known(cls, text: str) -> Self:
-        """From JSON of a version that may be newer: what this one does not know is left out. Raises `ValueError`."""
-        given = contract.from_json(text)
+    def from_environment(cls) -> Self:
+        """How this pod reaches the object store. Raises `SpecError` if the variable holds no storage section."""
+        text = os.environ.get(contract.STORAGE_ENV, "{}")
+        try:
+            return cls.model_validate_json(text)
+        except ValueError as error:
+            message = f"{contract.STORAGE_ENV}: not the JSON of a spec's storage section"
+            raise SpecError(message, hint=str(error)) from error
+
+    @classmethod
+    def known_from_environment(cls) -> Self:
+        """The same from a launcher that may be newer: unknown fields are ignored. Raises `ValueError`."""
+        return cls.known_from_json(os.environ.get(contract.STORAGE_ENV, "{}"))
+
+    @classmethod
+    def known_from_json(cls, text: str) -> Self:
+        """From JSON of a version that may be newer: unknown fields are ignored. Raises `ValueError`."""
+        given = documents.from_json(text)
         return cls.model_validate({key: given[key] for key in cls.model_fields if key in given})
 
     def seen_by_launcher(self) -> Self:

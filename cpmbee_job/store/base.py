@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import SpecError, StoreError
 
 Progress = Callable[[int], None]
@@ -49,7 +49,7 @@ class Leftover:
 
 def listing_digest(listing: Iterable[ObjectInfo]) -> str:
     """Digest of keys, sizes and tags: another one when any object changes."""
-    return contract.digest(sorted([info.key, info.size, info.etag] for info in listing))
+    return documents.digest(sorted([info.key, info.size, info.etag] for info in listing))
 
 
 class Store(Protocol):

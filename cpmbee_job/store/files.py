@@ -18,8 +18,8 @@ from threading import Lock
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from cpmbee_job import activity
 from cpmbee_job.errors import ConflictError, CpmbeeError, DiskError, NotFoundError, SpecError, StoreError
+from cpmbee_job.process import activity
 from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
 
 TEMPORARY = ".cpmbee-tmp"

@@ -15,14 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cpmbee_job.store.files import (
-    COPY_BYTES,
-    TEMPORARY,
-    explained,
-    is_open_file,
-    require_replaceable,
-    temporary_name,
-)
+from cpmbee_job.store.files import COPY_BYTES, TEMPORARY, explained, is_open_file, require_replaceable, temporary_name
 
 
 class Partial:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.store.base import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class KeptObject:
         self.size = found.size
         self.tag = found.etag
         self._store, self._key = store, found.key
-        self._folder = cache_dir / "ranges" / contract.digest([self.name, found.size, found.etag])
+        self._folder = cache_dir / "ranges" / documents.digest([self.name, found.size, found.etag])
         self._may_keep: bool | None = None  # not known yet
 
     def is_near(self, start: int, length: int) -> bool:

@@ -10,7 +10,7 @@ def open_store(url: str, storage: StorageSpec | None = None) -> Store:
     """The store behind `s3://bucket/prefix`, `file:///folder` or a plain path of a folder."""
     scheme, separator, _ = url.partition("://")
     if separator and scheme == "s3":
-        from cpmbee_job.store.s3 import S3Store  # boto3 is loaded where it is needed only
+        from cpmbee_job.store.s3.bucket import S3Store  # boto3 is loaded where it is needed only
 
         return S3Store(url, storage or StorageSpec())
     if separator and scheme != "file":

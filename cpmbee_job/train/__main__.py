@@ -8,10 +8,11 @@ import argparse
 import sys
 from functools import partial
 
-from cpmbee_job import pod
 from cpmbee_job.errors import AccessError, CpmbeeError, DamagedError, DiskError
-from cpmbee_job.run import Run
-from cpmbee_job.store.patience import patiently
+from cpmbee_job.process import pod
+from cpmbee_job.run.run import Run
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.retry import patiently
 from cpmbee_job.train.supervisor import End, Supervisor
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         pod.require_contract()
-        find = partial(Run.open, arguments.run, pod.storage())
+        find = partial(Run.open, arguments.run, StorageSpec.from_environment())
         run = patiently(find, hopeless=(AccessError, DamagedError, DiskError))
         end = Supervisor(run, arguments.processes).supervise()
     except CpmbeeError as error:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cpmbee_job.data.collate import collate
-from cpmbee_job.data.order import MicroBatch, Order, share
-from cpmbee_job.data.shards import RowDataset
-from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.data.dataset.collate import collate
+from cpmbee_job.data.dataset.order import MicroBatch, Order, share
+from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.model.net.inputs import ModelInputs
 
 PREFETCH = 2
 """Steps that are collated ahead."""

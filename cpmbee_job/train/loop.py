@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from cpmbee_job import activity
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.process import activity
 from cpmbee_job.spec import TrainSpec
 from cpmbee_job.train.batches import Batch
-from cpmbee_job.train.engine import Engine
-from cpmbee_job.train.optim import learning_rate
-from cpmbee_job.train.progress import Progress
+from cpmbee_job.train.engine.interface import Engine
+from cpmbee_job.train.engine.optim import learning_rate
+from cpmbee_job.train.output.progress import Progress
 
 Outcome = Literal["finished", "early stop", "stopped"]
 

@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from cpmbee_job import contract, lifeline, pod
 from cpmbee_job.errors import CancelledError, CpmbeeError, DamagedError, JobFailedError, NotFoundError, StoreError
-from cpmbee_job.run import Run, exit_code
-from cpmbee_job.store.patience import patiently
-from cpmbee_job.train import metrics
-from cpmbee_job.train.elastic import FAILURE_ENV, STALLED, Failure, deadline, deadline_words
-from cpmbee_job.train.memory import MemoryWatch
+from cpmbee_job.process import contract, parent_watch, pod
+from cpmbee_job.run import keys, records
+from cpmbee_job.run.attempts import deadline, deadline_words
+from cpmbee_job.run.run import Run, exit_code
+from cpmbee_job.store.retry import patiently
+from cpmbee_job.train.failures import FAILURE_ENV, STALLED, Failure
+from cpmbee_job.train.oom import MemoryWatch
+from cpmbee_job.train.output import metrics
 
 MAX_IDLE_STARTS = 20
 """Starts of torchrun without a newer checkpoint after which the run is given up."""
@@ -51,12 +53,12 @@ class Supervisor:
         self.processes = processes
         self.stopping = False
         self.torchrun: subprocess.Popen[bytes] | None = None
-        self.run_name = contract.run_name(run.url)
+        self.run_name = keys.run_name(run.url)
         self.metrics_environment: dict[str, str] = {}
         self.memory = MemoryWatch(self._newest_checkpoint)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        lifeline.end_with(lifeline.owner(), self._orphaned)
+        parent_watch.end_with(parent_watch.owner(), self._orphaned)
 
     def supervise(self) -> End:
         """Returns with the run's own end, or after a requested stop."""
@@ -115,7 +117,7 @@ class Supervisor:
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_NUM_THREADS": str(max(1, pod.num_cpus() // processes)),
             **os.environ,
-            **lifeline.as_owner(),
+            **parent_watch.as_owner(),
             **self.metrics_environment,
             FAILURE_ENV: str(failure_file),
             "TMPDIR": str(failure_file.parent),  # a killed process leaves its scratch files to us
@@ -160,7 +162,7 @@ class Supervisor:
         """Bring into the store what workers that were killed have left of their logs; one try must do."""
         for file in folder.glob("attempt-*.log"):
             text = file.read_bytes()[-LONGEST_TAIL:]
-            key = contract.log_key(contract.pod_name(), int(file.stem.partition("-")[2]))
+            key = keys.log_key(contract.pod_name(), int(file.stem.partition("-")[2]))
             with contextlib.suppress(StoreError):
                 self.run.store.put(key, text)
             file.unlink()
@@ -196,8 +198,8 @@ class Supervisor:
     def _newest_checkpoint(self) -> int:
         """Step of the newest checkpoint, which is progress; 0 where there is none, or a damaged pointer."""
         try:
-            pointer = patiently(partial(self.run.store.get, contract.LATEST), in_a_hurry=self._is_stopping)
-            return contract.CheckpointPointer.parse(pointer, contract.LATEST).step
+            pointer = patiently(partial(self.run.store.get, keys.LATEST), in_a_hurry=self._is_stopping)
+            return records.CheckpointPointer.parse(pointer, keys.LATEST).step
         except (NotFoundError, DamagedError):
             return 0
 

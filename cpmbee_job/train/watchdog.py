@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cpmbee_job import activity
-from cpmbee_job.train.elastic import STALLED
+from cpmbee_job.process import activity
+from cpmbee_job.train.failures import STALLED
 
 Exchange = Callable[[bool], int]
 """Tells the other ranks whether this one has moved; returns another number whenever one of all has."""

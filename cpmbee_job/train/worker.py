@@ -17,43 +17,34 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
-from cpmbee_job import contract, lifeline, pod
-from cpmbee_job.data.eval_digest import dataset_digest
-from cpmbee_job.data.order import Order, SetShare, shares
-from cpmbee_job.data.shards import RowDataset
+from cpmbee_job.data.dataset.eval_digest import dataset_digest
+from cpmbee_job.data.dataset.order import Order, SetShare, shares
+from cpmbee_job.data.dataset.shards import RowDataset
 from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, InvalidError, RefusedError
-from cpmbee_job.eval.files import fetch_model
-from cpmbee_job.model.weights import ModelFiles
-from cpmbee_job.run import Run
+from cpmbee_job.model.locate import fetch_model
+from cpmbee_job.model.weights.model_folder import ModelFiles
+from cpmbee_job.process import contract, parent_watch
+from cpmbee_job.run import keys
+from cpmbee_job.run.attempts import claim_attempt, deadline, deadline_words, newest_attempt
+from cpmbee_job.run.checkpoints import Manifest
+from cpmbee_job.run.run import Run
+from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.cache import default_cache_dir
-from cpmbee_job.store.patience import patiently
-from cpmbee_job.store.traffic import observe
+from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.s3.traffic import observe
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train import metrics
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
-from cpmbee_job.train.build import build_engine, plan_for
-from cpmbee_job.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, record_begin
-from cpmbee_job.train.deterministic import compute_deterministically
-from cpmbee_job.train.elastic import (
-    FAILURE_ENV,
-    LOST_PEER,
-    PEER_STOPPED,
-    STALLED,
-    Failure,
-    StopRequest,
-    claim_attempt,
-    deadline,
-    deadline_words,
-    log_place,
-    newest_attempt,
-    record_failure,
-)
-from cpmbee_job.train.exports import NO_EXPORTS, Exports
+from cpmbee_job.train.engine.build import build_engine, plan_for
+from cpmbee_job.train.engine.deterministic import compute_deterministically
+from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, PEER_STOPPED, STALLED, Failure, log_place, record_failure
 from cpmbee_job.train.loop import Position, train
-from cpmbee_job.train.manifests import Manifest
-from cpmbee_job.train.metered import Metered
-from cpmbee_job.train.progress import Journal, Progress, Silent, log_to_console
-from cpmbee_job.train.publish import Publisher
+from cpmbee_job.train.output import metrics
+from cpmbee_job.train.output.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, record_begin
+from cpmbee_job.train.output.exports import NO_EXPORTS, Exports
+from cpmbee_job.train.output.metered import Metered
+from cpmbee_job.train.output.progress import Journal, Progress, Silent, log_to_console
+from cpmbee_job.train.output.publish import Publisher
+from cpmbee_job.train.stop_request import StopRequest
 from cpmbee_job.train.watchdog import Watchdog
 from cpmbee_job.train.world import World
 
@@ -69,14 +60,14 @@ def main() -> None:
     """Entry point of torchrun's processes. Ends with 0 also where a permanent fault is on record: torchrun would start
     the process again, and its supervisor knows."""
     end_with_torchrun()
-    lifeline.end_with(lifeline.owner(), _orphaned)
+    parent_watch.end_with(parent_watch.owner(), _orphaned)
     log_to_console()
-    observe(metrics.S3Traffic(contract.run_name(sys.argv[1])))
+    observe(metrics.S3Traffic(keys.run_name(sys.argv[1])))
     known = Failure.here()
     if known is not None and known.permanent:
         return
     try:
-        run = Run.open(sys.argv[1], pod.storage())
+        run = Run.open(sys.argv[1], StorageSpec.from_environment())
         if run.result() is not None:
             return
         failure = work(run, form_world(), lambda: fetch_model(run.spec.model, run.storage))
@@ -104,9 +95,9 @@ def end_with_torchrun() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         parent = os.getppid()
         # With an entrypoint of ours torchrun is never the first process, which inherits orphans.
-        if lifeline.owner() is not None and parent in (1, lifeline.owner()):
+        if parent_watch.owner() is not None and parent in (1, parent_watch.owner()):
             os._exit(1)
-        lifeline.end_with(parent)
+        parent_watch.end_with(parent)
 
 
 def _orphaned() -> None:
@@ -148,7 +139,7 @@ class _Attempt:
         self.watchdog = Watchdog(run.spec.train.stall_timeout, self._stalled, peers)
         self.stop = StopRequest()
         self.progress: Progress = Silent()
-        self.run_name = contract.run_name(run.url)
+        self.run_name = keys.run_name(run.url)
         self.number = world.agree(lambda: claim_attempt(run.store, world.size))
         metrics.ATTEMPT.labels(self.run_name).set(self.number)
         self.log_file = _log_to_file(self.number) if world.local_rank == 0 else None
@@ -288,7 +279,7 @@ class _Attempt:
 
     def _keep_log(self) -> None:
         if self.log_file is not None:
-            key = contract.log_key(contract.pod_name(), self.number)
+            key = keys.log_key(contract.pod_name(), self.number)
             self.log_file.seek(0)
             patiently(partial(self.run.store.put, key, self.log_file.read().encode()))
             if (file := log_place(self.number)) is not None:
@@ -314,7 +305,7 @@ def _log_to_file(attempt: int) -> IO[str]:
 
 def _dataset(run: Run, split: dict[str, Any]) -> RowDataset:
     """The rows of all data sets of a split."""
-    folders = [contract.prepared_url(run.spec.output, one["prepared"]) for one in split["sets"]]
+    folders = [keys.prepared_url(run.spec.output, one["prepared"]) for one in split["sets"]]
     stores = [open_store(folder, run.storage) for folder in folders]
     return RowDataset.open(*stores, cache=default_cache_dir() / "prepared")
 

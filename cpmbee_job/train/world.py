@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cpmbee_job import activity
 from cpmbee_job.errors import CpmbeeError
-from cpmbee_job.pod import num_cpus
+from cpmbee_job.process import activity
+from cpmbee_job.process.pod import num_cpus
 
 T = TypeVar("T")
 

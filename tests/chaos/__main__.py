@@ -20,8 +20,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cpmbee_job import contract
-from cpmbee_job.run import Run
+from cpmbee_job.process import contract
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.embedded import embedded_s3
 from cpmbee_job.store.urls import open_store
@@ -32,8 +32,9 @@ from tests.chaos.report import table, write
 from tests.integration.disk import small_disk
 from tests.integration.faults import fault_proxy
 from tests.integration.jobs import cli, make_job
+from tests.paths import DOCS
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+PAGE = DOCS / "reliability.md"
 ROWS, GLOBAL_BATCH = 45, 4
 """Of the job of `make_job`."""
 LEAST_SECONDS, SECONDS_PER_FAULT = 480.0, 40.0

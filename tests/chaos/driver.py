@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpmbee_job.run import Run
-from cpmbee_job.train.elastic import newest_attempt
+from cpmbee_job.run.attempts import newest_attempt
+from cpmbee_job.run.run import Run
 from tests.chaos.plan import PACE, Fault, Plan
 from tests.chaos.pod import Pod
 from tests.chaos.record import Record

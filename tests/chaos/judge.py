@@ -7,10 +7,10 @@ from typing import Any
 
 import safetensors.torch
 
-from cpmbee_job.launch.runs.checkpoints import verify_run
-from cpmbee_job.run import Run
+from cpmbee_job.launch.runs.verify import verify_run
+from cpmbee_job.run.attempts import newest_attempt
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.train.elastic import newest_attempt
 from tests.chaos.driver import Driver, Struck
 from tests.integration.jobs import delta, metrics, numbers
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cpmbee_job import contract, lifeline
+from cpmbee_job.process import contract, parent_watch
 from tests.integration.jobs import descendants, workers
 from tests.integration.worlds import state
 
@@ -24,7 +24,7 @@ class Pod:
         self.url, self.processes, self.scratch = url, processes, scratch
         (scratch / "tmp").mkdir(parents=True)
         own = {"TMPDIR": str(scratch / "tmp"), "CPMBEE_CACHE": str(scratch / "cache")}
-        self._environment = {**os.environ, **environment, **own, **lifeline.as_owner()}
+        self._environment = {**os.environ, **environment, **own, **parent_watch.as_owner()}
         self._log = log
         self._ended_at = 0.0
         self._start(contract.prepare_command(url))

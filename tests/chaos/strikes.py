@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cpmbee_job import contract
 from cpmbee_job.errors import DamagedError, NotFoundError
-from cpmbee_job.run import Run
-from cpmbee_job.train.elastic import newest_attempt
-from cpmbee_job.train.manifests import Manifest, manifests, read_state, usable
+from cpmbee_job.run import keys
+from cpmbee_job.run.attempts import newest_attempt
+from cpmbee_job.run.checkpoints import Manifest, manifests, read_state, usable
+from cpmbee_job.run.run import Run
 from tests.chaos.plan import Fault
 from tests.chaos.pod import Pod, send
 from tests.integration.faults import METHODS, FaultProxy, Held, Kind
@@ -188,7 +188,7 @@ def _damage_checkpoint(how: str, run: Run, manifest: Manifest) -> None:
     elif how == "no manifest":
         run.store.delete(manifest.key)
     else:
-        run.store.put(contract.LATEST, b'{"step": ')
+        run.store.put(keys.LATEST, b'{"step": ')
 
 
 def _fill_disk(fault: Fault, target: Target, held: Held | None) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cpmbee_job import contract
 from cpmbee_job.demo import CITIES, DAYS, WEATHER, make_model
-from cpmbee_job.launch.kube.cluster import INDEX_LABEL
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import INDEX_LABEL
 from tests.cluster import s3
 from tests.cluster.images import TRAIN
 from tests.cluster.kubectl import apply, fresh_namespace, get, kubectl
@@ -109,7 +109,7 @@ class Laptop:
 
     def pods(self, run: str, index: int | None = None) -> list[str]:
         """Names of the run's pods, or of the one with this index."""
-        labels = {contract.RUN_LABEL: run.split("/")[1]} | ({} if index is None else {INDEX_LABEL: str(index)})
+        labels = {naming.RUN_LABEL: run.split("/")[1]} | ({} if index is None else {INDEX_LABEL: str(index)})
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         return [pod["metadata"]["name"] for pod in get("pods", "-n", self.namespace, "-l", selector)["items"]]
 

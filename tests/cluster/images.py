@@ -26,8 +26,8 @@ from tests.cluster import machine
 from tests.cluster.containers import import_layout, import_program
 from tests.cluster.layout import CACHE, CONTAINERD_SOCKET, ClusterError
 from tests.cluster.machine import run
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 BASE, PACKAGE = "localhost/cpmbee-job/base:dev", "localhost/cpmbee-job/package:dev"
 LAUNCHER, TRAIN = "localhost/cpmbee-job/launcher:dev", "localhost/cpmbee-job/train:dev"
 S3_SERVER = "localhost/cpmbee-job/seaweedfs:dev"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cpmbee_job import contract
 from cpmbee_job.errors import NotFoundError
+from cpmbee_job.run import keys
 from cpmbee_job.store.base import Store
 from tests.cluster.kubectl import eventually
 
@@ -45,7 +45,7 @@ class Training:
 
     def steps(self) -> list[dict[str, Any]]:
         """Its metrics: a line for each step."""
-        lines = map(json.loads, self._read(contract.METRICS).splitlines())
+        lines = map(json.loads, self._read(keys.METRICS).splitlines())
         return [line for line in lines if line["event"] == "step"]
 
     def attempt(self) -> int:
@@ -56,11 +56,11 @@ class Training:
     def has(self, workers: int, after: int = 0) -> bool:
         """Whether the newest step is one of so many workers, and of an attempt after that one."""
         attempt = self.attempt()
-        return attempt > after and json.loads(self._read(contract.attempt_key(attempt)))["world_size"] == workers
+        return attempt > after and json.loads(self._read(keys.attempt_key(attempt)))["world_size"] == workers
 
     def is_under_way(self, workers: int) -> bool:
         """Whether so many workers have also written a checkpoint."""
-        return self.has(workers) and json.loads(self._read(contract.LATEST) or "{}").get("attempt") == self.attempt()
+        return self.has(workers) and json.loads(self._read(keys.LATEST) or "{}").get("attempt") == self.attempt()
 
     def recovery(self, fault: str, do: Callable[[], object], workers: int) -> Recovery:
         """Do it, and wait until the run has gone on with so many workers."""

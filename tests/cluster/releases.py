@@ -5,7 +5,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from cpmbee_job import contract
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -78,11 +79,11 @@ class Release:
     def runs(self) -> set[str]:
         """Run ids of the PyTorchJobs that are there."""
         jobs = get("pytorchjobs", "-n", self.namespace)["items"]
-        return {job["metadata"]["labels"][contract.RUN_LABEL] for job in jobs}
+        return {job["metadata"]["labels"][naming.RUN_LABEL] for job in jobs}
 
     def result(self, run_id: str) -> dict[str, Any]:
         """Empty while the run has none."""
-        key = f"{self.laptop.spec['name']}/{run_id}/{contract.RESULT}"
+        key = f"{self.laptop.spec['name']}/{run_id}/{keys.RESULT}"
         return {} if self.store.info(key) is None else json.loads(self.store.get(key))
 
 

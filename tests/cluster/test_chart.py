@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cpmbee_job import contract
+from cpmbee_job.run import keys
 from tests.cluster.conftest import Laptop
 from tests.cluster.kubectl import eventually, get, kubectl
 from tests.cluster.releases import LABEL, NAME, Release
@@ -42,7 +42,7 @@ def test_a_schedule_trains_where_its_data_have_changed(release: Release) -> None
     (first,) = release.runs()
     assert release.result(first)["state"] == "succeeded"
     run = f"{release.laptop.spec['name']}/{first}"
-    assert release.store.info(f"{run}/{contract.BEST}") is not None
+    assert release.store.info(f"{run}/{keys.BEST}") is not None
 
     def skipped() -> list[str]:
         return [job for job in release.ended("Complete") if "it has succeeded before" in release.logs(job)]

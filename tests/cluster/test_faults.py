@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job.launch.kube import naming
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.cluster.conftest import Laptop
@@ -111,7 +111,7 @@ def crash(laptop: Laptop, run: str, index: int) -> None:
     """End all processes of a worker's container, none of which is asked before."""
     (name,) = laptop.pods(run, index)
     soon = "(sleep 1; kill -s KILL -- -1) > /dev/null 2>&1 &"  # `exec` itself is to end well
-    kubectl("exec", "-n", laptop.namespace, name, "-c", contract.TRAIN_CONTAINER, "--", "sh", "-c", soon)
+    kubectl("exec", "-n", laptop.namespace, name, "-c", naming.TRAIN_CONTAINER, "--", "sh", "-c", soon)
 
 
 def scale(laptop: Laptop, replicas: int) -> None:
@@ -124,7 +124,7 @@ def drain(laptop: Laptop, run: str) -> None:
     (name,) = laptop.pods(run, 1)
     pod = get("pod", name, "-n", laptop.namespace)
     node = pod["spec"]["nodeName"]
-    ours = f"--pod-selector={contract.RUN_LABEL}={run.split('/')[1]}"
+    ours = f"--pod-selector={naming.RUN_LABEL}={run.split('/')[1]}"
     try:
         kubectl("drain", node, ours, "--delete-emptydir-data", "--ignore-daemonsets", "--timeout=180s")
     finally:

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tests.cluster.kubectl import kubectl
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 MANIFESTS = sorted([*(ROOT / "tests" / "golden").glob("*/pytorchjob.yaml"), *(ROOT / "k8s").rglob("pytorchjob.yaml")])
 INFERENCES = sorted((ROOT / "tests" / "golden").glob("*/evaluate.yaml"))
 FOLDERS = ["k8s/base", "k8s/cluster-view", "k8s/example", "k8s/overlays/dev", "k8s/overlays/gpu"]

@@ -14,10 +14,11 @@ from tests.cluster.conftest import Laptop
 from tests.cluster.kubectl import kubectl
 from tests.cluster.releases import Release, launcher_image
 from tests.helm import CHART, program
+from tests.paths import DOCS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+PAGE = DOCS / "operations.md"
 
 
 def blocks(language: str) -> list[str]:

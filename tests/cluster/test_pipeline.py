@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job.run import keys
+from cpmbee_job.run.deltas import StoredDelta, read_delta
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.deltas import StoredDelta, read_delta
 from tests.cluster import s3
 from tests.cluster.conftest import Laptop
 from tests.cluster.kubectl import get
 from tests.integration.jobs import install
+from tests.paths import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "ci.md"
 SCRIPT = ROOT / "docs" / "ci" / "pipeline.sh"
 
@@ -60,7 +60,7 @@ def test_a_pipeline_trains_once_promotes_and_refuses_what_is_worse(laptop: Lapto
 
     def in_use() -> StoredDelta:
         store = open_store(production, StorageSpec(endpoint_url=storage["launcher_endpoint_url"]))
-        return read_delta(store, json.loads(store.get(contract.BEST))["prefix"])
+        return read_delta(store, json.loads(store.get(keys.BEST))["prefix"])
 
     done = pipeline("1")
     assert done.returncode == 0, done.stderr

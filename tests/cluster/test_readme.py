@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import Laptop
+from tests.paths import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-README = Path(__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 
 
 def block(language: str) -> str:

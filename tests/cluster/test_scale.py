@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from kubernetes import config
 
-from cpmbee_job import contract
+from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.api import ApiCluster
-from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS, Object
+from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, Object
 from cpmbee_job.launch.kube.transport import Transport
 from cpmbee_job.launch.runs.find import find_run
 from cpmbee_job.launch.runs.listing import list_runs
@@ -59,12 +59,12 @@ class Crowd(ApiCluster):
 
 
 def labels_of(run_id: str) -> dict[str, str]:
-    return {**contract.MANAGED_BY, contract.NAME_LABEL: "crowd", contract.RUN_LABEL: run_id}
+    return {**naming.MANAGED_BY, naming.NAME_LABEL: "crowd", naming.RUN_LABEL: run_id}
 
 
 def template(run_id: str) -> Object:
     container = {
-        "name": contract.TRAIN_CONTAINER,
+        "name": naming.TRAIN_CONTAINER,
         "image": "registry.example/train:1",
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "env": [{"name": f"SETTING_{n}", "value": "x" * 100} for n in range(20)],  # pods of jobs are not small
@@ -76,8 +76,8 @@ def template(run_id: str) -> Object:
 
 def job(run_id: str, replicas: int) -> Object:
     url = f"s3://bucket/runs/crowd/{run_id}"
-    metadata = {"name": contract.job_name("crowd", run_id), "labels": labels_of(run_id)}
-    metadata["annotations"] = {contract.URL_ANNOTATION: url}
+    metadata = {"name": naming.job_name("crowd", run_id), "labels": labels_of(run_id)}
+    metadata["annotations"] = {naming.URL_ANNOTATION: url}
     worker = {"replicas": replicas, "restartPolicy": "OnFailure", "template": template(run_id)}
     spec = {
         "runPolicy": {"managedBy": "kueue.x-k8s.io/multikueue"},  # the operator leaves it alone
@@ -88,12 +88,12 @@ def job(run_id: str, replicas: int) -> Object:
 
 def pod(index: int) -> Object:
     labels = labels_of(BIG) | {"training.kubeflow.org/replica-index": str(index)}
-    metadata = {"name": f"{contract.job_name('crowd', BIG)}-worker-{index}", "labels": labels}
+    metadata = {"name": f"{naming.job_name('crowd', BIG)}-worker-{index}", "labels": labels}
     return {"apiVersion": "v1", "kind": "Pod", **template(BIG), "metadata": metadata}
 
 
 def running(restarts: int) -> Object:
-    status = {"name": contract.TRAIN_CONTAINER, "restartCount": restarts, "ready": True, "imageID": "", "image": "x"}
+    status = {"name": naming.TRAIN_CONTAINER, "restartCount": restarts, "ready": True, "imageID": "", "image": "x"}
     status["state"] = {"running": {"startedAt": "2026-01-31T12:00:00Z"}}
     return {"phase": "Running", "containerStatuses": [status], "conditions": [{"type": "Ready", "status": "True"}]}
 
@@ -149,7 +149,7 @@ def test_status_of_512_workers_asks_a_few_times(crowd: Crowd) -> None:
     assert [pod.index for pod in status.pods] == list(range(NUM_WORKERS))
     assert status.restarts == NUM_WORKERS // 2 - 1
     assert status.problems[0].startswith("2 workers (510, 511): waits for the scheduler nobody")
-    job_name = contract.job_name("crowd", BIG)
+    job_name = naming.job_name("crowd", BIG)
     assert crowd.asked() == [f"GET {job_name}"] * 2 + ["GET pods"] * 2
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,18 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes import config
 
-from cpmbee_job.cli.status import describe, summary, table
+from cpmbee_job.cli.cluster.status import describe, summary, table
 from cpmbee_job.errors import ClusterError, CpmbeeError
 from cpmbee_job.launch.kube.api import ApiCluster
-from cpmbee_job.launch.kube.cluster import PODS
 from cpmbee_job.launch.kube.fields import text
+from cpmbee_job.launch.kube.protocol import PODS
 from cpmbee_job.launch.kube.transport import Transport
 from cpmbee_job.launch.runs.listing import of_job
 from cpmbee_job.launch.runs.status import StoreRecord, describe_run
 from tests.fuzz.fuzzing import altered, bounded, corpus
+from tests.paths import GOLDEN
 from tests.unit.launch.api_server import Answer, ApiServer, api_server, pod, status
 
-CASES = [json.loads(path.read_text()) for path in sorted((Path(__file__).parents[1] / "golden" / "status").iterdir())]
+CASES = [json.loads(path.read_text()) for path in sorted((GOLDEN / "status").iterdir())]
 BEAT = {"state": "running", "step": 30, "total_steps": 120, "epoch": 1, "loss": 1, "tokens_per_s": 1.5, "eta_s": 90,
         "updated_at": "2026-01-31T23:59:59Z", "stepped_at": "2026-01-31T23:59:59Z",
         "best": {"step": 2, "loss": 1}}  # fmt: skip

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpmbee_job.data.examples import check_example
-from cpmbee_job.data.original import META, read_original
+from cpmbee_job.data.dataset.original import META, read_original
+from cpmbee_job.data.encode.examples import check_example
 from cpmbee_job.errors import DataError
 from cpmbee_job.store.urls import open_store
 from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json

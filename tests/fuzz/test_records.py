@@ -10,35 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import ones
 
-from cpmbee_job import contract
-from cpmbee_job.data.index import INDEX, Index
+from cpmbee_job import documents
+from cpmbee_job.data.dataset.index import INDEX, Index
 from cpmbee_job.errors import CpmbeeError
-from cpmbee_job.eval.files import fetch_delta
 from cpmbee_job.launch.follow.wait import _missing_delta
-from cpmbee_job.launch.inputs.upload import _delta
 from cpmbee_job.launch.lifecycle.garbage import find_garbage
-from cpmbee_job.launch.runs.checkpoints import list_checkpoints, verify_run
+from cpmbee_job.launch.local_inputs import _delta
 from cpmbee_job.launch.runs.listing import list_runs
 from cpmbee_job.launch.runs.observe import _read_heartbeat
-from cpmbee_job.pod import storage_as_far_as_known
-from cpmbee_job.run import Run, exit_code
+from cpmbee_job.launch.runs.verify import list_checkpoints, verify_run
+from cpmbee_job.model.locate import fetch_delta
+from cpmbee_job.process import contract
+from cpmbee_job.run import keys, records
+from cpmbee_job.run.attempts import deadline
+from cpmbee_job.run.rows import RowRecorder, read_rows
+from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.spec import StorageSpec, parse_spec
-from cpmbee_job.store.s3_records import Begun
-from cpmbee_job.train.checkpoint import move_pointer, newest_checkpoint, write_checkpoint
-from cpmbee_job.train.elastic import Failure, deadline, record_failure
-from cpmbee_job.train.engine import EngineState
-from cpmbee_job.train.exports import NO_EXPORTS
-from cpmbee_job.train.progress import Journal
-from cpmbee_job.train.rows import RowRecorder, read_rows
+from cpmbee_job.store.s3.begun_uploads import Begun
+from cpmbee_job.train.engine.interface import EngineState
+from cpmbee_job.train.failures import Failure, record_failure
+from cpmbee_job.train.output.checkpoint import move_pointer, newest_checkpoint, write_checkpoint
+from cpmbee_job.train.output.exports import NO_EXPORTS
+from cpmbee_job.train.output.progress import Journal
 from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
 from tests.records import data_record
 
 FAILURE = Failure("reason", 3, False, 100)
-DELTA = contract.delta_prefix(2, 1)
+DELTA = keys.delta_prefix(2, 1)
 PART = {"key": "part-00000.arrow", "sha256": "0", "size": 1, "rows": 2, "examples": 3, "tokens": 4, "target_tokens": 5}
 INDEX_RECORD: dict[str, Any] = json.loads(
     Index.from_json(
-        contract.to_json(
+        documents.to_json(
             {"version": 1, "digest": "d", "kind": "rows", "settings": {"max_length": 8}, "vocab": "v", "source": "s",
              "listing": "l", "parts": [PART]}
         ),
@@ -62,15 +64,15 @@ def begin(folder: Path) -> Run:
     )
     run.store.put(f"{DELTA}x.pt", b"")
     file = {"size": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
-    run.store.put(f"{DELTA}manifest.json", contract.to_json({"r": 8, "alpha": 16, "files": {"x.pt": file}}))
-    for pointer in (contract.BEST, contract.LAST):
+    run.store.put(f"{DELTA}manifest.json", documents.to_json({"r": 8, "alpha": 16, "files": {"x.pt": file}}))
+    for pointer in (keys.BEST, keys.LAST):
         move_pointer(run.store, pointer, {"step": 2, "prefix": DELTA}, attempt=1)
-    run.store.put(contract.attempt_key(1), contract.to_json({"attempt": 1, "started_unix": 1.5}))
-    run.store.put(contract.begin_key(2), contract.to_json({"attempt": 1, "step": 2}))
-    run.store.put(contract.failure_key(1), contract.to_json(vars(FAILURE)))
+    run.store.put(keys.attempt_key(1), documents.to_json({"attempt": 1, "started_unix": 1.5}))
+    run.store.put(keys.begin_key(2), documents.to_json({"attempt": 1, "step": 2}))
+    run.store.put(keys.failure_key(1), documents.to_json(vars(FAILURE)))
     step = {"event": "step", "step": 1, "loss": 1.5, "lr": 0.1, "grad_norm": 1}
-    run.store.put(contract.METRICS, json.dumps(step).encode() + b"\n" + b'{"event": "eval", "step": 2, "loss": 1}\n')
-    run.store.put(contract.STATUS, contract.to_json({"state": "running", "step": 1, "loss": 0.5}))
+    run.store.put(keys.METRICS, json.dumps(step).encode() + b"\n" + b'{"event": "eval", "step": 2, "loss": 1}\n')
+    run.store.put(keys.STATUS, documents.to_json({"state": "running", "step": 1, "loss": 0.5}))
     run.finish("failed", "reason", exit_code=3)
     return run
 
@@ -87,36 +89,36 @@ def journal(run: Run) -> None:
 
 
 def record_again(run: Run) -> None:
-    run.store.delete(contract.failure_key(2))
+    run.store.delete(keys.failure_key(2))
     record_failure(run, 2, FAILURE)
 
 
 READERS: dict[str, list[Callable[[Run], object]]] = {
-    contract.SPEC: [lambda run: Run.open(run.url)],
-    contract.DATA: [lambda run: run.data(), verify_run],
-    contract.RESULT: [lambda run: exit_code(run.result() or {})],
-    contract.STATUS: [_read_heartbeat],
-    contract.METRICS: [journal],
-    contract.LATEST: [lambda run: move_pointer(run.store, contract.LATEST, {"step": 2}, 2**62)],
-    contract.BEST: [
+    keys.SPEC: [lambda run: Run.open(run.url)],
+    keys.DATA: [lambda run: run.data(), verify_run],
+    keys.RESULT: [lambda run: exit_code(run.result() or {})],
+    keys.STATUS: [_read_heartbeat],
+    keys.METRICS: [journal],
+    keys.LATEST: [lambda run: move_pointer(run.store, keys.LATEST, {"step": 2}, 2**62)],
+    keys.BEST: [
         lambda run: fetch_delta(run.url),
         _missing_delta,
         lambda run: _delta(Path(run.url)),
-        lambda run: move_pointer(run.store, contract.BEST, {"step": 2, "prefix": DELTA}, 2**62),
+        lambda run: move_pointer(run.store, keys.BEST, {"step": 2, "prefix": DELTA}, 2**62),
     ],
-    contract.manifest_key(2, 1): [
+    keys.manifest_key(2, 1): [
         lambda run: list_checkpoints(run.store),
         lambda run: newest_checkpoint(run.store, lambda _: None),
     ],
-    contract.state_key(2, 1): [lambda run: newest_checkpoint(run.store, lambda _: None)],
-    contract.rows_key(2, 1): [lambda run: read_rows(run.store, 2, 1), verify_run],
+    keys.state_key(2, 1): [lambda run: newest_checkpoint(run.store, lambda _: None)],
+    keys.rows_key(2, 1): [lambda run: read_rows(run.store, 2, 1), verify_run],
     f"{DELTA}manifest.json": [verify_run],
-    contract.attempt_key(1): [deadline],
-    contract.begin_key(2): [
+    keys.attempt_key(1): [deadline],
+    keys.begin_key(2): [
         lambda run: list_checkpoints(run.store),
         lambda run: newest_checkpoint(run.store, lambda _: None),
     ],
-    contract.failure_key(1): [record_again],
+    keys.failure_key(1): [record_again],
 }
 ALL: list[Callable[[Run], object]] = [
     lambda run: list_runs(None, output=run.spec.output),
@@ -146,7 +148,7 @@ def read(run: Run, key: str, data: bytes) -> None:
 def test_all_is_read_while_nothing_is_damaged(tmp_path: Path, key: str) -> None:
     run = begin(tmp_path)
     for reader in READERS[key] + ALL:
-        if reader is not READERS[contract.BEST][0]:  # no weights lie there
+        if reader is not READERS[keys.BEST][0]:  # no weights lie there
             reader(run)
     assert verify_run(run).problems == []
     assert newest_checkpoint(run.store, pytest.fail) is not None
@@ -196,9 +198,9 @@ def test_damaged_small_records(tmp_path_factory: pytest.TempPathFactory, data: b
 def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     """Those of a prepared data set, of this machine's uploads, of a container, of an inference."""
     try:
-        contract.InferenceRequest.parse(data, contract.REQUEST)
+        records.InferenceRequest.parse(data, keys.REQUEST)
     except CpmbeeError as error:
-        assert error.message.startswith(contract.REQUEST)  # noqa: PT017
+        assert error.message.startswith(keys.REQUEST)  # noqa: PT017
     try:
         index = Index.from_json(data, INDEX)
     except CpmbeeError as error:
@@ -211,7 +213,7 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     if b"\0" not in data:
         monkeypatch.setenv(contract.STORAGE_ENV, data.decode(errors="replace"))
         try:
-            storage_as_far_as_known()
+            StorageSpec.known_from_environment()
         except ValueError as error:
             assert str(error)  # noqa: PT017
 
@@ -219,5 +221,5 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
 def test_one_checkpoint_s_rows_that_name_themselves_have_an_end(tmp_path: Path) -> None:
     run = begin(tmp_path)
     header = {"step": 2, "attempt": 1, "after": {"step": 2, "attempt": 1}}
-    run.store.put(contract.rows_key(2, 1), json.dumps(header).encode())
+    run.store.put(keys.rows_key(2, 1), json.dumps(header).encode())
     assert verify_run(run).rows is None

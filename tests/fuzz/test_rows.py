@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpmbee_job.data.encode import answer_order, encode_example
-from cpmbee_job.data.sources import Rejection, open_source, read_piece
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.encode.encoder import answer_order, encode_example
+from cpmbee_job.data.encode.tokenizer import Tokenizer
+from cpmbee_job.data.read.sources import Rejection, open_source, read_piece
 from cpmbee_job.errors import DataError
 from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
 

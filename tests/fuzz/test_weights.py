@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.sources import LocalFile, WeightFile
-from cpmbee_job.model.stored import StoredWeights
-from cpmbee_job.model.table import load_pickled
+from cpmbee_job.model.weights.stored import StoredWeights
+from cpmbee_job.model.weights.tensor_table import load_pickled
+from cpmbee_job.model.weights.weight_file import LocalFile, WeightFile
 from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.half), "c": torch.zeros(0)}

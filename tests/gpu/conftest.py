@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpmbee_job.run import Run
+from cpmbee_job.run.run import Run
 from tests.gpu.golden import OPTION
 from tests.integration.jobs import make_job
 from tests.integration.worlds import new_run

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cpmbee_job.eval.files import fetch_model
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.inputs import ModelInputs
-from cpmbee_job.model.weights import ModelFiles
-from cpmbee_job.run import Run
-from cpmbee_job.train.build import build_engine
-from cpmbee_job.train.plan import Plan
-from cpmbee_job.train.torch_engine import TorchEngine
+from cpmbee_job.model.locate import fetch_model
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.model.plan import Plan
+from cpmbee_job.model.weights.model_folder import ModelFiles
+from cpmbee_job.run.run import Run
+from cpmbee_job.train.engine.build import build_engine
+from cpmbee_job.train.engine.torch_engine import TorchEngine
 from cpmbee_job.train.world import World
 from tests.integration.jobs import make_job
 from tests.integration.worlds import new_run

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.gpu import LENGTH, LORA, TEN_B, our_step, random_model
 from benchmarks.step import Case, ccpm, one_long
-from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.memory import footprint
-from cpmbee_job.run import Run
-from cpmbee_job.train.plan import ITEMSIZES
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.model.plan import ITEMSIZES
+from cpmbee_job.run.run import Run
 from tests.gpu.golden import CPU, PLACE, engine, inputs_of, steps
 from tests.integration.jobs import cli, losses, metrics, start, wait_for
 

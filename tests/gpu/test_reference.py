@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.eval.evaluate import Evaluator
-from cpmbee_job.model.inputs import ModelInputs
-from cpmbee_job.model.weights import find_model
-from cpmbee_job.train.build import DTYPES
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.model.weights.model_folder import find_model
+from cpmbee_job.train.engine.build import DTYPES
 from tests.conftest import needs_reference
 from tests.gpu.golden import engine
 from tests.gpu.test_engines import LAYOUTS, TOLERANCES

@@ -10,8 +10,8 @@ import pytest
 
 from cpmbee_job.spec import JobSpec, StorageSpec, parse_spec
 from cpmbee_job.store.embedded import EmbeddedS3, embedded_s3
-from cpmbee_job.store.s3 import S3Store
-from cpmbee_job.store.s3_client import Limits
+from cpmbee_job.store.s3.bucket import S3Store
+from cpmbee_job.store.s3.client import Limits
 from tests.fake_cluster import FakeCluster
 from tests.integration.faults import FaultProxy, fault_proxy
 from tests.integration.submitting import make_inputs

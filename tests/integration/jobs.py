@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from cpmbee_job import contract
 from cpmbee_job.demo import make_model, reports
+from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
+from tests.paths import ROOT
 
 JOB = """\
 name: weather
@@ -77,14 +78,13 @@ def install(folder: Path) -> Path:
     """A folder for a PATH, with the command line in it and nothing else."""
     folder.mkdir()
     program = folder / "cpmbee-job"
-    root = Path(__file__).parents[2]
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m cpmbee_job.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m cpmbee_job.cli "$@"\n')
     program.chmod(0o755)
     return folder
 
 
 def metrics(run: Path | str, event: str = "step", storage: StorageSpec | None = None) -> list[dict[str, Any]]:
-    text = open_store(str(run), storage).get(contract.METRICS).decode()
+    text = open_store(str(run), storage).get(keys.METRICS).decode()
     return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
 
 

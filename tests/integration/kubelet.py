@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cpmbee_job import contract
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import Object
 from tests.fake_cluster import FakeCluster
 from tests.integration.submitting import jobs
 
@@ -45,6 +45,6 @@ def _run(pod: dict[str, Any]) -> None:
         for name in ("HOME", "CPMBEE_CACHE"):  # folders of the pod's own
             environment.pop(name, None)
         arguments = [argument.replace("$$", "$") for argument in container["args"]]
-        if container["name"] == contract.TRAIN_CONTAINER:
+        if container["name"] == naming.TRAIN_CONTAINER:
             arguments.append("--processes=1")
         subprocess.run([sys.executable, *arguments], env={**os.environ, **environment}, check=False)

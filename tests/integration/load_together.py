@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 
 from cpmbee_job.errors import CpmbeeError, StoreError
-from cpmbee_job.eval.files import fetch_model
-from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.sources import WeightFile
-from cpmbee_job.model.weights import Kept, ModelFiles, keep_whole, load_model
+from cpmbee_job.model.locate import fetch_model
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.weights.model_folder import Kept, ModelFiles, keep_whole, load_model
+from cpmbee_job.model.weights.weight_file import WeightFile
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.train.world import World
 

@@ -24,13 +24,13 @@ from typing import Any
 import pyarrow
 import torch
 
-from cpmbee_job.eval.files import fetch_model
+from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.lora import _delta_model_class
-from cpmbee_job.run import Run
+from cpmbee_job.model.plan import Plan
+from cpmbee_job.run.run import Run
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.train import worker
-from cpmbee_job.train.plan import Plan
-from cpmbee_job.train.torch_engine import TorchEngine
+from cpmbee_job.train.engine.torch_engine import TorchEngine
 from cpmbee_job.train.worker import form_world, work
 
 WRITES = ("put", "upload", "delete")

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Object
 from cpmbee_job.launch.lifecycle.submit import Submission
-from cpmbee_job.run import Run
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
@@ -31,7 +31,7 @@ def make_job_file(folder: Path, bucket: str, storage: StorageSpec) -> Path:
     return path
 
 
-def keys(url: str, storage: StorageSpec) -> list[str]:
+def object_keys(url: str, storage: StorageSpec) -> list[str]:
     return [entry.key for entry in open_store(url, storage).list()]
 
 

@@ -9,7 +9,7 @@ import pytest
 from cpmbee_job.errors import NotFoundError, StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.cache import fetch_folder
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from tests.integration.faults import FaultProxy
 
 

@@ -14,21 +14,23 @@ from typing import Any
 import pytest
 import yaml
 
-from cpmbee_job import contract
-from cpmbee_job.run import Run
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.run import keys
+from cpmbee_job.run.deltas import StoredDelta, read_delta
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.deltas import StoredDelta, read_delta
 from tests.fake_cluster import FakeCluster
 from tests.integration.conftest import CREDENTIALS
 from tests.integration.jobs import install, make_job
 from tests.integration.kubelet import kubelet
 from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import jobs
+from tests.paths import DOCS
 
 pytestmark = pytest.mark.timeout(900)  # several trainings each
 
-RECIPES = Path(__file__).parents[2] / "docs" / "ci"
+RECIPES = DOCS / "ci"
 PAGE = RECIPES.with_name("ci.md")
 KEY = "17"
 
@@ -64,7 +66,7 @@ class Pipeline:
 
     def in_use(self) -> StoredDelta:
         store = open_store(self.production, self.storage)
-        return read_delta(store, json.loads(store.get(contract.BEST))["prefix"])
+        return read_delta(store, json.loads(store.get(keys.BEST))["prefix"])
 
     def here(self, text: str) -> str:
         """A recipe with the places of this test."""
@@ -79,7 +81,7 @@ class Pipeline:
         """A run that nobody works on, as the file `run` names it."""
         assert self.run("cpmbee-job submit job.yaml > run") == 0
         (job,) = jobs(self.cluster)
-        return Run.open(job["metadata"]["annotations"][contract.URL_ANNOTATION], self.storage)
+        return Run.open(job["metadata"]["annotations"][naming.URL_ANNOTATION], self.storage)
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import JobFailedError, PreflightError, SpecError
-from cpmbee_job.pod import TERMINATION_LOG_ENV
-from cpmbee_job.run import Run
+from cpmbee_job.process import contract
+from cpmbee_job.process.pod import TERMINATION_LOG_ENV
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from tests.integration.jobs import descendants, make_job, wait_for, wait_until_gone, workers
 
@@ -51,10 +53,10 @@ def train(url: str, environment: dict[str, str]) -> "subprocess.CompletedProcess
 def test_an_image_that_does_not_fit_the_launcher_ends_the_run_before_anything_is_read(tmp_path, pod, last_word):
     run = tmp_path / "runs" / "weather" / "r1"
     run.mkdir(parents=True)
-    (run / contract.SPEC).write_text("of: a form that this version has never seen\n")
+    (run / keys.SPEC).write_text("of: a form that this version has never seen\n")
     pod |= {contract.VERSION_ENV: "1000", contract.LAUNCHER_ENV: "99.0", contract.STORAGE_ENV: '{"new_field": 1}'}
     assert prepare(str(run), pod).returncode == 0  # or it would be started for ever
-    result = json.loads((run / contract.RESULT).read_text())
+    result = json.loads((run / keys.RESULT).read_text())
     assert (result["state"], result["exit_code"]) == ("failed", 3)
     assert "the image is the older one" in result["reason"]
     last_word.write_text("")
@@ -65,7 +67,7 @@ def test_an_image_that_does_not_fit_the_launcher_ends_the_run_before_anything_is
 
 def test_a_spec_that_can_t_be_read_ends_the_run(tmp_path, pod):
     run = begin(tmp_path)
-    run.store.put(contract.SPEC, b"nonsense: 1\n")
+    run.store.put(keys.SPEC, b"nonsense: 1\n")
     assert prepare(run.url, pod).returncode == 0
     assert run.result()["exit_code"] == SpecError.exit_code
 
@@ -112,7 +114,7 @@ def test_a_worker_that_is_killed_again_and_again_is_not_started_for_ever(tmp_pat
 
 def test_a_deadline_that_passed_between_two_starts_ends_the_run(tmp_path, pod, last_word):
     run = begin(tmp_path, "train.deadline=60")
-    run.store.put(contract.attempt_key(1), contract.to_json({"started_unix": time.time() - 61}))
+    run.store.put(keys.attempt_key(1), documents.to_json({"started_unix": time.time() - 61}))
     assert train(run.url, pod).returncode == JobFailedError.exit_code
     assert run.result()["reason"] == last_word.read_text() == "the deadline of 60 s has passed"
 
@@ -153,7 +155,7 @@ def two_pods(tmp_path: Path, pod: dict[str, str]) -> Iterator[tuple[Path, list["
 
 def next_world_size(folder: Path, begun: int) -> int:
     """Of the attempt after the first `begun` ones."""
-    following = folder / contract.attempt_key(begun + 1)
+    following = folder / keys.attempt_key(begun + 1)
     wait_for(following, 120)
     return int(json.loads(following.read_text())["world_size"])
 

@@ -12,8 +12,8 @@ import torch
 
 from tests.conftest import needs_reference
 from tests.gpu.environment import requirements, unmet
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from cpmbee_job.errors import ModelError, StoreError
-from cpmbee_job.eval.files import fetch_model
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.saving import save_pickled, save_weights
-from cpmbee_job.model.weights import base_digest, find_model, load_model
+from cpmbee_job.model.locate import fetch_model
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.weights.model_folder import base_digest, find_model, load_model
+from cpmbee_job.model.weights.saving import save_pickled, save_weights
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from tests.integration.faults import FaultProxy
 
 CPU = torch.device("cpu")

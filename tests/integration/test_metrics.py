@@ -18,12 +18,13 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, DamagedError, StoreError
-from cpmbee_job.run import Run
+from cpmbee_job.process import contract
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
-from cpmbee_job.store import traffic
-from cpmbee_job.train.metrics import ENTRYPOINT, WORKERS
+from cpmbee_job.store.s3 import traffic
+from cpmbee_job.train.output.metrics import ENTRYPOINT, WORKERS
 from tests.integration.jobs import make_job, wait_until_gone, workers
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ def test_prometheus_sees_a_run_train_fail_and_go_on(bucket: str, proxy, tmp_path
         assert all(then[name] >= last[name] for name in last if name.endswith("_total"))
         assert then["cpmbee_progress_timestamp_seconds"] > last["cpmbee_progress_timestamp_seconds"]
 
-    lines = [json.loads(line) for line in run.store.get(contract.METRICS).splitlines()]
+    lines = [json.loads(line) for line in run.store.get(keys.METRICS).splitlines()]
     losses = {(line["event"], line["loss"]) for line in lines}
     assert ("step", then["cpmbee_loss"]) in losses
     assert ("eval", then["cpmbee_eval_loss"]) in losses

@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from cpmbee_job.cli import app
 from cpmbee_job.errors import NotFoundError, RefusedError
-from cpmbee_job.eval.files import fetch_delta
+from cpmbee_job.model.locate import fetch_delta
 from cpmbee_job.model.lora import insert_lora, save_delta_folder
-from cpmbee_job.model.weights import find_model, load_model
+from cpmbee_job.model.weights.model_folder import find_model, load_model
 from cpmbee_job.store.urls import open_store
 from tests.deltas import delta_state
 

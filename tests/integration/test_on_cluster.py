@@ -15,18 +15,19 @@ from typing import Any
 import pytest
 import typer
 
-from cpmbee_job import contract
 from cpmbee_job.cli import app
 from cpmbee_job.demo import make_model, reports
-from cpmbee_job.launch.kube.cluster import JOBS, PODS, Object
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import JOBS, PODS, Object
 from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys, records
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
 from tests.integration.jobs import Outcome, assert_same_scores, cli, start
 from tests.integration.kubernetes_api import kubernetes_api
-from tests.integration.submitting import keys
+from tests.integration.submitting import object_keys
 
 Verb = Callable[..., Outcome]
 
@@ -64,7 +65,7 @@ class WorkingCluster(FakeCluster):
         )
         said = (done.stdout + done.stderr).splitlines()
         ended = {"exitCode": done.returncode, "message": "\n".join(said[-5:])}
-        status = {"name": contract.TRAIN_CONTAINER, "state": {"terminated": ended}, "restartCount": 0}
+        status = {"name": naming.TRAIN_CONTAINER, "state": {"terminated": ended}, "restartCount": 0}
         phase = "Failed" if done.returncode else "Succeeded"
         self.put(PODS, {**pod, "spec": template["spec"], "status": {"phase": phase, "containerStatuses": [status]}})
         condition = {"type": "Failed" if done.returncode else "Complete", "status": "True"}
@@ -120,7 +121,7 @@ def test_scores_are_those_of_this_machine_and_stay_in_the_store(
     lines = [(tmp_path / name).read_text().splitlines() for name in ("here.jsonl", "there.jsonl")]
     for ours, theirs in zip(*lines, strict=True):
         assert json.loads(theirs) == pytest.approx(json.loads(ours), rel=1e-4)
-    kept = [key for key in keys(f"{bucket}/runs", s3_storage) if key.startswith("inference/")]
+    kept = [key for key in object_keys(f"{bucket}/runs", s3_storage) if key.startswith("inference/")]
     assert [Path(key).name for key in kept] == ["per-example.jsonl", "request.json", "scores.json"]
 
     asked = list(cluster.calls)
@@ -144,14 +145,14 @@ def test_a_run_gives_image_and_store_for_its_own_delta(
     (created,) = cluster.objects[JOBS].values()
     (container,) = created["spec"]["template"]["spec"]["containers"]
     delta = container["args"][container["args"].index("--delta") + 1]
-    best = contract.DeltaPointer.parse(run.store.get(contract.BEST), "BEST").prefix
+    best = records.DeltaPointer.parse(run.store.get(keys.BEST), "BEST").prefix
     assert delta == f"{run.url}/{best}"
 
     what = ("evaluate", "--model", tmp_path / "model", "--delta", run.url, "--data", tmp_path / "rows.jsonl")
     scored = verb(*what, "--record", "--json", "--on-cluster")
     assert scored.code == 0, scored.err
     scores = json.loads(scored.out)
-    kept = run.store.get(f"{best}{contract.RECORDED_SCORES}{scores['eval_digest']}.json")
+    kept = run.store.get(f"{best}{keys.RECORDED_SCORES}{scores['eval_digest']}.json")
     assert json.loads(kept)["loss"] == scores["loss"]
 
 
@@ -185,16 +186,16 @@ def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
         assert "pending" in done.err
     assert "it is there already" in done.err
     (created,) = cluster.objects[JOBS].values()
-    folder = open_store(created["metadata"]["annotations"][contract.URL_ANNOTATION], s3_storage)
-    folder.put(contract.SCORES, b'{"loss": 0.5}')  # its pod has done it
+    folder = open_store(created["metadata"]["annotations"][naming.URL_ANNOTATION], s3_storage)
+    folder.put(keys.SCORES, b'{"loss": 0.5}')  # its pod has done it
     done = verb(*what)
     assert (done.code, done.out) == (0, "loss           0.5000\n")
-    folder.put(contract.SCORES, b'{"loss": ')
+    folder.put(keys.SCORES, b'{"loss": ')
     damaged = verb(*what)
-    assert (damaged.code, f"error: {folder.url}/{contract.SCORES}: " in damaged.err) == (4, True), damaged.err
-    folder.put(contract.SCORES, b'{"loss": 0.5}')
+    assert (damaged.code, f"error: {folder.url}/{keys.SCORES}: " in damaged.err) == (4, True), damaged.err
+    folder.put(keys.SCORES, b'{"loss": 0.5}')
     spec = load_spec(job)
-    assert folder.url.startswith(contract.inference_url(spec.output, ""))
+    assert folder.url.startswith(keys.inference_url(spec.output, ""))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_gc_leaves_results_and_what_a_waiting_job_needs(
 
     def places() -> set[str]:
         """What is there, as far as its folder."""
-        return {key.rpartition("/")[0] for key in keys(output, s3_storage)}
+        return {key.rpartition("/")[0] for key in object_keys(output, s3_storage)}
 
     assert verb(*what).code == 0
     kept = {place for place in places() if place.startswith("inference/")}

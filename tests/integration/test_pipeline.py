@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from cpmbee_job import contract
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
-from cpmbee_job.run import Run
+from cpmbee_job import documents
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Object
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
@@ -68,13 +70,13 @@ def submitted(process: "subprocess.Popen[str]", cluster: FakeCluster, bucket: st
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    return Run.open(jobs(cluster)[0]["metadata"]["annotations"][contract.URL_ANNOTATION], storage)
+    return Run.open(jobs(cluster)[0]["metadata"]["annotations"][naming.URL_ANNOTATION], storage)
 
 
 def succeed(run: Run) -> None:
     run.store.put("delta/1.1/manifest.json", b"{}")
-    for pointer in (contract.BEST, contract.LAST):
-        run.store.put(pointer, contract.to_json({"prefix": "delta/1.1/"}))
+    for pointer in (keys.BEST, keys.LAST):
+        run.store.put(pointer, documents.to_json({"prefix": "delta/1.1/"}))
     run.finish("succeeded", "finished", steps=7, scores={"eval_loss": 0.25, "best_step": 5})
 
 

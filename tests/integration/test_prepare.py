@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 
-from cpmbee_job.data.check import Check, report_on
-from cpmbee_job.data.prepare import PrepareSettings, prepare, prepare_split
-from cpmbee_job.data.shards import RowDataset
-from cpmbee_job.data.sources import open_source, read_source
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.check.scan import Check, report_on
+from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.encode.tokenizer import Tokenizer
+from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare, prepare_split
+from cpmbee_job.data.read.sources import open_source, read_source
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.store.urls import open_store
 

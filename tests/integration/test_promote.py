@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.launch.lifecycle.promote import Promotion, promote
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys
+from cpmbee_job.run.deltas import read_delta
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.deltas import read_delta
 from tests.integration.jobs import cli
 
 DIGEST = "aaaaaaaaaaaaaaaa"
@@ -32,8 +33,8 @@ def make_run(bucket: str, s3_storage: StorageSpec) -> MakeRun:
         named = {"delta.safetensors": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
         manifest = {"run": run.url, "scores": {"eval_loss": loss, "eval_digest": DIGEST}, "files": named}
         run.store.put("delta/7.1/delta.safetensors", data)
-        run.store.put("delta/7.1/manifest.json", contract.to_json(manifest))
-        run.store.put(contract.BEST, contract.to_json({"prefix": "delta/7.1/"}))
+        run.store.put("delta/7.1/manifest.json", documents.to_json(manifest))
+        run.store.put(keys.BEST, documents.to_json({"prefix": "delta/7.1/"}))
         run.finish("succeeded", "finished")
         return run
 
@@ -57,7 +58,7 @@ def test_of_eight_at_once_the_best_stays_and_each_saw_another_before_it(
     with ThreadPoolExecutor(len(runs)) as pool:
         done = dict(zip(runs, pool.map(one, runs.values()), strict=True))
     target = open_store(url, s3_storage)
-    delta = read_delta(target, json.loads(target.get(contract.BEST))["prefix"])
+    delta = read_delta(target, json.loads(target.get(keys.BEST))["prefix"])
     assert delta.run == runs["r0"].url
     assert target.get(f"{delta.prefix}delta.safetensors") == b"tensors of r0"
     promoted = [promotion for promotion in done.values() if promotion.promoted]
@@ -104,7 +105,7 @@ def test_the_verb_tells_both_scores_in_words_in_json_and_in_the_summary(
 
 def test_runs_are_compared_side_by_side(make_run: MakeRun, s3_storage: StorageSpec, tmp_path: Path) -> None:
     first, second = make_run("a", 0.5), make_run("b", 0.25)
-    second.store.put(contract.SPEC, second.spec.with_fields({"train.lr": 0.5}).to_yaml().encode())
+    second.store.put(keys.SPEC, second.spec.with_fields({"train.lr": 0.5}).to_yaml().encode())
     storage, nowhere = ("--endpoint-url", s3_storage.endpoint_url), {"KUBECONFIG": str(tmp_path / "nowhere")}
     done = cli("compare", first.url, second.url, *storage, env=nowhere)
     assert done.code == 0, done.err

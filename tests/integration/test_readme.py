@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+from tests.paths import ROOT
+
+README = ROOT / "README.md"
 VERSES = [
     "渔灯灭复明",
     "残灯灭又然",

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cpmbee_job import contract
 from cpmbee_job.errors import RefusedError, RejectedError, UsageError
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS
 from cpmbee_job.launch.lifecycle.resume import Resumption, resume
 from cpmbee_job.launch.lifecycle.submit import Submission, submit
 from cpmbee_job.launch.runs.find import find_run
+from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
 from tests.fake_cluster import FakeCluster
-from tests.integration.submitting import Died, DyingCluster, jobs, keys, run_of
+from tests.integration.submitting import Died, DyingCluster, jobs, object_keys, run_of
 
 
 def resumed(submission: Submission, cluster: FakeCluster, storage: StorageSpec, *overrides: str) -> Resumption:
@@ -74,7 +74,7 @@ def test_a_succeeded_run_is_not_resumed(job, cluster, s3_storage):
 
 def test_a_vanished_run_is_resumed(job, cluster, s3_storage):
     first = submit(job(), cluster)
-    run_of(first, s3_storage).store.put(contract.attempt_key(1), b"{}")
+    run_of(first, s3_storage).store.put(keys.attempt_key(1), b"{}")
     cluster.objects.clear()
     assert resumed(first, cluster, s3_storage).resumed
     assert len(jobs(cluster)) == 1
@@ -98,7 +98,7 @@ def test_a_resume_that_died_around_the_job_s_creation_is_completed(job, s3_stora
     cluster = DyingCluster(after=after)
     cluster.after = None
     first = submit(job(), cluster)
-    run_of(first, s3_storage).store.put(contract.attempt_key(1), b"{}")
+    run_of(first, s3_storage).store.put(keys.attempt_key(1), b"{}")
     end(first, cluster, s3_storage)
     cluster.after = after
     with pytest.raises(Died):
@@ -123,7 +123,7 @@ def test_resumes_at_once_make_one_job(job, cluster, s3_storage):
     assert sum(one.resumed for one in done) == 1
     assert len(jobs(cluster)) == 1
     assert run_of(first, s3_storage).result() is None
-    moved = [key for key in keys(first.found.url, s3_storage) if key.endswith(".result.json")]
+    moved = [key for key in object_keys(first.found.url, s3_storage) if key.endswith(".result.json")]
     assert len(moved) == 1
     assert json.loads(run_of(first, s3_storage).store.get(moved[0]))["reason"] == "its reason"
 

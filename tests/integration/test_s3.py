@@ -11,7 +11,7 @@ import pytest
 from cpmbee_job.errors import ConflictError, SpecError, StoreError
 from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from cpmbee_job.store.urls import open_store
 from tests.integration.conftest import BUCKET, MIB, QUICK, EmbeddedS3
 from tests.integration.faults import FaultProxy

@@ -12,7 +12,7 @@ import pytest
 from cpmbee_job.errors import DamagedError, StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.embedded import EmbeddedS3, embedded_s3
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from tests.integration.conftest import BUCKET, CREDENTIALS, QUICK, TAIL
 from tests.integration.faults import FaultProxy, fault_proxy
 from tests.integration.transfers import HEADERS, PART, PATIENT, alter, kill_when, sha256, stored

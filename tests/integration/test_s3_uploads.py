@@ -12,8 +12,8 @@ import pytest
 from cpmbee_job.errors import StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.embedded import EmbeddedS3
-from cpmbee_job.store.s3 import S3Store
-from cpmbee_job.store.s3_client import Limits
+from cpmbee_job.store.s3.bucket import S3Store
+from cpmbee_job.store.s3.client import Limits
 from tests.integration.conftest import BUCKET, QUICK, TAIL
 from tests.integration.faults import FaultProxy
 from tests.integration.transfers import HEADERS, PART, PATIENT, alter, kill_when, sha256, stored

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from cpmbee_job import contract
-from cpmbee_job.model.saving import save_weights
+from cpmbee_job.model.weights.saving import save_weights
+from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -61,7 +61,7 @@ def test_a_rank_that_stands_still_outside_of_training_is_ended_and_the_run_goes_
     assert process.returncode == 0, err
     assert f" s: no progress for {LIMIT} s while {doing}: ended by the watchdog\n" in err
     run = f"{bucket}/weather/hanging"
-    assert json.loads(open_store(run, s3_storage).get(contract.RESULT))["attempts"] == 2
+    assert json.loads(open_store(run, s3_storage).get(keys.RESULT))["attempts"] == 2
     assert numbers(run, s3_storage) == numbers(undisturbed)
     for pointer in ("BEST", "LAST"):
         assert delta(run, pointer, s3_storage) == delta(undisturbed, pointer)
@@ -86,7 +86,7 @@ def test_loading_slowly_is_no_stall(
     done = cli("local", job, "--run-id", "slow", *OPTIONS, *target, env=cache)
     assert done.code == 0, done.err
     run = open_store(f"{bucket}/weather/slow", s3_storage)
-    assert seconds_between(run, contract.attempt_key(1), contract.begin_key(1)) > LIMIT + 5
+    assert seconds_between(run, keys.attempt_key(1), keys.begin_key(1)) > LIMIT + 5
     assert {line["attempt"] for line in metrics(run.url, storage=s3_storage)} == {1}
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
 from cpmbee_job.errors import AccessError, DiskError
+from cpmbee_job.run import keys
+from cpmbee_job.run.checkpoints import manifests, read_state
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.manifests import manifests, read_state
 from tests.integration.conftest import QUICK
 from tests.integration.disk import small_disk
 from tests.integration.faults import METHODS, FaultProxy
@@ -36,7 +36,7 @@ def test_training_goes_on_through_bursts_of_errors_and_an_outage_of_a_minute(
     target += ["--set", "train.stall_timeout=20"]  # which the wait for the store is not
     process = start("local", job, "--run-id", "shaken", "--processes", 2, "--set", "train.epochs=4", *target)
     store = open_store(f"{bucket}/weather/shaken", s3_storage)
-    while store.info(contract.manifest_key(2, 1)) is None:
+    while store.info(keys.manifest_key(2, 1)) is None:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     for kind in ("error", "slow_down", "truncate", "hang", "drop_answer"):
@@ -48,12 +48,12 @@ def test_training_goes_on_through_bursts_of_errors_and_an_outage_of_a_minute(
     assert calm.code == 0, calm.err
     time.sleep(max(0.0, away_at + OUTAGE - time.monotonic()))
     assert process.poll() is None
-    assert store.info(contract.RESULT) is None
+    assert store.info(keys.RESULT) is None
     proxy.clear()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "the store fails, trying again" in err
-    record = json.loads(store.get(contract.RESULT))
+    record = json.loads(store.get(keys.RESULT))
     assert (record["state"], record["attempts"]) == ("succeeded", 1)
     assert losses(store.url, s3_storage) == pytest.approx(losses(tmp_path / "runs/weather/calm"), rel=1e-4)
     for manifest in manifests(store):
@@ -83,7 +83,7 @@ def test_a_clock_of_ours_that_is_wrong_is_said(bucket: str, proxy: FaultProxy, t
         now = botocore.auth.get_current_datetime
         botocore.auth.get_current_datetime = lambda *a, **o: now(*a, **o) + datetime.timedelta(days=1)
         from cpmbee_job.spec import StorageSpec
-        from cpmbee_job.store.s3 import S3Store
+        from cpmbee_job.store.s3.bucket import S3Store
         S3Store("{bucket}", StorageSpec(endpoint_url="{proxy.url}")).put("a", b"1")
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import pytest
 from cpmbee_job.errors import ConflictError, NotFoundError, SpecError, StoreError
 from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.files import FileStore
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from cpmbee_job.store.urls import list_objects, open_object
 from tests.integration.conftest import MIB, QUICK
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from cpmbee_job import contract
 from cpmbee_job.errors import (
     ClusterError,
     PreflightError,
@@ -17,11 +16,14 @@ from cpmbee_job.errors import (
     StoreError,
     UnreachableError,
 )
-from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS, Object
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, Object
 from cpmbee_job.launch.lifecycle.submit import Submission, submit
+from cpmbee_job.process import contract
+from cpmbee_job.run import keys
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
-from tests.integration.submitting import Died, DyingCluster, jobs, keys, run_of
+from tests.integration.submitting import Died, DyingCluster, jobs, object_keys, run_of
 
 
 def test_a_submit_uploads_inputs_begins_the_run_and_creates_its_job(job, cluster, bucket, s3_storage):
@@ -31,12 +33,12 @@ def test_a_submit_uploads_inputs_begins_the_run_and_creates_its_job(job, cluster
     assert spec.model.startswith(f"{bucket}/runs/uploads/")
     assert spec.data.train.endswith("/train.jsonl")
     assert spec.data.eval is not None
-    assert keys(spec.data.eval, s3_storage) == ["rows.jsonl"]
-    assert keys(spec.model, s3_storage) == ["config.json", "model.safetensors", "vocab.txt"]
+    assert object_keys(spec.data.eval, s3_storage) == ["rows.jsonl"]
+    assert object_keys(spec.model, s3_storage) == ["config.json", "model.safetensors", "vocab.txt"]
     assert spec.cluster.namespace == "team"
     (manifest,) = jobs(cluster)
     assert manifest["metadata"]["name"] == done.found.job_name
-    assert manifest["metadata"]["annotations"][contract.URL_ANNOTATION] == f"{bucket}/runs/{done.found.reference}"
+    assert manifest["metadata"]["annotations"][naming.URL_ANNOTATION] == f"{bucket}/runs/{done.found.reference}"
 
 
 def test_a_second_submit_adopts_the_run_and_moves_nothing(job, cluster):
@@ -76,7 +78,7 @@ def test_a_run_that_ended_badly_is_refused_naming_the_two_ways_on(job, cluster, 
 
 def test_a_run_that_has_vanished_is_refused_naming_its_place(job, cluster, s3_storage):
     first = submit(job(), cluster)
-    run_of(first, s3_storage).store.put(contract.attempt_key(1), b"{}")
+    run_of(first, s3_storage).store.put(keys.attempt_key(1), b"{}")
     cluster.objects.clear()
     with pytest.raises(RefusedError, match="gone from the cluster") as caught:
         submit(job(), cluster)
@@ -137,7 +139,7 @@ def test_eight_submits_at_once_make_one_run_and_one_job(job, cluster, bucket, s3
     assert len({submission.found.reference for submission in done}) == 1
     assert sum(not submission.adopted for submission in done) == 1
     assert len(jobs(cluster)) == 1
-    assert [key for key in keys(f"{bucket}/runs", s3_storage) if key.endswith("spec.yaml")] == [
+    assert [key for key in object_keys(f"{bucket}/runs", s3_storage) if key.endswith("spec.yaml")] == [
         f"{done[0].found.reference}/spec.yaml"
     ]
 
@@ -146,7 +148,7 @@ def test_what_the_cluster_rejects_leaves_no_run_behind(job, cluster, bucket, s3_
     cluster.refusals["create", PYTORCHJOBS] = RejectedError("no such field", [("spec.x", "unknown")])
     with pytest.raises(RejectedError):
         submit(job(), cluster)
-    assert keys(f"{bucket}/runs/weather", s3_storage) == []
+    assert object_keys(f"{bucket}/runs/weather", s3_storage) == []
     cluster.refusals.clear()
     assert not submit(job(), cluster).adopted
 
@@ -156,7 +158,7 @@ def test_a_job_whose_pods_would_be_rejected_is_refused_with_the_spec_s_key(job, 
     cluster.refusals["create", PODS] = RejectedError("invalid", [(path, "must be greater than 0")])
     with pytest.raises(RejectedError, match=r"cluster\.grace_period: must be greater"):
         submit(job(), cluster)
-    assert keys(f"{bucket}/runs/weather", s3_storage) == []
+    assert object_keys(f"{bucket}/runs/weather", s3_storage) == []
 
 
 def test_a_quota_that_is_used_up_is_only_told(job, cluster):
@@ -197,7 +199,7 @@ def test_a_half_done_submit_is_not_completed_in_another_namespace(job):
 
 def test_a_submit_that_died_during_the_uploads_is_completed(job, cluster, bucket, s3_storage):
     done = submit(job(), cluster, dry_run=True)
-    assert keys(bucket, s3_storage) == []
+    assert object_keys(bucket, s3_storage) == []
     assert submit(job(), cluster).found.reference == done.found.reference
     spec = run_of(done, s3_storage).spec
     store = open_store(spec.model, s3_storage)
@@ -221,7 +223,7 @@ def test_a_cluster_that_stops_answering_says_that_the_same_command_goes_on(job, 
 
 def test_a_dry_run_shows_exactly_what_is_sent_then_and_writes_nothing(job, cluster, bucket, s3_storage):
     dry = submit(job(), cluster, dry_run=True)
-    assert keys(bucket, s3_storage) == []
+    assert object_keys(bucket, s3_storage) == []
     assert jobs(cluster) == []
     submit(job(), cluster)
     (sent,) = jobs(cluster)
@@ -278,7 +280,7 @@ def test_a_job_s_name_that_is_another_run_s_is_refused(job, cluster, bucket, s3_
     ) as caught:
         submit(job(*there, f"output={bucket}/elsewhere/"), cluster)
     assert "--key" in str(caught.value)
-    assert keys(f"{bucket}/elsewhere", s3_storage) == []
+    assert object_keys(f"{bucket}/elsewhere", s3_storage) == []
     assert not submit(job(*there, f"output={bucket}/elsewhere/"), cluster, key="other").adopted
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS
+from cpmbee_job import documents
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS
 from cpmbee_job.launch.lifecycle.submit import Submission, submit
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import JobSpec, StorageSpec
 from tests.fake_cluster import FakeCluster
 from tests.integration.jobs import cli
@@ -21,7 +22,7 @@ def fire(spec: JobSpec, cluster: FakeCluster) -> Submission:
 def end(run: Run, state: str, at: str, cluster: FakeCluster) -> None:
     """The run ends at that time, and the cluster forgets it."""
     record = {"state": state, "reason": "a reason", "run": run.url, "ended_at": f"2026-01-{at}T00:00:00Z"}
-    run.store.put(contract.RESULT, contract.to_json(record))
+    run.store.put(keys.RESULT, documents.to_json(record))
     cluster.objects.get(PYTORCHJOBS, {}).clear()
 
 
@@ -116,7 +117,7 @@ def test_another_of_the_same_that_ended_badly_does_not_hide_it_either(job, clust
 
 def test_a_run_that_vanished_is_followed_by_another(job, cluster, s3_storage):
     first = fire(job(), cluster)
-    run_of(first, s3_storage).store.put(contract.attempt_key(1), b"{}")
+    run_of(first, s3_storage).store.put(keys.attempt_key(1), b"{}")
     cluster.objects.clear()
     assert fire(job(), cluster).found.run_id == f"{first.found.run_id}-2"
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cpmbee_job import contract
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS
-from cpmbee_job.run import Run
+from cpmbee_job import documents
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
 from tests.integration.conftest import CREDENTIALS
 from tests.integration.jobs import Outcome, cli, make_job, start
 from tests.integration.kubernetes_api import kubernetes_api
-from tests.integration.submitting import jobs, keys, make_job_file
+from tests.integration.submitting import jobs, make_job_file, object_keys
 
 Verb = Callable[..., Outcome]
 
@@ -65,7 +66,7 @@ def test_a_dry_run_prints_the_manifest_and_nothing_else(
     done = verb("submit", spec, "--dry-run")
     assert done.code == 0, done.err
     manifest = yaml.safe_load(done.out)
-    assert keys(bucket, s3_storage) == []
+    assert object_keys(bucket, s3_storage) == []
     assert jobs(cluster) == []
     verb("submit", spec)
     assert jobs(cluster)[0]["spec"] == manifest["spec"]
@@ -112,8 +113,8 @@ def test_waiting_for_a_run_that_has_succeeded_before_ends_at_once(
     reference = verb("submit", spec).out.strip()
     run = Run.open(f"{bucket}/runs/{reference}", s3_storage)
     run.store.put("delta/1.1/manifest.json", b"{}")
-    for pointer in (contract.BEST, contract.LAST):
-        run.store.put(pointer, contract.to_json({"prefix": "delta/1.1/"}))
+    for pointer in (keys.BEST, keys.LAST):
+        run.store.put(pointer, documents.to_json({"prefix": "delta/1.1/"}))
     run.finish("succeeded", "finished")
     done = verb("submit", spec, "--wait", "--json")
     assert done.code == 0, done.err

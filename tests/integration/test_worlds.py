@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
-from cpmbee_job.run import Run
-from cpmbee_job.train.manifests import manifests
-from cpmbee_job.train.rows import StepRows, count_rows, read_rows
+from cpmbee_job.process import contract
+from cpmbee_job.run import keys
+from cpmbee_job.run.checkpoints import manifests
+from cpmbee_job.run.rows import StepRows, count_rows, read_rows
+from cpmbee_job.run.run import Run
 from tests.integration.jobs import delta, losses, make_job, metrics, numbers
 from tests.integration.worlds import (
     Fault,
@@ -105,7 +106,7 @@ def test_whatever_the_worlds_and_wherever_they_die_nothing_is_lost(job, server, 
 def test_a_stop_of_any_rank_is_one_of_all_after_that_step_and_costs_none(job, server, undisturbed, rank):
     run = new_run(job, f"stop-{rank}", *OPTIONS, "train.checkpoint_interval=1000")
     assert server.start(run, 3, Fault(rank, "step", 4, "before", signal.SIGTERM)).wait() == [0, 0, 0]
-    assert json.loads(run.store.get(contract.LATEST)) == {"step": 4, "attempt": 1}
+    assert json.loads(run.store.get(keys.LATEST)) == {"step": 4, "attempt": 1}
     assert len(losses(Path(run.url))) == 4
     end(server, run)
     assert [line["attempt"] for line in metrics(Path(run.url))] == [1] * 4 + [2] * (STEPS - 4)
@@ -128,7 +129,7 @@ def test_what_fails_again_and_again_at_the_same_step_ends_the_run_with_its_reaso
     for attempt in (1, 2, 3):
         assert run.result() is None
         assert set(server.start(run, 2, Fault(1, "step", 4, "before", 0)).wait()) == {1}
-        assert json.loads(run.store.get(contract.failure_key(attempt)))["step"] == 3
+        assert json.loads(run.store.get(keys.failure_key(attempt)))["step"] == 3
     result = run.result()
     assert (result["state"], result["attempts"]) == ("failed", 3)
     assert result["reason"].startswith("failed 3 times at the same step: RuntimeError: CUDA out of memory")
@@ -138,14 +139,14 @@ def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undi
     """All of it stands still, as on a node that hangs, while another takes over; then it wakes up in mid-work."""
     run = new_run(job, "zombie", *OPTIONS)
     zombie = server.start(run, 2)
-    wait_for_object(run, contract.manifest_key(4, 1))
+    wait_for_object(run, keys.manifest_key(4, 1))
     freeze(zombie, run)
     end(server, run)
     before = {entry.key: entry.etag for entry in run.store.list()}
     zombie.send(signal.SIGCONT)
     assert 0 not in zombie.wait()
     after = {entry.key: entry.etag for entry in run.store.list()}
-    assert {key for key in after if after[key] != before.get(key)} <= {contract.log_key(contract.pod_name(), 1)}
+    assert {key for key in after if after[key] != before.get(key)} <= {keys.log_key(contract.pod_name(), 1)}
     assert before.keys() <= after.keys()
     assert numbers(Path(run.url)) == numbers(undisturbed)
 
@@ -153,7 +154,7 @@ def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undi
 def test_a_checkpoint_that_comes_after_the_next_attempt_has_begun_is_not_gone_on_from(job, server, undisturbed):
     """The last write of a world that was thought to be dead: the metrics, and what is lost, are the later one's."""
     run = new_run(job, "late", *OPTIONS, "train.checkpoint_interval=4")
-    late = contract.manifest_key(8, 1)
+    late = keys.manifest_key(8, 1)
     assert server.start(run, 1, Fault(0, "step", 8, "before", signal.SIGTERM)).wait() == [0]
     manifest = run.store.get(late)
     run.store.delete(late)
@@ -171,7 +172,7 @@ def test_two_worlds_at_once_are_told_apart(job, server, undisturbed):
     wait_until_state(older.pids[0], "T")
     freeze(older, run)
     newer = server.start(run, 2)
-    wait_for_object(run, contract.attempt_key(2))
+    wait_for_object(run, keys.attempt_key(2))
     older.send(signal.SIGCONT)
     assert 0 not in older.wait()
     assert newer.wait() == [0, 0]
@@ -193,6 +194,6 @@ def test_the_result_comes_last_from_one_rank_while_the_others_wait(job, server):
     assert world.wait() == [0, 0, 0]
     lines = [line.split(maxsplit=1) for line in writes.read_text().splitlines()]
     assert {rank for rank, _ in lines} == {"0"}
-    assert [key for _, key in lines].count(contract.RESULT) == 1
-    assert lines[-1][1] == contract.RESULT
-    assert {contract.METRICS, contract.STATUS, contract.LATEST, contract.LAST} <= {key for _, key in lines}
+    assert [key for _, key in lines].count(keys.RESULT) == 1
+    assert lines[-1][1] == keys.RESULT
+    assert {keys.METRICS, keys.STATUS, keys.LATEST, keys.LAST} <= {key for _, key in lines}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from cpmbee_job.store.s3 import S3Store
+from cpmbee_job.store.s3.bucket import S3Store
 from tests.integration.conftest import QUICK
 
 PATIENT = replace(QUICK, read_timeout=60)
@@ -26,8 +26,9 @@ def sha256(path: Path) -> str:
 def kill_when(reached: Callable[[], bool], call: str, store: S3Store, endpoint_url: str) -> None:
     """Runs a call of the store in a process of its own, which is killed as soon as that point is reached."""
     code = (
-        "from pathlib import Path\nfrom cpmbee_job.spec import StorageSpec\nfrom cpmbee_job.store.s3 import S3Store\n"
-        "from cpmbee_job.store.s3_client import Limits\n"
+        "from pathlib import Path\nfrom cpmbee_job.spec import StorageSpec\n"
+        "from cpmbee_job.store.s3.bucket import S3Store\n"
+        "from cpmbee_job.store.s3.client import Limits\n"
         f"store = S3Store({store.url!r}, StorageSpec(endpoint_url={endpoint_url!r}), "
         f"Limits(part_size={PART}, threads=4))\nstore.{call}\n"
     )

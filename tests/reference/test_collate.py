@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from cpmbee_job.data.collate import Collated, Table, collate
-from cpmbee_job.data.encode import Encoded, encode_example
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.dataset.collate import Collated, Table, collate
+from cpmbee_job.data.encode.encoder import Encoded, encode_example
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from tests.conftest import needs_reference
 
 ROW = 512

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from cpmbee_job.data.encode import encode_example
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.encode.encoder import encode_example
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.eval.evaluate import Evaluator
-from cpmbee_job.model.cpmbee import CpmBee
 from cpmbee_job.model.lora import apply_delta, read_delta
-from cpmbee_job.model.weights import find_model, load_model
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.weights.model_folder import find_model, load_model
 from tests.conftest import needs_reference
 
 pytestmark = needs_reference

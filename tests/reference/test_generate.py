@@ -6,9 +6,9 @@ from collections import defaultdict
 import pytest
 import torch
 
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.eval.generate import BeamOptions, Generator
-from cpmbee_job.model.weights import find_model, load_model
+from cpmbee_job.model.weights.model_folder import find_model, load_model
 from tests.conftest import needs_reference
 
 pytestmark = needs_reference

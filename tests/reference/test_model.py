@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from benchmarks.dense import dense_losses
-from cpmbee_job.model.cpmbee import CpmBee
-from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.lora import apply_delta, merged_layout, merged_weights, read_delta
-from cpmbee_job.model.stored import StoredWeights
-from cpmbee_job.model.weights import find_model, load_model
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.model.weights.model_folder import find_model, load_model
+from cpmbee_job.model.weights.stored import StoredWeights
 from tests.conftest import needs_reference
 from tests.oracle import flatten_rows
 

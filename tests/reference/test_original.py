@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cpmbee_job.data.original import read_original
+from cpmbee_job.data.dataset.original import read_original
 from cpmbee_job.store.urls import open_store
 from tests.conftest import needs_reference
 

@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 
-from cpmbee_job.data.prepare import PrepareSettings, prepare, prepare_split, preprocess
-from cpmbee_job.data.reformat import reformat
-from cpmbee_job.data.shards import RowDataset
-from cpmbee_job.data.sources import open_source, read_source
+from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare, prepare_split, preprocess
+from cpmbee_job.data.read.reformat import reformat
+from cpmbee_job.data.read.sources import open_source, read_source
 from cpmbee_job.store.files import FileStore
 from tests.conftest import needs_reference
 

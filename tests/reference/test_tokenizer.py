@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.errors import DataError
 from tests.conftest import needs_reference
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cpmbee_job.launch.checks.placement import refusal
 from cpmbee_job.launch.checks.quantities import parse_quantity, show_quantity
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.protocol import Object
 
 Amounts = dict[str, Decimal]
 """By resource, like `cpu`, `memory`, `nvidia.com/gpu`."""

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from cpmbee_job.errors import ClusterError, ConflictError, NotFoundError, RejectedError, UnreachableError
 from cpmbee_job.launch.checks.capacity import NodeRoom, count_gpus, fit, node_rooms, nodes_in_words, quota_shortages
 from cpmbee_job.launch.checks.findings import Finding, is_denied
-from cpmbee_job.launch.kube.cluster import (
+from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, part, parts, text
+from cpmbee_job.launch.kube.permissions import PERMISSIONS, Permission
+from cpmbee_job.launch.kube.protocol import (
     ACCESS_REVIEWS,
     DEPLOYMENTS,
     KUBEFLOW_VERSIONS,
@@ -22,8 +24,6 @@ from cpmbee_job.launch.kube.cluster import (
     Cluster,
     Object,
 )
-from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, part, parts, text
-from cpmbee_job.launch.kube.permissions import PERMISSIONS, Permission
 
 OPERATOR = "training-operator"
 MOST_SKEW = 30.0

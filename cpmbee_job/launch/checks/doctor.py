@@ -21,7 +21,7 @@ from cpmbee_job.launch.checks.gpu_memory import check_gpu_memory
 from cpmbee_job.launch.checks.job_checks import check_endpoint, check_image, check_job, check_names
 from cpmbee_job.launch.checks.server_check import rendered, template_of
 from cpmbee_job.launch.checks.store_checks import check_data, check_model_folder, check_output
-from cpmbee_job.launch.kube.cluster import Cluster, Object
+from cpmbee_job.launch.kube.protocol import Cluster, Object
 from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.spec.cluster import WorkersSpec
 from cpmbee_job.store.urls import open_store

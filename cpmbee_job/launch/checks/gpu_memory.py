@@ -9,11 +9,11 @@ from cpmbee_job.errors import ClusterError, SpecError
 from cpmbee_job.launch.checks.capacity import PRODUCT_LABEL
 from cpmbee_job.launch.checks.findings import Finding, is_denied
 from cpmbee_job.launch.checks.store_checks import model_config
-from cpmbee_job.launch.kube.cluster import NODES, Cluster, Object
+from cpmbee_job.launch.kube.protocol import NODES, Cluster, Object
 from cpmbee_job.model.config import CONFIG, ModelConfig
+from cpmbee_job.model.plan import USABLE, Devices, choose, needs
 from cpmbee_job.spec import JobSpec
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.plan import USABLE, Devices, choose, needs
 
 MEMORY_LABEL = "nvidia.com/gpu.memory"
 """In MiB, as NVIDIA's feature discovery writes it."""

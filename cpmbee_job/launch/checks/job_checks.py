@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from cpmbee_job.errors import ClusterError, NotFoundError
 from cpmbee_job.launch.checks.findings import Finding, as_finding
 from cpmbee_job.launch.checks.server_check import PRIORITY_CLASS_KEY, SERVICE_ACCOUNT_KEY, dry_run
-from cpmbee_job.launch.kube.cluster import CLAIMS, CONFIG_MAPS, SECRETS, Cluster, Object
 from cpmbee_job.launch.kube.fields import part, parts, text
+from cpmbee_job.launch.kube.protocol import CLAIMS, CONFIG_MAPS, SECRETS, Cluster, Object
 from cpmbee_job.launch.manifest.render import remarks
 from cpmbee_job.spec import JobSpec
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.protocol import Object
 
 
 def refusal(node: Object, pod_spec: Mapping[str, Any]) -> str | None:

@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, ConflictError, CpmbeeError, NotFoundError, PreflightError, RejectedError
 from cpmbee_job.launch.checks.capacity import quota_shortages
 from cpmbee_job.launch.checks.findings import is_denied
 from cpmbee_job.launch.checks.spec_keys import spec_key
-from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS, QUOTAS, Cluster, Object
+from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, QUOTAS, Cluster, Object
 from cpmbee_job.launch.manifest.render import default_run_id, render
+from cpmbee_job.run import keys
 from cpmbee_job.spec import JobSpec
 
 SERVICE_ACCOUNT_KEY = "storage.service_account"
@@ -73,7 +73,7 @@ def rendered(spec: JobSpec, namespace: str) -> Object:
     Raises `SpecError` for what no cluster can run.
     """
     output = spec.output if spec.output.startswith("s3://") else "s3://bucket"  # `render` says what is wrong with it
-    folder = f"{contract.uploads_url(output)}/{'0' * 32}/"
+    folder = f"{keys.uploads_url(output)}/{'0' * 32}/"
     on_server = spec.with_fields({key: folder for key, url in spec.inputs.items() if not url.startswith("s3://")})
     return render(on_server, default_run_id(on_server), namespace)
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.manifest.overlay import NAMED_BY
 from cpmbee_job.spec import JobSpec
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 from rich.filesize import decimal
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, CpmbeeError, ModelError, NotFoundError
 from cpmbee_job.launch.checks.findings import Finding
-from cpmbee_job.launch.inputs.identity import check_model
 from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY, ModelConfig
+from cpmbee_job.run.identity import check_model
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.urls import list_objects
@@ -135,7 +135,7 @@ def _weights(store: Store, files: dict[str, ObjectInfo]) -> list[ObjectInfo]:
 
 def _json(store: Store, key: str) -> dict[str, object]:
     try:
-        return contract.from_json(store.get(key))
+        return documents.from_json(store.get(key))
     except ValueError as error:
         raise ModelError(f"{store.url}/{key}: not valid JSON: {error}") from error
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
 from cpmbee_job.launch.follow.logs import HIDDEN, Choice, LogLine, Position, read_logs, utc
 from cpmbee_job.launch.follow.merging import Merged, Source
-from cpmbee_job.launch.kube.cluster import PODS, Cluster, Object
 from cpmbee_job.launch.kube.fields import integer, name_of, part, parts, text
+from cpmbee_job.launch.kube.protocol import PODS, Cluster, Object
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.launch.runs.pods import index_of
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 
-from cpmbee_job import contract
 from cpmbee_job.errors import NotFoundError, StoreError, UnreachableError
-from cpmbee_job.launch.kube.cluster import PODS, Cluster
+from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.fields import name_of
+from cpmbee_job.launch.kube.protocol import PODS, Cluster
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.launch.runs.jobs import index_in
 from cpmbee_job.launch.runs.pods import index_of
-from cpmbee_job.run import Run
+from cpmbee_job.run.run import Run
 from cpmbee_job.store.base import ObjectInfo
 
-CONTAINERS = (contract.PREPARE_CONTAINER, contract.TRAIN_CONTAINER)
+CONTAINERS = (naming.PREPARE_CONTAINER, naming.TRAIN_CONTAINER)
 MOST_PODS = 32
 """Pods whose logs are read at once, from worker 0 on."""
 REMEMBERED = 4096
@@ -130,7 +130,7 @@ def _attempts(run: Run) -> dict[str, list[ObjectInfo]]:
 
 
 def _chosen(attempts: dict[str, list[ObjectInfo]], choice: Choice) -> dict[str, list[ObjectInfo]]:
-    if contract.TRAIN_CONTAINER not in choice.containers:  # the init step's are not kept
+    if naming.TRAIN_CONTAINER not in choice.containers:  # the init step's are not kept
         return {}
     chosen = {pod: logs for pod, logs in attempts.items() if choice.wants(pod, index_in(pod))}
     return {pod: logs[:-1] for pod, logs in chosen.items() if logs[:-1]} if choice.previous else chosen
@@ -235,4 +235,4 @@ def _stored(run: Run, pod: str, logs: list[ObjectInfo]) -> Iterator[LogLine]:
                 if match:  # a traceback's lines have none
                     time = f"{match[1]}T{match[2]}.{match[3]}000000Z"
                     words = words[match.end() :]
-                yield LogLine(time, pod, contract.TRAIN_CONTAINER, words)
+                yield LogLine(time, pod, naming.TRAIN_CONTAINER, words)

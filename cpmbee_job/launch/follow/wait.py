@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 
-from cpmbee_job import contract
 from cpmbee_job.errors import (
     CancelledError,
     CpmbeeError,
@@ -15,11 +14,12 @@ from cpmbee_job.errors import (
     StoreError,
     UnfinishedError,
 )
-from cpmbee_job.launch.kube.cluster import Cluster
+from cpmbee_job.launch.kube.protocol import Cluster
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.observe import observe
 from cpmbee_job.launch.runs.status import RunStatus
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys, records
+from cpmbee_job.run.run import Run
 
 INTERVALS = (2.0, 15.0)
 """Seconds between two looks at a run: at first, and most. Each pause is a quarter longer than the one before."""
@@ -99,15 +99,15 @@ def _doubt(status: RunStatus, found: FoundRun) -> str | None:
     run, problem = (found.run, None) if found.run is not None else open_run(found.url, found.storage)
     if problem is not None:
         raise StoreError(f"it is said to have succeeded, but the store can't be asked: {problem}")
-    missing = contract.RESULT if run is None or run.result() is None else _missing_delta(run)
+    missing = keys.RESULT if run is None or run.result() is None else _missing_delta(run)
     return None if missing is None else f"it is said to have succeeded, but in {found.url} there is no {missing}"
 
 
 def _missing_delta(run: Run) -> str | None:
     """The key that the store lacks of what a success leaves."""
-    for pointer in (contract.BEST, contract.LAST):
+    for pointer in (keys.BEST, keys.LAST):
         try:
-            manifest = f"{contract.DeltaPointer.parse(run.store.get(pointer), pointer).prefix}manifest.json"
+            manifest = f"{records.DeltaPointer.parse(run.store.get(pointer), pointer).prefix}manifest.json"
         except NotFoundError:
             return pointer
         except DamagedError:

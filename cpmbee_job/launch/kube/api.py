@@ -14,10 +14,10 @@ from kubernetes import config
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import NotFoundError, PreflightError, RejectedError, UnreachableError
-from cpmbee_job.launch.kube.cluster import CLUSTER_WIDE, Change, Cluster, Object, ignore_warning
 from cpmbee_job.launch.kube.fields import part, parts, text
+from cpmbee_job.launch.kube.protocol import CLUSTER_WIDE, Change, Cluster, Object, ignore_warning
 from cpmbee_job.launch.kube.transport import CONFIG_ERRORS, GoneError, Transport
 
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -134,7 +134,7 @@ class ApiCluster:
         query |= {"labelSelector": _selector(labels), "timeoutSeconds": str(WATCH_SECONDS)}
         for line in self._transport.lines(self._path(kind), query):
             try:
-                event = contract.from_json(line)
+                event = documents.from_json(line)
             except ValueError as error:
                 raise UnreachableError(f"{self.address}: the watch broke off inside a line") from error
             change, item = event.get("type"), part(event, "object")

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.protocol import Object
 
 _LARGEST = 1e300
 """Whole numbers may be larger than any that can be calculated with."""

@@ -18,17 +18,10 @@ import yaml
 from kubernetes.client import ApiClient
 from kubernetes.config.config_exception import ConfigException
 
-from cpmbee_job import __version__, contract
-from cpmbee_job.errors import (
-    ClusterError,
-    ConflictError,
-    CpmbeeError,
-    NotFoundError,
-    RejectedError,
-    UnreachableError,
-)
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job import __version__, documents
+from cpmbee_job.errors import ClusterError, ConflictError, CpmbeeError, NotFoundError, RejectedError, UnreachableError
 from cpmbee_job.launch.kube.fields import parts, text
+from cpmbee_job.launch.kube.protocol import Object
 
 TIMEOUT = urllib3.Timeout(connect=6, read=60)
 """Seconds to connect, and without a byte: streams that are silent for longer are opened again by those who read them,
@@ -94,7 +87,7 @@ class Transport:
         """The answer's JSON object."""
 
         def read(response: urllib3.BaseHTTPResponse) -> Object:
-            answer: Object = contract.from_json(response.data)
+            answer: Object = documents.from_json(response.data)
             on_headers(response.headers)
             return answer
 
@@ -248,7 +241,7 @@ def _body(response: urllib3.BaseHTTPResponse) -> Object:
     data = b""
     try:
         data = response.data
-        return contract.from_json(data)
+        return documents.from_json(data)
     except (*_NETWORK_ERRORS, ValueError):
         words = data[:500].decode(errors="replace").strip()  # a proxy's, say
         return {"message": f"status {response.status} {response.reason or ''}: {words}".rstrip(": ")}

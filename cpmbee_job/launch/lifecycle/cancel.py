@@ -1,11 +1,7 @@
 """Stops a run: its result first, so that it stays stopped, then its PyTorchJob. The store keeps all of it."""
 
-from cpmbee_job.errors import (
-    ClusterError,
-    RefusedError,
-    StoreError,
-)
-from cpmbee_job.launch.kube.cluster import Cluster
+from cpmbee_job.errors import ClusterError, RefusedError, StoreError
+from cpmbee_job.launch.kube.protocol import Cluster
 from cpmbee_job.launch.lifecycle.pytorchjob import SPARE_SECONDS, remove_job
 from cpmbee_job.launch.runs.find import FoundRun
 

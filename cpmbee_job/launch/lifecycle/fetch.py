@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, StoreError, UsageError
-from cpmbee_job.launch.inputs.upload import Bar, no_bar
+from cpmbee_job.launch.local_inputs import Bar, no_bar
+from cpmbee_job.run import keys, records
+from cpmbee_job.run.deltas import pointed_delta, read_delta
 from cpmbee_job.store.base import ObjectInfo, Progress, Store
 from cpmbee_job.store.checksums import file_digest
 from cpmbee_job.store.files import explained, is_open_file, temporary_name
-from cpmbee_job.train.deltas import pointed_delta, read_delta
 
-OBJECTS = {"metrics": contract.METRICS, "result": contract.RESULT, "spec": contract.SPEC, "status": contract.STATUS}
+OBJECTS = {"metrics": keys.METRICS, "result": keys.RESULT, "spec": keys.SPEC, "status": keys.STATUS}
 FOLDERS = {"logs": "logs/", "tensorboard": "tensorboard/"}
 KINDS = ("delta", *OBJECTS, *FOLDERS)
 DEFAULT = ("delta", "metrics", "result", "spec", "logs")
@@ -73,7 +74,7 @@ def _entries(store: Store, wanted: Sequence[str], *, strict: bool) -> list[Objec
 
 def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
     """Returns the names of its files, below `folder`."""
-    pointer = contract.LAST if last else contract.BEST
+    pointer = keys.LAST if last else keys.BEST
     for attempt in range(1, _TRIES + 1):
         prefix = pointed_delta(store, pointer)
         try:
@@ -81,18 +82,18 @@ def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
             with bar("delta", sum(file.size for file in files.values())) as progress:
                 for name, file in files.items():
                     fetch_checked(store, prefix + name, folder / DELTA_FOLDER / name, file, progress)
-            store.download(prefix + contract.DELTA_MANIFEST, folder / DELTA_FOLDER / contract.DELTA_MANIFEST)
+            store.download(prefix + keys.DELTA_MANIFEST, folder / DELTA_FOLDER / keys.DELTA_MANIFEST)
         except NotFoundError:
             if attempt == _TRIES or pointed_delta(store, pointer) == prefix:
                 raise
             continue  # there is a better one by now
         break
     # So `--delta` takes the whole folder too, as it takes a run's.
-    (folder / contract.BEST).write_bytes(contract.to_json({"prefix": f"{DELTA_FOLDER}/"}))
-    return [contract.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*files, contract.DELTA_MANIFEST))]
+    (folder / keys.BEST).write_bytes(documents.to_json({"prefix": f"{DELTA_FOLDER}/"}))
+    return [keys.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*files, keys.DELTA_MANIFEST))]
 
 
-def fetch_checked(store: Store, key: str, path: Path, file: contract.DeltaFile, progress: Progress) -> None:
+def fetch_checked(store: Store, key: str, path: Path, file: records.DeltaFile, progress: Progress) -> None:
     """The object, in a file, where it is what its manifest says. Raises `DamagedError`."""
     if _holds(path, file):  # it came before the cut
         progress(file.size)
@@ -102,7 +103,7 @@ def fetch_checked(store: Store, key: str, path: Path, file: contract.DeltaFile, 
         raise DamagedError(f"{store.url}/{key}: its bytes are not those that the manifest names")
 
 
-def _holds(path: Path, file: contract.DeltaFile) -> bool:
+def _holds(path: Path, file: records.DeltaFile) -> bool:
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     return file_digest(path, hashlib.sha256()).hex() == file.sha256
@@ -134,7 +135,7 @@ def _draft(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file():
         raise RefusedError(f"{target}: a file", hint="name another folder by --to")
-    folder = target.with_name(f".cpmbee-fetch-{contract.digest(target.name)}")
+    folder = target.with_name(f".cpmbee-fetch-{documents.digest(target.name)}")
     descriptor = _hold(folder)
     lasting = descriptor is not None
     if descriptor is None:

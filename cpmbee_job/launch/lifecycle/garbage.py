@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cpmbee_job import contract
 from cpmbee_job.errors import CpmbeeError, DamagedError, NotFoundError
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys, records
+from cpmbee_job.run.checkpoints import DeltaFolder, delta_folders, manifests, pointed_deltas, superseded
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
+from cpmbee_job.spec.types import RESERVED_NAMES
 from cpmbee_job.store.base import Leftover, ObjectInfo, Store
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.manifests import DeltaFolder, delta_folders, manifests, pointed_deltas, superseded
 
 Kind = Literal["checkpoint", "delta", "prepared", "upload", "inference", "cut upload"]
 SHARED: dict[Kind, tuple[str, str]] = {
@@ -145,12 +146,12 @@ class _Needs:
         inputs: set[str] = set()
         given_up: set[str] = set()
         for name in store.folders():
-            for run_id in store.folders(name) if name not in contract.NOT_JOBS else ():
+            for run_id in store.folders(name) if name not in RESERVED_NAMES else ():
                 place = f"{name}/{run_id}"
                 try:
                     run = Run.open(f"{store.url}/{place}", storage)
                     result = run.result()
-                    if run.store.info(contract.DATA) is not None:
+                    if run.store.info(keys.DATA) is not None:
                         if result is None or result["state"] != "succeeded":
                             prepared |= {one["prepared"] for split in _splits(run) for one in split["sets"]}
                     elif result is None:
@@ -164,7 +165,7 @@ class _Needs:
                 runs.append(run)
         for folder, entries in _by_folder(store.list("inference/"), 2).items():
             names = {entry.key.rpartition("/")[2] for entry in entries}
-            if names.intersection(contract.INFERENCE_RESULTS.values()):
+            if names.intersection(keys.INFERENCE_RESULTS.values()):
                 continue
             try:
                 request = _request(store, folder)
@@ -186,10 +187,10 @@ class _Needs:
         )
 
 
-def _request(store: Store, folder: str) -> contract.InferenceRequest | None:
-    key = f"{folder}/{contract.REQUEST}"
+def _request(store: Store, folder: str) -> records.InferenceRequest | None:
+    key = f"{folder}/{keys.REQUEST}"
     try:
-        return contract.InferenceRequest.parse(store.get(key), f"{store.url}/{key}")
+        return records.InferenceRequest.parse(store.get(key), f"{store.url}/{key}")
     except NotFoundError:
         return None
 
@@ -218,7 +219,7 @@ def _checkpoints(run: Run, before: float) -> Iterator[Garbage]:
 
 def _latest(store: Store) -> tuple[int, int] | None:
     try:
-        latest = contract.CheckpointPointer.parse(store.get(contract.LATEST), contract.LATEST)
+        latest = records.CheckpointPointer.parse(store.get(keys.LATEST), keys.LATEST)
         return latest.step, latest.attempt
     except (NotFoundError, DamagedError):
         return None

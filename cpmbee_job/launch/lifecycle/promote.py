@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import (
     ConflictError,
     DamagedError,
@@ -20,11 +20,12 @@ from cpmbee_job.errors import (
     UnfinishedError,
     UsageError,
 )
-from cpmbee_job.launch.inputs.upload import Bar, no_bar
 from cpmbee_job.launch.lifecycle.fetch import fetch_checked
-from cpmbee_job.run import Run, now
+from cpmbee_job.launch.local_inputs import Bar, no_bar
+from cpmbee_job.run import keys, records
+from cpmbee_job.run.deltas import StoredDelta, copy_scores, pointed_delta, read_delta
+from cpmbee_job.run.run import Run, now
 from cpmbee_job.store.base import Store
-from cpmbee_job.train.deltas import StoredDelta, copy_scores, pointed_delta, read_delta
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def promote(
     `DamagedError` where a hash does not hold.
     """
     _require_success(run)
-    if target.info(contract.SPEC) is not None:
+    if target.info(keys.SPEC) is not None:
         raise RefusedError(f"{target.url}: a run's folder", hint="deltas are promoted to a folder of their own")
-    candidate = read_delta(run.store, pointed_delta(run.store, contract.BEST))
+    candidate = read_delta(run.store, pointed_delta(run.store, keys.BEST))
     prefix = f"delta/{hashlib.sha256(candidate.text).hexdigest()[:16]}/"
     copied = False
     while True:
@@ -126,9 +127,9 @@ def promote(
         }
         try:
             if etag is None:
-                target.put(contract.BEST, contract.to_json(pointer), if_none_match=True)
+                target.put(keys.BEST, documents.to_json(pointer), if_none_match=True)
             else:
-                target.put(contract.BEST, contract.to_json(pointer), if_match=etag)
+                target.put(keys.BEST, documents.to_json(pointer), if_match=etag)
         except ConflictError:
             continue  # somebody else has promoted meanwhile
         return Promotion(True, True, verdict=verdict, **ends)
@@ -203,14 +204,14 @@ def _require_success(run: Run) -> None:
 def _incumbent(target: Store) -> tuple[StoredDelta | None, str | None]:
     """The delta that the folder stands for, and the tag of the pointer that says so."""
     try:
-        pointer, etag = target.get_with_etag(contract.BEST)
+        pointer, etag = target.get_with_etag(keys.BEST)
     except NotFoundError:
         return None, None
     try:
-        return read_delta(target, contract.DeltaPointer.parse(pointer, f"{target.url}/{contract.BEST}").prefix), etag
+        return read_delta(target, records.DeltaPointer.parse(pointer, f"{target.url}/{keys.BEST}").prefix), etag
     except (DamagedError, NotFoundError) as error:
         raise DamagedError(
-            f"{target.url}/{contract.BEST}: names no delta that is there",
+            f"{target.url}/{keys.BEST}: names no delta that is there",
             hint="put back what it names, or delete it to begin anew",
         ) from error
 
@@ -218,7 +219,7 @@ def _incumbent(target: Store) -> tuple[StoredDelta | None, str | None]:
 def _copy(delta: StoredDelta, target: Store, prefix: str, bar: Bar) -> None:
     """The delta's folder, its hashes checked; where its manifest is there, all of it is."""
     copy_scores(delta, target, prefix)
-    if target.info(prefix + contract.DELTA_MANIFEST) is not None:
+    if target.info(prefix + keys.DELTA_MANIFEST) is not None:
         return
     with bar("copy", sum(file.size for file in delta.files.values())) as progress:
         for name, file in delta.files.items():
@@ -226,4 +227,4 @@ def _copy(delta: StoredDelta, target: Store, prefix: str, bar: Bar) -> None:
                 path = Path(folder) / name
                 fetch_checked(delta.store, delta.prefix + name, path, file, progress)
                 target.upload(path, prefix + name, sha256=file.sha256)
-    target.put(prefix + contract.DELTA_MANIFEST, delta.text)
+    target.put(prefix + keys.DELTA_MANIFEST, delta.text)

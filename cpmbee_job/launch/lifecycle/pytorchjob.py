@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, UnfinishedError, UnreachableError
 from cpmbee_job.launch.checks.server_check import dry_run
-from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS, Cluster, Object
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, Cluster, Object
 from cpmbee_job.launch.runs.find import job_url
 from cpmbee_job.spec import JobSpec
 
@@ -92,7 +92,7 @@ def remove_job(
 def _left(cluster: Cluster, kind: str, job: Object) -> list[str]:
     """What is still there of the job."""
     uid, labels = job["metadata"]["uid"], job["metadata"].get("labels") or {}
-    wanted = {key: labels[key] for key in (contract.NAME_LABEL, contract.RUN_LABEL) if key in labels}
+    wanted = {key: labels[key] for key in (naming.NAME_LABEL, naming.RUN_LABEL) if key in labels}
     left = [
         f"pod {pod['metadata']['name']}"
         for pod in cluster.list(PODS, wanted)

@@ -6,14 +6,14 @@ Like a submit, one that dies half-way is completed by the next, and two at once 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, NotFoundError, RefusedError, StoreError, UsageError
-from cpmbee_job.launch.kube.cluster import Cluster, ignore_warning
+from cpmbee_job.launch.kube.protocol import Cluster, ignore_warning
 from cpmbee_job.launch.lifecycle.pytorchjob import SPARE_SECONDS, create_job, get_job, remove_job, require_accepted
 from cpmbee_job.launch.lifecycle.submit import look
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.launch.runs.find import FoundRun
-from cpmbee_job.run import training_fields
+from cpmbee_job.run import keys
+from cpmbee_job.run.identity import training_fields
 from cpmbee_job.spec import parse_spec
 
 
@@ -43,7 +43,7 @@ def resume(
     if found.run is None:
         if found.store_problem is not None:
             raise StoreError(found.store_problem)
-        raise NotFoundError(f"{found.url}: no run there (it has no {contract.SPEC})", hint="submit its spec again")
+        raise NotFoundError(f"{found.url}: no run there (it has no {keys.SPEC})", hint="submit its spec again")
     status = look(found, cluster)
     if status.phase == "succeeded":
         raise RefusedError(f"{name} has succeeded; there is nothing left to do", hint="`submit --new` begins another")
@@ -56,7 +56,7 @@ def resume(
             f"{name} was submitted to the namespace {home}, where it may be waiting",
             hint=f"--namespace {home}; or `cpmbee-job cancel {name} --namespace {home}` before it moves here",
         )
-    spec = parse_spec(run.spec.to_yaml(), source=f"{run.url}/{contract.SPEC}", overrides=overrides)
+    spec = parse_spec(run.spec.to_yaml(), source=f"{run.url}/{keys.SPEC}", overrides=overrides)
     spec = spec.with_fields({"cluster.namespace": cluster.namespace})
     if (spec.name, spec.output) != (run.spec.name, run.spec.output):
         raise UsageError("--set: name and output say where the run lies; they stay")

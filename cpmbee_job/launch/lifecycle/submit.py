@@ -9,18 +9,19 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cpmbee_job import contract
 from cpmbee_job.errors import ConflictError, RefusedError, StoreError, UnreachableError
-from cpmbee_job.launch.inputs import identity
-from cpmbee_job.launch.inputs.upload import Bar, LocalPlace, find_places, hash_places, no_bar, send
-from cpmbee_job.launch.kube.cluster import Cluster, Object, ignore_warning
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import Cluster, Object, ignore_warning
 from cpmbee_job.launch.lifecycle.pytorchjob import create_job, get_job, require_accepted
+from cpmbee_job.launch.local_inputs import Bar, LocalPlace, find_places, hash_places, no_bar, send
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.listing import last_succeeded
 from cpmbee_job.launch.runs.observe import observe
 from cpmbee_job.launch.runs.status import RunStatus
-from cpmbee_job.run import Run, flatten
+from cpmbee_job.run import identity, keys
+from cpmbee_job.run.identity import flatten
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.urls import open_store
 
@@ -71,7 +72,7 @@ def submit(
     _require_store(spec, storage)
     spec, uploads = hash_places(spec, places, bar)
     if not dry_run:
-        send(uploads, open_store(contract.uploads_url(spec.output), storage), bar)
+        send(uploads, open_store(keys.uploads_url(spec.output), storage), bar)
     # where the run is, for those who find it in the store
     spec = spec.with_fields({"cluster.namespace": cluster.namespace})
     submitter = _Submitter(spec, storage, cluster, identity.identity(spec, storage, key), dry_run, warn, on_run)
@@ -149,11 +150,11 @@ class _Submitter:
         return self._open(identity.run_id(self._identity, number))
 
     def _open(self, run_id: str) -> FoundRun:
-        url = contract.run_url(self._spec.output, self._spec.name, run_id)
+        url = keys.run_url(self._spec.output, self._spec.name, run_id)
         run, problem = open_run(url, self._storage)
         if problem is not None:
             raise StoreError(problem)
-        job = get_job(self._cluster, contract.job_name(self._spec.name, run_id), url)
+        job = get_job(self._cluster, naming.job_name(self._spec.name, run_id), url)
         return FoundRun(self._spec.name, run_id, url, run, job, storage=self._storage)
 
     def _begin(self, found: FoundRun) -> Submission | None:
@@ -221,7 +222,7 @@ class _Submitter:
 def _require_store(spec: JobSpec, storage: StorageSpec) -> None:
     """Raises `StoreError` where this machine can't read there."""
     try:
-        open_store(spec.output, storage).info(contract.SPEC)
+        open_store(spec.output, storage).info(keys.SPEC)
     except StoreError as error:
         of_pods = spec.storage.endpoint_url is not None and spec.storage.launcher_endpoint_url is None
         if not of_pods or "storage.endpoint_url" not in (error.hint or ""):
@@ -238,7 +239,7 @@ def _is_half_done(found: FoundRun, status: RunStatus) -> bool:
     """Whether its submit ended half-way: it has begun, and no pod has ever worked on it."""
     if found.run is None or status.phase != "lost":
         return False
-    return all(entry.key == contract.SPEC for entry in found.run.store.list())
+    return all(entry.key == keys.SPEC for entry in found.run.store.list())
 
 
 def _end(status: RunStatus) -> str:

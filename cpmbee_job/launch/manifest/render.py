@@ -13,11 +13,14 @@ from typing import Any
 import yaml
 
 import cpmbee_job
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import SpecError
-from cpmbee_job.launch.kube.cluster import INDEX_LABEL, QUEUE_LABEL, Object
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import INDEX_LABEL, QUEUE_LABEL, Object
 from cpmbee_job.launch.manifest.overlay import merge
-from cpmbee_job.run import training_fields
+from cpmbee_job.process import contract
+from cpmbee_job.run import keys
+from cpmbee_job.run.identity import training_fields
 from cpmbee_job.spec import JobSpec
 from cpmbee_job.spec.cluster import SchedulingPolicySpec, WorkersSpec
 
@@ -43,14 +46,14 @@ def render(spec: JobSpec, run_id: str, namespace: str | None = None) -> Object:
     """
     require_cluster(spec)
     namespace = namespace or spec.cluster.namespace
-    url = contract.run_url(spec.output, spec.name, run_id)
+    url = keys.run_url(spec.output, spec.name, run_id)
     metadata = job_metadata(spec, run_id, url)
     queue = {QUEUE_LABEL: spec.cluster.queue} if spec.cluster.queue else {}
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {
-            "name": contract.job_name(spec.name, run_id),
+            "name": naming.job_name(spec.name, run_id),
             **({"namespace": namespace} if namespace else {}),
             "labels": metadata["labels"] | queue,
             "annotations": metadata["annotations"],
@@ -79,10 +82,10 @@ def render(spec: JobSpec, run_id: str, namespace: str | None = None) -> Object:
 
 def job_metadata(spec: JobSpec, run_id: str, url: str) -> Object:
     """Labels and annotations of a job and its pods."""
-    labels = {**contract.MANAGED_BY, contract.NAME_LABEL: spec.name, contract.RUN_LABEL: run_id}
+    labels = {**naming.MANAGED_BY, naming.NAME_LABEL: spec.name, naming.RUN_LABEL: run_id}
     return {
         "labels": {**spec.cluster.labels, **labels},
-        "annotations": {**spec.cluster.annotations, contract.URL_ANNOTATION: url},
+        "annotations": {**spec.cluster.annotations, naming.URL_ANNOTATION: url},
     }
 
 
@@ -94,7 +97,7 @@ def pod_template(spec: JobSpec, metadata: Object, url: str) -> Object:
 
 def default_run_id(spec: JobSpec) -> str:
     """The id under which a spec is shown when nobody names one."""
-    return contract.digest(training_fields(spec))[:12]
+    return documents.digest(training_fields(spec))[:12]
 
 
 def to_yaml(manifest: Object) -> str:
@@ -191,16 +194,16 @@ def _prepare_container(spec: JobSpec, url: str) -> Object:
         contract.POD_INDEX_ENV: _field(f"metadata.labels['{INDEX_LABEL}']"),
         contract.SPEC_ENV: literal(spec.to_yaml()),
     }
-    return _container(contract.PREPARE_CONTAINER, contract.prepare_command(url), env, spec, {})
+    return _container(naming.PREPARE_CONTAINER, contract.prepare_command(url), env, spec, {})
 
 
 def _train_container(spec: JobSpec, url: str) -> Object:
     workers = spec.workers
     devices: dict[str, str | int] = {workers.gpu_resource: workers.gpus} if workers.gpus else {}
-    env: Object = {contract.METRICS_PORT_ENV: str(contract.METRICS_PORT)}
-    ports = [{"name": contract.METRICS_PORT_NAME, "containerPort": contract.METRICS_PORT}]
+    env: Object = {contract.METRICS_PORT_ENV: str(naming.METRICS_PORT)}
+    ports = [{"name": naming.METRICS_PORT_NAME, "containerPort": naming.METRICS_PORT}]
     devices |= workers.resources
-    return _container(contract.TRAIN_CONTAINER, contract.train_command(url), env, spec, devices) | {"ports": ports}
+    return _container(naming.TRAIN_CONTAINER, contract.train_command(url), env, spec, devices) | {"ports": ports}
 
 
 def _container(name: str, command: list[str], env: Object, spec: JobSpec, devices: dict[str, str | int]) -> Object:
@@ -292,7 +295,7 @@ def _overlaid(template: Object, spec: JobSpec) -> Object:
     """The template with the user's overlay, still one that the operator can run."""
     key = "cluster.pod_overlay"
     merged: Object = merge(template, spec.cluster.pod_overlay, key)
-    for kind, ours in (("containers", contract.TRAIN_CONTAINER), ("initContainers", contract.PREPARE_CONTAINER)):
+    for kind, ours in (("containers", naming.TRAIN_CONTAINER), ("initContainers", naming.PREPARE_CONTAINER)):
         names = [container["name"] for container in _containers(merged, kind)]
         if ours not in names:
             raise SpecError(f"{key}.spec.{kind}: takes the container {ours} away, which does the work")

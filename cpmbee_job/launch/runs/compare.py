@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cpmbee_job import contract
 from cpmbee_job.errors import NotFoundError
-from cpmbee_job.run import Run, flatten
-from cpmbee_job.train.deltas import Score, pointed_delta, read_delta
+from cpmbee_job.run import keys
+from cpmbee_job.run.deltas import Score, pointed_delta, read_delta
+from cpmbee_job.run.identity import flatten
+from cpmbee_job.run.run import Run
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _summary(run: Run) -> RunSummary:
     result = run.result() or {}
     scores = result.get("scores") or {}
     try:
-        of_delta = read_delta(run.store, pointed_delta(run.store, contract.BEST)).scores
+        of_delta = read_delta(run.store, pointed_delta(run.store, keys.BEST)).scores
     except NotFoundError:
         of_delta = {}
     return RunSummary(

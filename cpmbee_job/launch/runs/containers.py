@@ -5,8 +5,8 @@ import signal
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from cpmbee_job.launch.kube.cluster import Object
 from cpmbee_job.launch.kube.fields import integer, one_line, part, parts, text, time_at
+from cpmbee_job.launch.kube.protocol import Object
 
 IMAGE_REASONS = {
     "ErrImagePull",

@@ -7,13 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError, StoreError, UsageError
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Cluster, Object
+from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.fields import part, parts, text
-from cpmbee_job.run import Run, check_run_id
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object
+from cpmbee_job.process import contract
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run, check_run_id
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.spec.types import NAME_PATTERN
+from cpmbee_job.spec.types import NAME_PATTERN, RESERVED_NAMES
 from cpmbee_job.store.urls import open_store
 
 
@@ -42,12 +44,12 @@ class FoundRun:
     @property
     def job_name(self) -> str:
         """Of its PyTorchJob, whether that is there or not."""
-        return contract.job_name(self.name, self.run_id)
+        return naming.job_name(self.name, self.run_id)
 
     @property
     def labels(self) -> dict[str, str]:
         """Of its PyTorchJob and its pods."""
-        return {contract.NAME_LABEL: self.name, contract.RUN_LABEL: self.run_id}
+        return {naming.NAME_LABEL: self.name, naming.RUN_LABEL: self.run_id}
 
     def arguments(self, namespace: str | None) -> str:
         """What to type to name it: by the namespace of its PyTorchJob, or by its URL where that is gone (None)."""
@@ -111,13 +113,13 @@ def as_url(reference: str) -> str | None:
 
 def job_url(job: Object) -> str:
     """Where the job's run lies, "" where it does not say."""
-    return text(job, "metadata", "annotations", contract.URL_ANNOTATION)
+    return text(job, "metadata", "annotations", naming.URL_ANNOTATION)
 
 
 def job_labels(job: Object) -> tuple[str, str]:
     """Name and run id, "" where it has no such label."""
     labels = part(job, "metadata", "labels")
-    return text(labels, contract.NAME_LABEL), text(labels, contract.RUN_LABEL)
+    return text(labels, naming.NAME_LABEL), text(labels, naming.RUN_LABEL)
 
 
 def job_storage(job: Object, storage: StorageSpec) -> StorageSpec:
@@ -126,7 +128,7 @@ def job_storage(job: Object, storage: StorageSpec) -> StorageSpec:
     for variable in _variables(job):
         if variable.get("name") == contract.STORAGE_ENV and isinstance(variable.get("value"), str):
             with suppress(ValueError):  # what the environment says may do
-                rendered = StorageSpec.as_far_as_known(variable["value"]).seen_by_launcher()
+                rendered = StorageSpec.known_from_json(variable["value"]).seen_by_launcher()
     given = {key: getattr(storage, key) for key in storage.model_fields_set}
     return rendered.model_copy(update={"ca_bundle": None, **given})  # a pod's path is none of this machine
 
@@ -163,7 +165,7 @@ def _find_at(url: str, cluster: Cluster | None, storage: StorageSpec) -> FoundRu
         if store_problem is not None:
             raise StoreError(store_problem)
         others = _folders(f"{output}/{name}", storage)
-        raise NotFoundError(f"{url}: no run there (it has no {contract.SPEC})", hint=_nearest(run_id, others))
+        raise NotFoundError(f"{url}: no run there (it has no {keys.SPEC})", hint=_nearest(run_id, others))
     return FoundRun(name, run_id, url, run, job, store_problem, cluster_problem, storage)
 
 
@@ -175,7 +177,7 @@ def _find_named(
     if job is not None:
         url, storage = job_url(job), job_storage(job, storage)
         if not url:
-            problem = f"the PyTorchJob has no annotation {contract.URL_ANNOTATION}, which says where its run lies"
+            problem = f"the PyTorchJob has no annotation {naming.URL_ANNOTATION}, which says where its run lies"
             return FoundRun(name, run_id, url, None, job, problem, None, storage)
         run, store_problem = open_run(url, storage)
         return FoundRun(name, run_id, url, run, job, store_problem, None, storage)
@@ -185,7 +187,7 @@ def _find_named(
                 cluster_problem, hint="--output says where runs lie, to look for it in the store without the cluster"
             )
         return None
-    url, storage = contract.run_url(output, name, run_id), storage.seen_by_launcher()
+    url, storage = keys.run_url(output, name, run_id), storage.seen_by_launcher()
     run, store_problem = open_run(url, storage)
     if store_problem is not None:
         raise StoreError(store_problem)
@@ -203,7 +205,7 @@ def _job(cluster: Cluster | None, name: str, run_id: str) -> tuple[Object | None
     if cluster is None:
         return None, "no cluster to ask"
     try:
-        job = cluster.get(PYTORCHJOBS, contract.job_name(name, run_id))
+        job = cluster.get(PYTORCHJOBS, naming.job_name(name, run_id))
     except NotFoundError:
         return None, None
     except ClusterError as error:
@@ -233,7 +235,7 @@ def _find_near(
     else:
         names = {known_name for known_name, _ in known}
         if output is not None:
-            names |= set(_folders(output, storage.seen_by_launcher())) - contract.NOT_JOBS
+            names |= set(_folders(output, storage.seen_by_launcher())) - RESERVED_NAMES
         hint = _nearest(name, names)
     if output is None:
         hint = f"{hint + '; ' if hint else ''}--output says where to look for runs that the cluster has forgotten"
@@ -244,7 +246,7 @@ def _jobs(cluster: Cluster | None) -> list[Object]:
     if cluster is None:
         return []
     try:
-        return list(cluster.list(PYTORCHJOBS, contract.MANAGED_BY))
+        return list(cluster.list(PYTORCHJOBS, naming.MANAGED_BY))
     except (ClusterError, NotFoundError):
         return []
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from cpmbee_job.launch.kube.cluster import QUEUE_LABEL, Object
 from cpmbee_job.launch.kube.fields import condition, integer, one_line, part, parts, text, time_at
+from cpmbee_job.launch.kube.protocol import QUEUE_LABEL, Object
 from cpmbee_job.launch.runs.containers import duration, why_ended
 
 UNSEEN = 30.0

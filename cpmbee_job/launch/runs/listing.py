@@ -7,14 +7,17 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Cluster, Object
+from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, number, text, time_at
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object
 from cpmbee_job.launch.runs.find import job_labels, job_url
 from cpmbee_job.launch.runs.jobs import is_queued, is_suspended, num_workers
 from cpmbee_job.launch.runs.status import FRESH, Phase
+from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec, parse_spec
+from cpmbee_job.spec.types import RESERVED_NAMES
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
 
@@ -59,7 +62,7 @@ def list_runs(
     entries: dict[str, RunEntry] = {}
     cluster_known = cluster is not None
     try:
-        for job in cluster.list(PYTORCHJOBS, contract.MANAGED_BY) if cluster is not None else ():
+        for job in cluster.list(PYTORCHJOBS, naming.MANAGED_BY) if cluster is not None else ():
             entry = of_job(job)
             entries[entry.url or f"{entry.name}/{entry.run_id}"] = entry
     except CpmbeeError as error:
@@ -88,7 +91,7 @@ def last_succeeded(output: str, name: str, storage: StorageSpec) -> str | None:
 
     def end(run_id: str) -> tuple[str, str] | None:
         with suppress(ValueError):  # what can't be read has not succeeded
-            result = _read(store, f"{run_id}/{contract.RESULT}")
+            result = _read(store, f"{run_id}/{keys.RESULT}")
             if text(result, "state") == "succeeded":
                 return text(result, "ended_at"), run_id
         return None
@@ -136,7 +139,7 @@ def _of_store(
         return [(name, run_id) for run_id in store.folders(name)]
 
     def read(place: tuple[str, str]) -> RunEntry | None:
-        url = contract.run_url(store.url, *place)
+        url = keys.run_url(store.url, *place)
         try:
             return _stored(store, *place, known.get(url), namespace)
         except (CpmbeeError, ValueError) as error:
@@ -144,15 +147,15 @@ def _of_store(
             return known.get(url)
 
     with ThreadPoolExecutor(READERS) as threads:
-        names = [name for name in store.folders() if name not in contract.NOT_JOBS]
+        names = [name for name in store.folders() if name not in RESERVED_NAMES]
         places = [place for found in threads.map(ids, names) for place in found]
         return {entry.url: entry for entry in threads.map(read, places) if entry is not None}
 
 
 def _stored(store: Store, name: str, run_id: str, known: RunEntry | None, namespace: str | None) -> RunEntry | None:
     """None where that folder is no run."""
-    result, beat = (_read(store, f"{name}/{run_id}/{key}") for key in (contract.RESULT, contract.STATUS))
-    if not result and not beat and store.info(f"{name}/{run_id}/{contract.SPEC}") is None:
+    result, beat = (_read(store, f"{name}/{run_id}/{key}") for key in (keys.RESULT, keys.STATUS))
+    if not result and not beat and store.info(f"{name}/{run_id}/{keys.SPEC}") is None:
         return known
     phase: Phase = known.phase if known else "lost"
     reason = known.reason if known else None
@@ -169,7 +172,7 @@ def _stored(store: Store, name: str, run_id: str, known: RunEntry | None, namesp
     return RunEntry(
         name=name,
         run_id=run_id,
-        url=contract.run_url(store.url, name, run_id),
+        url=keys.run_url(store.url, name, run_id),
         phase=phase,
         reason=reason,
         workers=known.workers if known else None,
@@ -185,14 +188,14 @@ def _stored(store: Store, name: str, run_id: str, known: RunEntry | None, namesp
 def _read(store: Store, key: str) -> Object:
     """The JSON object, an empty one where there is none."""
     try:
-        return contract.from_json(store.get(key))
+        return documents.from_json(store.get(key))
     except NotFoundError:
         return {}
 
 
 def _home(store: Store, run: str) -> str | None:
     """The namespace that the run was submitted to, as far as that is known."""
-    key = f"{run}/{contract.SPEC}"
+    key = f"{run}/{keys.SPEC}"
     with suppress(CpmbeeError):  # of a newer launcher, say
         return parse_spec(store.get(key), source=f"{store.url}/{key}").cluster.namespace
     return None

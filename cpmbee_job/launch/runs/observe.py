@@ -5,15 +5,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError
-from cpmbee_job.launch.kube.cluster import EVENTS, NODES, PODS, PYTORCHJOBS, WORKLOADS, Cluster, Object
 from cpmbee_job.launch.kube.fields import condition, is_true, name_of, part, text, time_at
+from cpmbee_job.launch.kube.protocol import EVENTS, NODES, PODS, PYTORCHJOBS, WORKLOADS, Cluster, Object
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.jobs import is_queued, is_suspended, num_workers
 from cpmbee_job.launch.runs.pods import is_silent, needs_events
 from cpmbee_job.launch.runs.status import RunStatus, StoreRecord, describe_run
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 
 MOST_NODES = 3
 """Silent nodes that are asked about; the others will have the same story."""
@@ -85,7 +86,7 @@ def _read_store(found: FoundRun, notes: list[str]) -> StoreRecord:
 def _read_heartbeat(run: Run) -> dict[str, Any] | None:
     """`status.json`, None while there is none."""
     try:
-        return contract.from_json(run.store.get(contract.STATUS))
+        return documents.from_json(run.store.get(keys.STATUS))
     except (NotFoundError, ValueError):
         return None
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cpmbee_job import contract
-from cpmbee_job.launch.kube.cluster import INDEX_LABEL, Object
+from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, one_line, part, parts, text, time_at
+from cpmbee_job.launch.kube.protocol import INDEX_LABEL, Object
 from cpmbee_job.launch.runs import containers
 from cpmbee_job.launch.runs.jobs import event_time, newest_first
 from cpmbee_job.launch.runs.scheduling import why_unscheduled
@@ -216,7 +216,7 @@ def _disruption(pod: Object) -> tuple[Cause | None, str]:
 def _in_order(pod: Object, spec_list: str, status_list: str) -> list[Object]:
     """The containers' statuses in the order of the spec, ours before what others have injected."""
     order = [text(one, "name") for one in parts(pod, "spec", spec_list)]
-    ours = (contract.PREPARE_CONTAINER, contract.TRAIN_CONTAINER)
+    ours = (naming.PREPARE_CONTAINER, naming.TRAIN_CONTAINER)
 
     def rank(status: Object) -> tuple[bool, int]:
         name = text(status, "name")
@@ -228,7 +228,7 @@ def _in_order(pod: Object, spec_list: str, status_list: str) -> list[Object]:
 
 def _work(pod: Object) -> str:
     """What its main container does."""
-    return text(pod, "metadata", "labels", contract.COMMAND_LABEL) or "training"
+    return text(pod, "metadata", "labels", naming.COMMAND_LABEL) or "training"
 
 
 def _is_running(status: Object) -> bool:

@@ -2,8 +2,8 @@
 
 import re
 
-from cpmbee_job.launch.kube.cluster import Object
 from cpmbee_job.launch.kube.fields import condition, one_line, part, parts, text
+from cpmbee_job.launch.kube.protocol import Object
 
 _KEYS = {"cpu": "workers.cpu", "memory": "workers.memory", "ephemeral-storage": "workers.ephemeral"}
 _PARTS = re.compile(r"(\d+) (.+?)(?=, \d+ |$)")

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cpmbee_job.errors import JobFailedError
-from cpmbee_job.launch.kube.cluster import Object
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, number, part, text, time_at
+from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.runs.containers import duration
 from cpmbee_job.launch.runs.jobs import (
     evictions,
@@ -21,7 +21,7 @@ from cpmbee_job.launch.runs.jobs import (
     why_queued,
 )
 from cpmbee_job.launch.runs.pods import Cause, PodStatus, describe_pod
-from cpmbee_job.run import exit_code
+from cpmbee_job.run.run import exit_code
 from cpmbee_job.spec import JobSpec
 
 Phase = Literal["queued", "pending", "preparing", "running", "succeeded", "failed", "cancelled", "lost"]

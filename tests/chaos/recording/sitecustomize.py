@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-MODULE = "cpmbee_job.train.torch_engine"
+MODULE = "cpmbee_job.train.engine.torch_engine"
 
 
 class Finder:

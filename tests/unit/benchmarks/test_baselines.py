@@ -10,18 +10,18 @@ import torch
 
 from benchmarks import original
 from benchmarks.dense import IGNORED, dense_losses
-from cpmbee_job.data.collate import Table, collate
-from cpmbee_job.data.encode import encode_example
-from cpmbee_job.data.examples import parse_object
-from cpmbee_job.data.parts import PrepareSettings
-from cpmbee_job.data.prepare import prepare
-from cpmbee_job.data.reformat import ccpm_example
-from cpmbee_job.data.shards import RowDataset
-from cpmbee_job.data.sources import open_source
-from cpmbee_job.data.tokenizer import Tokenizer
+from cpmbee_job.data.dataset.collate import Table, collate
+from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.encode.encoder import encode_example
+from cpmbee_job.data.encode.examples import parse_object
+from cpmbee_job.data.encode.tokenizer import Tokenizer
+from cpmbee_job.data.prepare.parts import PrepareSettings
+from cpmbee_job.data.prepare.prepare import prepare
+from cpmbee_job.data.read.reformat import ccpm_example
+from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee, init_weights
-from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.net.inputs import ModelInputs
 from cpmbee_job.store.urls import open_store
 
 CHARACTERS = "今天天气不错，你好吗？hello the 它們魚 \n"  # some that the vocabulary lacks, some words of several

@@ -1,7 +1,6 @@
 """How Prometheus and Grafana come to the metrics, the alerts and the dashboard by the chart."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +9,10 @@ import yaml
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.spec import load_spec
 from tests.helm import CHART, Manifest, of_kind, only, template
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.timeout(1800)  # the first one may have to build helm
 
-ROOT = Path(__file__).parents[3]
 SPEC = load_spec(ROOT / "k8s" / "example" / "job.yaml")
 MONITORING = {"podMonitor": {"enabled": True}, "alerts": {"enabled": True}, "dashboards": {"enabled": True}}
 

@@ -4,11 +4,11 @@ import math
 import pytest
 import torch
 
-from cpmbee_job.data.collate import collate_examples
-from cpmbee_job.data.encode import encode_example
+from cpmbee_job.data.dataset.collate import collate_examples
+from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.errors import DataError, ModelError
 from cpmbee_job.eval.evaluate import Evaluator, Score, Summary
-from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.net.inputs import ModelInputs
 
 OPTIONS = {"<option_0>": "很好", "<option_1>": "不错", "<option_2>": "天气"}
 CHOICES = [

@@ -3,14 +3,14 @@ import dataclasses
 import pytest
 import torch
 
-from cpmbee_job.data.collate import collate_examples
-from cpmbee_job.data.encode import encode_example
+from cpmbee_job.data.dataset.collate import collate_examples
+from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.errors import UsageError
 from cpmbee_job.eval.generate import BeamOptions, Generator
 from cpmbee_job.eval.questions import ask, question_inputs
-from cpmbee_job.model.cpmbee import CpmBee, init_weights
-from cpmbee_job.model.decoding import BeamDecoder
-from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.net.decoding import BeamDecoder
+from cpmbee_job.model.net.inputs import ModelInputs
 
 CHOICE = {"input": "今天天气", "options": {"<option_0>": "很好", "<option_1>": "不错"}, "<ans>": ""}
 NESTED = {"document": "天<mask_0>气<mask_1>🙂", "<ans>": {"a": "", "b": ""}, "question": "hello"}

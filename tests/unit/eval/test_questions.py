@@ -1,6 +1,6 @@
 import pytest
 
-from cpmbee_job.data.encode import encode_example
+from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.errors import DataError
 from cpmbee_job.eval.questions import ask
 

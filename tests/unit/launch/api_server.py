@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.protocol import Object
 
 
 @dataclass(frozen=True)

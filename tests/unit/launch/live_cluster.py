@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cpmbee_job.contract import NAME_LABEL, PREPARE_CONTAINER, RUN_LABEL, TRAIN_CONTAINER
 from cpmbee_job.errors import NotFoundError, UnreachableError
-from cpmbee_job.launch.kube.cluster import INDEX_LABEL, PODS, Change, Object
+from cpmbee_job.launch.kube.naming import NAME_LABEL, PREPARE_CONTAINER, RUN_LABEL, TRAIN_CONTAINER
+from cpmbee_job.launch.kube.protocol import INDEX_LABEL, PODS, Change, Object
 from tests.fake_cluster import FakeCluster, has_labels
 
 TICK = 0.002

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,7 @@ import torch
 
 from benchmarks.dense import dense_losses
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.cpmbee import CpmBee, init_weights
-from cpmbee_job.model.inputs import ModelInputs
-from cpmbee_job.model.lora import (
+from cpmbee_job.model.lora import (  # fmt: skip
     Delta,
     apply_delta,
     insert_lora,
@@ -22,9 +19,12 @@ from cpmbee_job.model.lora import (
     merged_weights,
     read_delta,
     save_delta_folder,
-)  # fmt: skip
+)
+from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.net.inputs import ModelInputs
 from tests.deltas import delta_state
 from tests.oracle import flatten_rows, random_rows
+from tests.paths import ROOT
 
 MODULES = ("project_q", "project_v")
 PREFIX = "encoder.layers.0.self_att.self_attention.project_q.lora."
@@ -231,14 +231,12 @@ def test_opendelta_comes_in_silence_and_without_a_graphical_toolkit():
     program = (
         "import sys; sys.modules['tkinter'] = None\n"
         "from cpmbee_job.model.config import ModelConfig\n"
-        "from cpmbee_job.model.cpmbee import CpmBee\n"
+        "from cpmbee_job.model.net.cpmbee import CpmBee\n"
         "from cpmbee_job.model.lora import insert_lora\n"
         "c = ModelConfig(vocab_size=5, dim_model=4, num_heads=1, dim_head=4, dim_ff=4, num_layers=1)\n"
         "insert_lora(CpmBee(c), 2, 2, ['project_q'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.model.cpmbee import CpmBee, init_weights
-from cpmbee_job.model.inputs import ModelInputs
 from cpmbee_job.model.lora import insert_lora
 from cpmbee_job.model.memory import footprint, num_layer_parameters, num_lora_parameters
+from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
+from cpmbee_job.model.net.inputs import ModelInputs
 from tests.oracle import flatten_rows, random_rows
 
 CONFIG = ModelConfig(vocab_size=50, dim_model=64, num_heads=4, dim_head=16, dim_ff=160, num_layers=3, half=False)

@@ -7,10 +7,10 @@ import pytest
 from torch import Tensor
 
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.inputs import ModelInputs
+from cpmbee_job.model.net.inputs import ModelInputs
 from cpmbee_job.spec import TrainSpec
 from cpmbee_job.train.batches import Batch
-from cpmbee_job.train.engine import EngineState, EvalResult, ParameterStatistics, StepResult
+from cpmbee_job.train.engine.interface import EngineState, EvalResult, ParameterStatistics, StepResult
 from cpmbee_job.train.loop import Outcome, Position, train
 
 INTERRUPTED = -1.0

@@ -8,11 +8,11 @@ import textwrap
 
 import pytest
 
-from cpmbee_job.train.elastic import STALLED
+from cpmbee_job.train.failures import STALLED
 
 PREAMBLE = """
     import threading, time
-    from cpmbee_job import activity
+    from cpmbee_job.process import activity
     from cpmbee_job.train.watchdog import Watchdog
     def stalled():
         print("stalled", flush=True)
@@ -87,7 +87,7 @@ def test_others_are_told_when_it_has_moved_and_only_then() -> None:
 RANK = """
     import os, signal, sys, time
     import torch.distributed as dist
-    from cpmbee_job import activity
+    from cpmbee_job.process import activity
     from cpmbee_job.train.watchdog import Watchdog
     from cpmbee_job.train.world import World
     world = World.form()

@@ -6,7 +6,7 @@ import pytest
 
 from cpmbee_job.errors import ClusterError, PreflightError, UnreachableError
 from cpmbee_job.launch.checks.doctor import examine_all
-from cpmbee_job.launch.kube.cluster import (
+from cpmbee_job.launch.kube.protocol import (
     CLAIMS,
     CONFIG_MAPS,
     DEPLOYMENTS,

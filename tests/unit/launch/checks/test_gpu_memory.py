@@ -7,7 +7,7 @@ import pytest
 
 from cpmbee_job.errors import ClusterError, SpecError
 from cpmbee_job.launch.checks.gpu_memory import check_gpu_memory, memory_of_nodes, memory_of_product, require_room
-from cpmbee_job.launch.kube.cluster import NODES
+from cpmbee_job.launch.kube.protocol import NODES
 from cpmbee_job.spec import JobSpec, parse_spec
 from tests.fake_cluster import FakeCluster
 

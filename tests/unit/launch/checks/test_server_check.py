@@ -12,7 +12,7 @@ from cpmbee_job.errors import (
     UnreachableError,
 )
 from cpmbee_job.launch.checks.server_check import Verdict, check_on_server, rendered
-from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS, QUOTAS
+from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, QUOTAS
 from cpmbee_job.spec import parse_spec
 from tests.fake_cluster import FakeCluster
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job.contract import log_key
 from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
 from cpmbee_job.launch.follow.following import follow_logs
 from cpmbee_job.launch.follow.logs import MOST_PODS, REMEMBERED, Choice, LogLine, Position, read_logs, utc
-from cpmbee_job.launch.kube.cluster import PODS
+from cpmbee_job.launch.kube.protocol import PODS
 from cpmbee_job.launch.runs.find import FoundRun
-from cpmbee_job.run import Run
+from cpmbee_job.run.keys import log_key
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.urls import open_store
 from tests.unit.launch.live_cluster import LiveCluster, line, worker

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import (
     CancelledError,
     ClusterError,
@@ -16,10 +16,12 @@ from cpmbee_job.errors import (
     UnreachableError,
 )
 from cpmbee_job.launch.follow.wait import GRACE, as_error, wait_for_end
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Object
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.launch.runs.status import RunStatus
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -29,10 +31,10 @@ SPEC = "name: ccpm\nmodel: s3://m/\ndata: {train: s3://d/}\noutput: s3://o/\n"
 
 
 def job(*conditions: str) -> Object:
-    labels = {contract.NAME_LABEL: "ccpm", contract.RUN_LABEL: "abc"}
-    annotations = {contract.URL_ANNOTATION: "s3://o/ccpm/abc"}
+    labels = {naming.NAME_LABEL: "ccpm", naming.RUN_LABEL: "abc"}
+    annotations = {naming.URL_ANNOTATION: "s3://o/ccpm/abc"}
     return {
-        "metadata": {"name": contract.job_name("ccpm", "abc"), "labels": labels, "annotations": annotations},
+        "metadata": {"name": naming.job_name("ccpm", "abc"), "labels": labels, "annotations": annotations},
         "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": 1, "template": {"spec": {}}}}},
         "status": {"conditions": [{"type": one, "status": "True", "message": one} for one in conditions]},
     }
@@ -84,8 +86,8 @@ class Waiting:
         next(self.then, lambda: None)()
 
     def succeed(self) -> None:
-        for pointer in (contract.BEST, contract.LAST):
-            self.run.store.put(pointer, contract.to_json({"step": 7, "prefix": "delta/7.1/"}))
+        for pointer in (keys.BEST, keys.LAST):
+            self.run.store.put(pointer, documents.to_json({"step": 7, "prefix": "delta/7.1/"}))
         self.run.store.put("delta/7.1/manifest.json", b"{}")
         self.run.finish("succeeded", "all epochs done")
 
@@ -93,7 +95,7 @@ class Waiting:
         self.store.away = False
 
     def forget(self) -> None:
-        del self.cluster.objects[PYTORCHJOBS][contract.job_name("ccpm", "abc")]
+        del self.cluster.objects[PYTORCHJOBS][naming.job_name("ccpm", "abc")]
 
 
 @pytest.fixture
@@ -160,17 +162,17 @@ def test_a_success_without_its_delta_is_none(waiting: Waiting) -> None:
     status = waiting.wait(lambda: waiting.run.finish("succeeded", "done"))
     assert status.exit_code == 100
     assert status.reason is not None
-    assert contract.BEST in status.reason
+    assert keys.BEST in status.reason
     assert waiting.now >= GRACE
 
 
 @pytest.mark.parametrize("damaged", [b"{", b"{}", b"[]"])
 def test_a_success_whose_pointer_is_damaged_is_none(waiting: Waiting, damaged: bytes) -> None:
-    waiting.run.store.put(contract.BEST, damaged)
+    waiting.run.store.put(keys.BEST, damaged)
     status = waiting.wait(lambda: waiting.run.finish("succeeded", "done"))
     assert status.exit_code == 100
     assert status.reason is not None
-    assert f"{contract.BEST} that names a delta" in status.reason
+    assert f"{keys.BEST} that names a delta" in status.reason
 
 
 def test_a_success_is_not_believed_while_the_store_does_not_answer(waiting: Waiting) -> None:

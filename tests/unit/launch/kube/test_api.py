@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 from kubernetes import config
 
-from cpmbee_job.errors import (
-    ClusterError,
-    ConflictError,
-    NotFoundError,
-    RejectedError,
-    UnreachableError,
-)
+from cpmbee_job.errors import ClusterError, ConflictError, NotFoundError, RejectedError, UnreachableError
 from cpmbee_job.launch.kube.api import ApiCluster
-from cpmbee_job.launch.kube.cluster import NODES, PODS, Object
+from cpmbee_job.launch.kube.protocol import NODES, PODS, Object
 from cpmbee_job.launch.kube.transport import TRIES, Transport
 from tests.unit.launch.api_server import Answer, ApiServer, api_server, pod, status
 

@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 from kubernetes import config
 
-from cpmbee_job.errors import (
-    ClusterError,
-    PreflightError,
-)
+from cpmbee_job.errors import ClusterError, PreflightError
 from cpmbee_job.launch.kube.api import ApiCluster, connect
-from cpmbee_job.launch.kube.cluster import PODS
+from cpmbee_job.launch.kube.protocol import PODS
 from cpmbee_job.launch.kube.transport import Transport
 from tests.unit.launch.api_server import Answer, ApiServer, pod, status
 

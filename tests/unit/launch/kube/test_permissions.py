@@ -5,16 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cpmbee_job.launch
-from cpmbee_job.launch.kube import cluster
-from cpmbee_job.launch.kube.permissions import (
-    CLUSTER_PERMISSIONS,
-    OPTIONAL_PERMISSIONS,
-    PERMISSIONS,
-    Permission,
-    rules,
-)
+from cpmbee_job.launch.kube import protocol
+from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, Permission, rules
 
-KINDS = {name: kind for name, kind in vars(cluster).items() if str(kind).startswith(("api/", "apis/"))}
+KINDS = {name: kind for name, kind in vars(protocol).items() if str(kind).startswith(("api/", "apis/"))}
 OF_ALL = {"ACCESS_REVIEWS", "KUBEFLOW_VERSIONS", "KUEUE_VERSIONS"}
 """Everybody may ask for these."""
 NEVER_ALLOWED = {"SECRETS"}

@@ -1,16 +1,17 @@
 import pytest
 
-from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, RefusedError, StoreError, UnfinishedError, UnreachableError
-from cpmbee_job.launch.kube.cluster import PODS, PYTORCHJOBS
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS
 from cpmbee_job.launch.lifecycle.cancel import cancel
 from cpmbee_job.launch.lifecycle.pytorchjob import remove_job
 from cpmbee_job.launch.runs.find import FoundRun
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import parse_spec
 from tests.fake_cluster import FakeCluster
 
-LABELS = {contract.NAME_LABEL: "a", contract.RUN_LABEL: "r1"}
+LABELS = {naming.NAME_LABEL: "a", naming.RUN_LABEL: "r1"}
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_run_is_marked_first_then_its_job_goes_and_the_store_keeps_it(run, clu
     assert run.result()["state"] == "cancelled"
     assert run.result()["reason"] == "cancelled by me"
     assert cluster.objects[PYTORCHJOBS] == {}
-    assert run.store.info(contract.SPEC) is not None
+    assert run.store.info(keys.SPEC) is not None
 
 
 def test_a_cancel_that_died_before_the_deletion_is_completed(run, cluster):

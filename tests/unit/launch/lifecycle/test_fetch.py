@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, StoreError, UsageError
 from cpmbee_job.launch.lifecycle.fetch import fetch
+from cpmbee_job.run import keys
 from cpmbee_job.store.files import FileStore
 
 
@@ -14,13 +15,13 @@ from cpmbee_job.store.files import FileStore
 def store(tmp_path):
     """A run that has ended, with a best delta and a last one."""
     store = FileStore(str(tmp_path / "runs" / "a" / "r1"))
-    for key in (contract.SPEC, contract.METRICS, contract.RESULT, contract.STATUS):
+    for key in (keys.SPEC, keys.METRICS, keys.RESULT, keys.STATUS):
         store.put(key, key.encode())
-    store.put(contract.log_key("pod-0", 1), b"a line\n")
+    store.put(keys.log_key("pod-0", 1), b"a line\n")
     store.put("tensorboard/00001/events", b"events")
-    for step, pointer in ((7, contract.BEST), (9, contract.LAST)):
+    for step, pointer in ((7, keys.BEST), (9, keys.LAST)):
         put_delta(store, step)
-        store.put(pointer, contract.to_json({"prefix": f"delta/{step}.1/", "step": step, "attempt": 1}))
+        store.put(pointer, documents.to_json({"prefix": f"delta/{step}.1/", "step": step, "attempt": 1}))
     return store
 
 
@@ -29,7 +30,7 @@ def put_delta(store, step):
     for name, data in files.items():
         store.put(f"delta/{step}.1/{name}", data)
     names = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    store.put(f"delta/{step}.1/manifest.json", contract.to_json({"step": step, "files": names}))
+    store.put(f"delta/{step}.1/manifest.json", documents.to_json({"step": step, "files": names}))
 
 
 def there(folder):
@@ -53,7 +54,7 @@ def test_the_last_delta_is_fetched_where_it_is_asked_for(store, tmp_path):
 
 def test_the_folder_s_own_pointer_leads_to_its_delta(store, tmp_path):
     fetch(store, tmp_path / "t", ["delta"])
-    prefix = json.loads((tmp_path / "t" / contract.BEST).read_bytes())["prefix"]
+    prefix = json.loads((tmp_path / "t" / keys.BEST).read_bytes())["prefix"]
     assert (tmp_path / "t" / prefix / "delta.safetensors").is_file()
 
 
@@ -62,19 +63,19 @@ def test_only_what_is_named_comes(store, tmp_path):
 
 
 def test_of_the_usual_things_what_is_not_there_yet_is_left_out(store, tmp_path):
-    store.delete(contract.RESULT)
+    store.delete(keys.RESULT)
     assert "result.json" not in fetch(store, tmp_path / "t")
 
 
 def test_a_thing_that_is_named_must_be_there(store, tmp_path):
-    store.delete(contract.RESULT)
+    store.delete(keys.RESULT)
     with pytest.raises(NotFoundError, match="no result there"):
         fetch(store, tmp_path / "t", ["metrics", "result"])
     assert not (tmp_path / "t").exists()
 
 
 def test_a_run_without_a_delta_says_so(store, tmp_path):
-    store.delete(contract.BEST)
+    store.delete(keys.BEST)
     with pytest.raises(NotFoundError, match="no delta yet") as caught:
         fetch(store, tmp_path / "t")
     assert "--what" in str(caught.value)
@@ -98,7 +99,7 @@ def test_a_manifest_that_names_no_hashes_is_refused(store, tmp_path, manifest):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", "", "manifest.json"])
 def test_a_manifest_can_t_write_elsewhere(store, tmp_path, name):
-    store.put("delta/7.1/manifest.json", contract.to_json({"files": {name: {"size": 1, "sha256": "0"}}}))
+    store.put("delta/7.1/manifest.json", documents.to_json({"files": {name: {"size": 1, "sha256": "0"}}}))
     with pytest.raises(DamagedError, match="can't be one of its files"):
         fetch(store, tmp_path / "t")
 
@@ -109,7 +110,7 @@ class Training(FileStore):
     def download(self, key, path, progress=lambda _: None):
         if key.startswith("delta/7.1/"):
             put_delta(self, 8)
-            self.put(contract.BEST, contract.to_json({"prefix": "delta/8.1/"}))
+            self.put(keys.BEST, documents.to_json({"prefix": "delta/8.1/"}))
             for entry in self.list("delta/7.1/"):
                 self.delete(entry.key)
         super().download(key, path, progress)
@@ -156,8 +157,8 @@ def test_what_a_cut_has_left_is_not_mixed_with_another_delta(store, tmp_path):
     put_delta(store, 8)
     store.put("delta/8.1/mine.pt", b"the only one")
     only = {"mine.pt": {"size": 12, "sha256": hashlib.sha256(b"the only one").hexdigest()}}
-    store.put("delta/8.1/manifest.json", contract.to_json({"step": 8, "files": only}))
-    store.put(contract.BEST, contract.to_json({"prefix": "delta/8.1/"}))
+    store.put("delta/8.1/manifest.json", documents.to_json({"step": 8, "files": only}))
+    store.put(keys.BEST, documents.to_json({"prefix": "delta/8.1/"}))
     assert fetch(store, tmp_path / "t", ["delta"]) == ["delta/BEST", "delta/manifest.json", "delta/mine.pt"]
     assert there(tmp_path / "t") == ["delta/BEST", "delta/manifest.json", "delta/mine.pt"]
     assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"the only one"
@@ -197,10 +198,10 @@ def test_the_same_again_is_fine(store, tmp_path):
 
 def test_a_folder_with_something_else_in_it_is_left_alone(store, tmp_path):
     fetch(store, tmp_path / "t")
-    store.put(contract.METRICS, b"more")
+    store.put(keys.METRICS, b"more")
     with pytest.raises(RefusedError, match="is there already"):
         fetch(store, tmp_path / "t")
-    assert (tmp_path / "t" / contract.METRICS).read_bytes() == contract.METRICS.encode()
+    assert (tmp_path / "t" / keys.METRICS).read_bytes() == keys.METRICS.encode()
 
 
 def test_an_empty_folder_is_filled(store, tmp_path):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.launch.lifecycle.garbage import Garbage, collect, find_garbage
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.files import TEMPORARY
@@ -31,15 +32,15 @@ def begin(output: Path, run_id: str, prepared: str | None = "used", **fields: st
 
 def checkpoint(run: Run, step: int, attempt: int = 1, *, half: str | None = None) -> None:
     if half != "manifest":
-        run.store.put(contract.state_key(step, attempt), b"state")
+        run.store.put(keys.state_key(step, attempt), b"state")
     if half != "state":
-        run.store.put(contract.manifest_key(step, attempt), b"{}")
+        run.store.put(keys.manifest_key(step, attempt), b"{}")
 
 
 def delta(run: Run, step: int, attempt: int = 1, *, whole: bool = True) -> None:
-    run.store.put(f"{contract.delta_prefix(step, attempt)}delta.safetensors", b"weights")
+    run.store.put(f"{keys.delta_prefix(step, attempt)}delta.safetensors", b"weights")
     if whole:
-        run.store.put(f"{contract.delta_prefix(step, attempt)}manifest.json", b"{}")
+        run.store.put(f"{keys.delta_prefix(step, attempt)}manifest.json", b"{}")
 
 
 def age(output: Path, days: float = 3) -> None:
@@ -75,7 +76,7 @@ def test_what_latest_names_stays(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
         checkpoint(run, step)
-    run.store.put(contract.LATEST, contract.to_json({"step": 2, "attempt": 1}))
+    run.store.put(keys.LATEST, documents.to_json({"step": 2, "attempt": 1}))
     age(tmp_path)
     assert found(tmp_path) == {}
 
@@ -84,7 +85,7 @@ def test_deltas_that_are_neither_named_nor_new_go(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6, 8, 10):
         delta(run, step, whole=step != 10)
-    run.store.put(contract.BEST, contract.to_json({"prefix": "delta/2.1/"}))
+    run.store.put(keys.BEST, documents.to_json({"prefix": "delta/2.1/"}))
     age(tmp_path)
     assert found(tmp_path) == {
         "a/r1/delta/4.1/": "neither the best nor of the newest",
@@ -106,7 +107,7 @@ def test_deltas_stay_where_a_pointer_is_damaged(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
         delta(run, step)
-    run.store.put(contract.BEST, b"{")
+    run.store.put(keys.BEST, b"{")
     age(tmp_path)
     assert found(tmp_path) == {}
     assert any("deltas are left alone" in note for note in find_garbage(str(tmp_path), SETTINGS, time.time()).notes)
@@ -141,18 +142,18 @@ def ask(output: Path, digest: str, *results: str, **inputs: str | None) -> Store
     """An inference's folder; its Job has left these."""
     store = open_store(f"{output}/inference/{digest}")
     asked = {"command": "evaluate", "model": "s3://m/", "delta": None, "data": "s3://d", **inputs}
-    store.put(contract.REQUEST, contract.to_json(asked))
+    store.put(keys.REQUEST, documents.to_json(asked))
     for name in results:
         store.put(name, b"{}")
     return store
 
 
 def test_inferences_that_left_no_result_go_and_results_stay(tmp_path: Path) -> None:
-    ask(tmp_path, "scored", contract.PER_EXAMPLE, contract.SCORES)
-    ask(tmp_path, "answered", contract.ROWS, command="predict")
+    ask(tmp_path, "scored", keys.PER_EXAMPLE, keys.SCORES)
+    ask(tmp_path, "answered", keys.ROWS, command="predict")
     ask(tmp_path, "failed")
-    ask(tmp_path, "killed", contract.PER_EXAMPLE)
-    open_store(f"{tmp_path}/inference/cut").put(contract.PER_EXAMPLE, b"{}")  # by a gc that was killed
+    ask(tmp_path, "killed", keys.PER_EXAMPLE)
+    open_store(f"{tmp_path}/inference/cut").put(keys.PER_EXAMPLE, b"{}")  # by a gc that was killed
     age(tmp_path)
     assert set(found(tmp_path)) == {"inference/failed/", "inference/killed/", "inference/cut/"}
     ask(tmp_path, "failed")  # again
@@ -172,7 +173,7 @@ def test_an_inference_keeps_its_inputs_until_it_has_ended_or_is_given_up(tmp_pat
     freed = {"a/r1/delta/2.1/", "a/r1/delta/4.1/", "uploads/nobody/", "uploads/model/", "uploads/rows/"}
     age(tmp_path)
     assert set(found(tmp_path)) == freed | {"inference/waits/"}
-    asked.put(contract.SCORES, b"{}")
+    asked.put(keys.SCORES, b"{}")
     assert set(found(tmp_path)) == freed
 
 
@@ -184,7 +185,7 @@ def test_an_inference_that_cannot_be_read_stays_and_all_that_it_may_need(tmp_pat
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
         delta(run, step)
-    ask(tmp_path, "x").put(contract.REQUEST, request_)
+    ask(tmp_path, "x").put(keys.REQUEST, request_)
     age(tmp_path)
     findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
     assert findings.garbage == ()
@@ -201,7 +202,7 @@ def test_an_inference_that_has_gone_on_meanwhile_is_not_deleted(tmp_path: Path) 
     def somebody_comes(one: Garbage) -> None:
         if one.url.endswith("1/"):
             ask(tmp_path, "2")
-            ask(tmp_path, "3", contract.SCORES)
+            ask(tmp_path, "3", keys.SCORES)
 
     collect(findings, SETTINGS, somebody_comes)
     assert {path.name for path in (tmp_path / "inference").iterdir()} == {"2", "3"}
@@ -212,7 +213,7 @@ def test_what_runs_share_stays_while_it_is_not_known_what_one_needs(tmp_path: Pa
     share(tmp_path, "orphan")
     run = begin(tmp_path, "r1", prepared=None)
     if state == "unreadable":
-        run.store.put(contract.SPEC, b"name: [")
+        run.store.put(keys.SPEC, b"name: [")
     age(tmp_path)
     findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
     assert findings.garbage == ()
@@ -268,7 +269,7 @@ def test_what_makes_others_count_goes_first(tmp_path: Path, monkeypatch: pytest.
     deleted: list[str] = []
     monkeypatch.setattr(type(run.store), "delete", lambda _, key: deleted.append(key))
     collect(findings, SETTINGS, lambda _: None)
-    assert deleted == [contract.manifest_key(2, 1), contract.state_key(2, 1)]
+    assert deleted == [keys.manifest_key(2, 1), keys.state_key(2, 1)]
 
 
 def test_a_run_goes_on_after_all_garbage_is_gone(tmp_path: Path) -> None:
@@ -276,10 +277,10 @@ def test_a_run_goes_on_after_all_garbage_is_gone(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         checkpoint(run, step)
         delta(run, step)
-    for key in (contract.BEST, contract.LAST):
-        run.store.put(key, contract.to_json({"prefix": "delta/6.1/"}))
+    for key in (keys.BEST, keys.LAST):
+        run.store.put(key, documents.to_json({"prefix": "delta/6.1/"}))
     age(tmp_path)
     collect(find_garbage(str(tmp_path), SETTINGS, time.time() - DAY), SETTINGS, lambda _: None)
     assert found(tmp_path) == {}
     assert {path.name for path in (tmp_path / "a/r1/checkpoints").iterdir()} == {"4", "6"}
-    assert json.loads(run.store.get(contract.BEST))["prefix"] == "delta/6.1/"
+    assert json.loads(run.store.get(keys.BEST))["prefix"] == "delta/6.1/"

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import (
     DamagedError,
     JobFailedError,
@@ -14,10 +14,11 @@ from cpmbee_job.errors import (
     UsageError,
 )
 from cpmbee_job.launch.lifecycle.promote import promote
-from cpmbee_job.run import Run
+from cpmbee_job.run import keys
+from cpmbee_job.run.deltas import read_delta, record_score
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import parse_spec
 from cpmbee_job.store.files import FileStore
-from cpmbee_job.train.deltas import read_delta, record_score
 
 DATA, OTHER = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
 
@@ -34,9 +35,9 @@ def make_run(tmp_path):
             run.store.put(f"delta/7.1/{name}", data)
         named = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
         scores = {"eval_loss": loss, "eval_digest": digest}
-        run.store.put("delta/7.1/manifest.json", contract.to_json({"run": run.url, "scores": scores, "files": named}))
-        for pointer in (contract.BEST, contract.LAST):
-            run.store.put(pointer, contract.to_json({"prefix": "delta/7.1/"}))
+        run.store.put("delta/7.1/manifest.json", documents.to_json({"run": run.url, "scores": scores, "files": named}))
+        for pointer in (keys.BEST, keys.LAST):
+            run.store.put(pointer, documents.to_json({"prefix": "delta/7.1/"}))
         if ended:
             run.finish("succeeded", "finished")
         return run
@@ -51,7 +52,7 @@ def target(tmp_path):
 
 def in_use(target):
     """What the folder stands for."""
-    return read_delta(target, json.loads(target.get(contract.BEST))["prefix"])
+    return read_delta(target, json.loads(target.get(keys.BEST))["prefix"])
 
 
 def evaluated(store, prefix, digest, loss):
@@ -70,10 +71,10 @@ def test_the_first_is_promoted_whatever_its_score(make_run, target):
 def test_the_same_again_changes_nothing(make_run, target):
     run = make_run("a", 0.5)
     promote(run, target)
-    before = target.get(contract.BEST)
+    before = target.get(keys.BEST)
     again = promote(run, target, min_gain=1.0)
     assert (again.promoted, again.changed) == (True, False)
-    assert target.get(contract.BEST) == before
+    assert target.get(keys.BEST) == before
 
 
 def test_a_better_one_takes_its_place_and_names_it(make_run, target):
@@ -84,7 +85,7 @@ def test_a_better_one_takes_its_place_and_names_it(make_run, target):
     assert done.incumbent == first.url
     assert done.verdict.gain == 0.25
     assert in_use(target).run == second.url
-    assert json.loads(target.get(contract.BEST))["before"] == before.prefix
+    assert json.loads(target.get(keys.BEST))["before"] == before.prefix
     assert target.get(f"{before.prefix}mine.pt") == b"pickle of a"
 
 
@@ -171,18 +172,18 @@ def test_damaged_files_are_not_promoted(make_run, target):
     run.store.put("delta/7.1/mine.pt", b"pickle of b")
     with pytest.raises(DamagedError, match=r"mine\.pt"):
         promote(run, target)
-    assert target.info(contract.BEST) is None
+    assert target.info(keys.BEST) is None
 
 
 def test_a_pointer_to_nothing_is_told(make_run, target):
-    target.put(contract.BEST, contract.to_json({"prefix": "delta/gone/"}))
+    target.put(keys.BEST, documents.to_json({"prefix": "delta/gone/"}))
     with pytest.raises(DamagedError, match="names no delta that is there"):
         promote(make_run("a", 0.5), target)
 
 
 def test_a_run_without_a_delta_has_nothing_to_promote(make_run, target):
     run = make_run("a")
-    run.store.delete(contract.BEST)
+    run.store.delete(keys.BEST)
     with pytest.raises(NotFoundError, match="no delta"):
         promote(run, target)
 
@@ -228,7 +229,7 @@ class LateStore(FileStore):
         self.meanwhile = meanwhile
 
     def put(self, key, data, **condition):
-        if key == contract.BEST and self.meanwhile is not None:
+        if key == keys.BEST and self.meanwhile is not None:
             promote(self.meanwhile, FileStore(self.url))
             self.meanwhile = None
         return super().put(key, data, **condition)

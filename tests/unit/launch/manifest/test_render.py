@@ -14,12 +14,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpmbee_job import contract
 from cpmbee_job.errors import SpecError
+from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.manifest.render import default_run_id, remarks, render, to_yaml
 from cpmbee_job.spec import JobSpec, StorageSpec, load_spec, parse_spec
+from tests.paths import GOLDEN as GOLDEN_FOLDER
+from tests.paths import ROOT
 
-GOLDEN = sorted((Path(__file__).parents[3] / "golden").glob("*/job.yaml"))
+GOLDEN = sorted(GOLDEN_FOLDER.glob("*/job.yaml"))
 JOB = """\
 name: a
 image: registry.example/train:1
@@ -78,13 +80,13 @@ def test_what_the_operator_stumbles_over_is_never_made(job: Path) -> None:
     run_id=st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", fullmatch=True),
 )
 def test_pods_and_services_of_every_job_can_be_named(name: str, run_id: str) -> None:
-    worker = f"{contract.job_name(name, run_id)}-worker-9998"
+    worker = f"{naming.job_name(name, run_id)}-worker-9998"
     assert len(worker) <= 63
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", worker)
 
 
 def test_run_ids_that_fit_no_name_have_names_apart() -> None:
-    assert contract.job_name("a", "Run.1") != contract.job_name("a", "run.1")
+    assert naming.job_name("a", "Run.1") != naming.job_name("a", "run.1")
 
 
 def test_an_id_that_other_readers_take_for_a_number_is_quoted() -> None:
@@ -142,7 +144,7 @@ def test_only_the_training_container_serves_metrics_on_the_port_that_its_policy_
     (container,) = pod_of(manifest)["containers"]
     (port,) = container["ports"]
     assert str(port["containerPort"]) == env_of(manifest, "containers")["CPMBEE_METRICS_PORT"]
-    policy = yaml.safe_load((GOLDEN[0].parents[3] / "k8s/base/network-policy.yaml").read_text())
+    policy = yaml.safe_load((ROOT / "k8s/base/network-policy.yaml").read_text())
     assert port["name"] in [
         open_port["port"] for rule in policy["spec"]["ingress"] for open_port in rule.get("ports", ())
     ]

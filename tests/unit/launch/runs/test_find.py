@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
 from cpmbee_job.errors import ClusterError, NotFoundError, StoreError, UnreachableError, UsageError
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
+from cpmbee_job.launch.kube import naming
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Object
 from cpmbee_job.launch.runs.find import FoundRun, find_at_home, find_run, job_storage
-from cpmbee_job.run import Run
+from cpmbee_job.process import contract
+from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, parse_spec
 from tests.fake_cluster import FakeCluster
 
@@ -21,11 +22,11 @@ def begin(output: Path, run_id: str = ID, name: str = "ccpm", more: str = "") ->
 
 
 def add_job(cluster: FakeCluster, url: str, run_id: str = ID, name: str = "ccpm", storage: str | None = None) -> Object:
-    labels = {**contract.MANAGED_BY, contract.NAME_LABEL: name, contract.RUN_LABEL: run_id}
+    labels = {**naming.MANAGED_BY, naming.NAME_LABEL: name, naming.RUN_LABEL: run_id}
     metadata = {
-        "name": contract.job_name(name, run_id),
+        "name": naming.job_name(name, run_id),
         "labels": labels,
-        "annotations": {contract.URL_ANNOTATION: url},
+        "annotations": {naming.URL_ANNOTATION: url},
     }
     env = [{"name": contract.STORAGE_ENV, "value": storage}] if storage is not None else []
     template = {"spec": {"containers": [{"name": "pytorch", "env": env}]}}
@@ -161,7 +162,7 @@ def test_what_names_no_run(reference: str) -> None:
 def test_a_job_of_a_name_that_was_cut_the_same_is_another_run() -> None:
     cluster = FakeCluster()
     job = add_job(cluster, "s3://b/runs/other", name="a" * 40)
-    job["metadata"]["labels"][contract.NAME_LABEL] = "a" * 39
+    job["metadata"]["labels"][naming.NAME_LABEL] = "a" * 39
     with pytest.raises(NotFoundError):
         find_run(f"{'a' * 40}/{ID}", cluster)
 

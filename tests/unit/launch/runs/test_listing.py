@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, NotFoundError, SpecError
-from cpmbee_job.launch.kube.cluster import PYTORCHJOBS, Object
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Object
 from cpmbee_job.launch.runs.listing import list_runs
+from cpmbee_job.run import keys
 from tests.fake_cluster import FakeCluster
 from tests.unit.launch.runs.test_find import ID, add_job, begin
 
@@ -70,7 +71,7 @@ def test_runs_of_the_store_are_merged_in(tmp_path: Path) -> None:
     (tmp_path / "ccpm" / "no-run").mkdir()
     done.finish("succeeded", "all epochs", steps=7)
     heartbeat = {"state": "running", "step": 3, "total_steps": 9, "loss": 0.5, "updated_at": "2026-01-01T00:00:00Z"}
-    here.store.put(contract.STATUS, contract.to_json(heartbeat))
+    here.store.put(keys.STATUS, documents.to_json(heartbeat))
     add(cluster, "bb", "Created", "Running", url=here.url)
     listing = list_runs(cluster, output=str(tmp_path))
     assert {run.url: run.phase for run in listing.runs} == {
@@ -86,7 +87,7 @@ def test_runs_of_the_store_are_merged_in(tmp_path: Path) -> None:
 
 def test_a_living_run_of_elsewhere_is_running(tmp_path: Path) -> None:
     heartbeat = {"state": "running", "updated_at": datetime.now(UTC).isoformat()}
-    begin(tmp_path).store.put(contract.STATUS, contract.to_json(heartbeat))
+    begin(tmp_path).store.put(keys.STATUS, documents.to_json(heartbeat))
     assert list_runs(None, output=str(tmp_path)).runs[0].phase == "running"
 
 
@@ -104,7 +105,7 @@ def test_a_store_that_refuses_does_not_hide_the_cluster(tmp_path: Path) -> None:
     add(cluster, ID)
     (tmp_path / "ccpm").mkdir()
     (tmp_path / "ccpm" / ID).mkdir()
-    (tmp_path / "ccpm" / ID / contract.STATUS).write_text("not JSON")
+    (tmp_path / "ccpm" / ID / keys.STATUS).write_text("not JSON")
     listing = list_runs(cluster, output=str(tmp_path))
     assert len(listing.runs) == 1
     assert listing.notes[0].startswith(f"ccpm/{ID}: ")

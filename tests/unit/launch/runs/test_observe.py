@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job import contract
+from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, UnreachableError
-from cpmbee_job.launch.kube.cluster import EVENTS, NODES, PODS, PYTORCHJOBS, WORKLOADS
+from cpmbee_job.launch.kube.protocol import EVENTS, NODES, PODS, PYTORCHJOBS, WORKLOADS
 from cpmbee_job.launch.runs.find import FoundRun, find_run, job_labels, job_url
 from cpmbee_job.launch.runs.observe import observe
+from cpmbee_job.run import keys
 from tests.fake_cluster import FakeCluster
 from tests.unit.launch.runs.test_find import ID, add_job, begin
 from tests.unit.launch.runs.test_status import case
@@ -107,7 +108,7 @@ def test_the_stores_record_is_read(tmp_path: Path) -> None:
     run, cluster = begin(tmp_path), FakeCluster()
     add_job(cluster, run.url)
     heartbeat = {"state": "running", "step": 3, "total_steps": 4, "updated_at": datetime.now(UTC).isoformat()}
-    run.store.put(contract.STATUS, contract.to_json(heartbeat))
+    run.store.put(keys.STATUS, documents.to_json(heartbeat))
     assert observe(find_run(f"ccpm/{ID}", cluster), cluster).progress == 0.75
     run.finish("failed", "data.jsonl:7: no <ans>", exit_code=3)
     seen = observe(find_run(f"ccpm/{ID}", cluster), cluster)
@@ -125,7 +126,7 @@ def test_a_run_that_begins_after_it_was_found_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b'{"step": "many", "best": 3, "updated_at": 7}'])
 def test_a_strange_heartbeat_is_no_fault(tmp_path: Path, text: bytes) -> None:
     run = begin(tmp_path)
-    run.store.put(contract.STATUS, text)
+    run.store.put(keys.STATUS, text)
     assert observe(find_run(run.url, None), None).step is None
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.runs.pods import PodStatus, describe_pod, is_silent
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

@@ -4,16 +4,16 @@ import copy
 import json
 import random
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cpmbee_job.launch.kube.cluster import Object
+from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.runs.status import RunStatus, StoreRecord, describe_run
 from cpmbee_job.spec import JobSpec, parse_spec
+from tests.paths import GOLDEN
 
-CASES = Path(__file__).parents[3] / "golden" / "status"
+CASES = GOLDEN / "status"
 URL = "s3://bucket/runs/a/0123456789ab"
 
 

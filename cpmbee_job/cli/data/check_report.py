@@ -1,0 +1,282 @@
+"""What `data check` found, in words and bars: on a terminal of any width, or without one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
+
+from cpmbee_job.cli.shared.console import printable
+from cpmbee_job.data.check.answers import Answers
+from cpmbee_job.data.check.duplicates import Duplicates
+from cpmbee_job.data.check.lengths import Lengths
+from cpmbee_job.data.check.scan import CheckReport, SetReport
+from cpmbee_job.data.check.unknown import Unknown
+from cpmbee_job.data.check.view import Segment, View
+from cpmbee_job.data.encode.examples import ANSWER
+
+_TITLE_WIDTH = 17
+_LABEL_WIDTH = 20
+_BAR_WIDTH = 40
+_SHORTEST_BAR = 5
+_MOST_BARS = 12
+"""What is shown one by one; the histogram has no more."""
+_LEVELS = ("magenta", "cyan", "blue", "yellow")
+"""Colours of segments by their level in the tree."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line or more under one title."""
+
+    title: str
+    lines: Sequence[str]
+    is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Counts under one title, each with its share as a bar."""
+
+    title: str
+    counts: Mapping[str, int]
+    total: int
+
+
+def draw(report: CheckReport, console: Console) -> None:
+    """Print all of it."""
+    page = _Page(console)
+    page.heading(report.url)
+    for item in _of_set(report, with_histogram=True):
+        page.item(item)
+    if report.eval is not None:
+        page.heading(report.eval.url)
+        for item in _of_set(report.eval, with_histogram=False):
+            page.item(item)
+    if report.leakage is not None:
+        page.item(_leakage(report.leakage))
+    if report.views:
+        page.heading("examples as the model sees them")
+        page.line("One segment a line, each between <s> and </s>, tokens between │, → what is to be predicted.")
+        for view in report.views:
+            page.view(view)
+    page.line("")
+
+
+def summarise(report: CheckReport) -> Text:
+    """All of it in one line."""
+    words = f"summary: {_usable(report)}"
+    warnings = _warnings(report)
+    num_errors = report.num_errors
+    if report.eval is not None and report.leakage is not None:
+        words += f" and {_usable(report.eval)} for evaluation"
+        warnings += [f"{title} (eval)" for title in _warnings(report.eval)]
+        warnings += ["leakage"] * report.leakage.any
+        num_errors += report.eval.num_errors
+    words += f" can be used; {_number(num_errors, 'error')}, {_number(len(warnings), 'warning')}"
+    if warnings:
+        words += f": {', '.join(warnings)}"
+    return Text(words, "red" if num_errors else "yellow" if warnings else "green")
+
+
+def _of_set(report: SetReport, *, with_histogram: bool) -> Iterator[Finding | Bars]:
+    yield Finding("rows", [_rows(report)], report.bad_rows > 0)
+    for title, lengths in (("tokens", report.tokens), ("target tokens", report.target_tokens)):
+        if lengths is not None:
+            yield _lengths(title, lengths)
+    if with_histogram and report.histogram:
+        bins = {f"{b.first:,}-{b.last:,}" if b.first < b.last else f"{b.first:,}": b.examples for b in report.histogram}
+        yield Bars("lengths", bins, report.examples)
+    if report.packing is not None:
+        packing = report.packing
+        rows = f"{_number(packing.rows, 'row')} of {report.max_length:,} tokens, {packing.efficiency:.1%} full"
+        yield Finding("packing", [f"{rows}, {packing.examples / packing.rows:,.1f} examples a row"])
+    if report.examples:
+        yield _too_long(report)
+        yield _unknown(report.unknown)
+        yield from _answers(report.answers, report.examples)
+        yield _duplicates(report.duplicates)
+    if report.warnings:
+        yield Finding("mended", [f"{kind}: {count:,}" for kind, count in report.warnings.items()], is_warning=True)
+
+
+def _rows(report: SetReport) -> str:
+    bad = f", {report.bad_rows:,} that can't be used" if report.bad_rows else ""
+    return f"{report.rows:,}: {_number(report.examples, 'example')}{bad}"
+
+
+def _usable(report: SetReport) -> str:
+    if not report.rows:
+        return "no rows"
+    number = "none" if not report.examples else "all" if not report.bad_rows else f"{report.examples:,}"
+    return f"{number} of {_number(report.rows, 'row')}"
+
+
+def _lengths(title: str, lengths: Lengths) -> Finding:
+    numbers = lengths.model_dump()
+    total = numbers.pop("total")
+    if lengths.min == lengths.max:
+        return Finding(title, [f"{total:,}; {lengths.max:,} an example"])
+    return Finding(title, [f"{total:,}; of an example " + ", ".join(f"{k} {v:,}" for k, v in numbers.items())])
+
+
+def _too_long(report: SetReport) -> Finding:
+    if not report.too_long:
+        return Finding("too long", [f"none of more than {report.max_length:,} tokens"])
+    return Finding(
+        "too long",
+        [
+            f"{_number(report.too_long, 'example')} of more than {report.max_length:,} tokens",
+            *(f"{one.location}: {one.tokens:,} tokens" for one in report.too_long_at),
+        ],
+        is_warning=True,
+    )
+
+
+def _unknown(unknown: Unknown) -> Finding:
+    if not unknown.characters:
+        return Finding("unknown", ["no characters"])
+    examples = _number(unknown.examples, "example")
+    lines = [f"{_number(unknown.characters, 'character')}, {unknown.different:,} different, in {examples}"]
+    for one in unknown.most_frequent:
+        shown = f"{one.character} " if one.character.isprintable() else ""
+        lines.append(f"{shown}{one.code_point}: {one.count:,}, first {one.first}")
+    if len(unknown.most_frequent) < unknown.different:
+        lines.append(f"and {unknown.different - len(unknown.most_frequent):,} more, less frequent")
+    return Finding("unknown", lines, is_warning=True)
+
+
+def _answers(answers: Answers, num_examples: int) -> Iterator[Finding | Bars]:
+    lines = [f"{answers.empty:,} empty"] if answers.empty else []
+    for one in answers.constant:
+        which = "" if one.examples == num_examples else " that have it"
+        lines.append(f"{one.place} never varies: {one.text!r} in all {one.examples:,}{which}")
+    fine = "none empty" if num_examples == 1 else "none empty, and they vary"
+    yield Finding("answers", lines or [fine], is_warning=bool(lines))
+    for place, classes in answers.classes.items():
+        if place != ANSWER:
+            yield Finding("classes", [f"of {place}"])
+        yield Bars("classes" if place == ANSWER else "", classes, sum(classes.values()))
+
+
+def _duplicates(found: Duplicates) -> Finding:
+    lines = []
+    if found.repeated:
+        verb = "repeats" if found.repeated == 1 else "repeat"
+        lines.append(f"{_number(found.repeated, 'example')} {verb} an earlier one")
+        lines += [f"{again} repeats {first}" for first, again in found.repeated_at]
+    if found.contradicting:
+        verb = "has" if found.contradicting == 1 else "have"
+        lines.append(f"{_number(found.contradicting, 'example')} {verb} an earlier one's question, and another answer")
+        lines += [f"{again} answers {first} otherwise" for first, again in found.contradicting_at]
+    return Finding("duplicates", lines or ["none"], is_warning=bool(lines))
+
+
+def _leakage(found: Duplicates) -> Finding:
+    lines = []
+    if found.repeated:
+        lines.append(f"{_number(found.repeated, 'evaluation example')} in the training data too")
+        lines += [f"{one} is {other}" for one, other in found.repeated_at]
+    if found.contradicting:
+        lines.append(f"{_number(found.contradicting, 'evaluation question')} in it with another answer")
+        lines += [f"{one} asks what {other} asks" for one, other in found.contradicting_at]
+    return Finding("leakage", lines or ["none"], is_warning=bool(lines))
+
+
+def _warnings(report: SetReport) -> list[str]:
+    return [
+        item.title
+        for item in _of_set(report, with_histogram=False)
+        if isinstance(item, Finding) and item.is_warning and item.title != "rows"  # those are errors
+    ]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+class _Page:
+    """Lines with a hanging indent, folded where there is a terminal; elsewhere each stays one line."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._width = console.width if console.is_terminal else None
+
+    def heading(self, text: str) -> None:
+        self.line("")
+        self.line(text, style="bold")
+
+    def line(self, text: str, style: str = "") -> None:
+        self._print(Text(), Text(text, style))
+
+    def item(self, item: Finding | Bars) -> None:
+        if isinstance(item, Bars):
+            self._bars(item)
+            return
+        style = "yellow" if item.is_warning else ""
+        for number, line in enumerate(item.lines):
+            mark = "! " if item.is_warning and not number else "  "
+            title = Text(f"{mark}{'' if number else item.title}".ljust(_TITLE_WIDTH), style)
+            self._print(title, Text(printable(line), style))
+
+    def view(self, view: View) -> None:
+        self.line("")
+        tokens = f"{_number(view.tokens, 'token')}, {view.target_tokens:,} to predict"
+        self._print(Text("  "), Text(f"{view.location}: {tokens}", "bold"))
+        half = (len(view.segments) + 1) // 2 if view.more_segments else len(view.segments)
+        for segment in view.segments[:half]:
+            self._segment(segment)
+        if view.more_segments:
+            self.line(f"    … {_number(view.more_segments, 'segment')} more …", "dim")
+            for segment in view.segments[half:]:
+                self._segment(segment)
+
+    def _segment(self, segment: Segment) -> None:
+        style = "bold green" if segment.target else _LEVELS[segment.level % len(_LEVELS)]
+        text = Text()
+        for number, token in enumerate(segment.tokens):
+            text.append("│" if number else "", "dim")
+            unknown = token.startswith("<unk:")
+            text.append(_visible(token), "red" if unknown else style)
+        if segment.more_tokens:
+            text.append(f" … {segment.more_tokens:,} more", "dim")
+        self._print(Text(("  → " if segment.target else "    ") + "  " * segment.level, style), text)
+
+    def _bars(self, bars: Bars) -> None:
+        shown = dict(list(bars.counts.items())[:_MOST_BARS])
+        labels = {label: _visible(label) or "(empty)" for label in shown}
+        label_width = min(max(map(cell_len, labels.values())), _LABEL_WIDTH)
+        most = max(shown.values())
+        for number, (label, count) in enumerate(shown.items()):
+            title = f"  {'' if number else bars.title}".ljust(_TITLE_WIDTH)
+            line = (
+                f"{set_cell_size(labels[label], label_width)}  {count:{len(f'{most:,}')},} {count / bars.total:6.1%}  "
+            )
+            room = _BAR_WIDTH if self._width is None else min(_BAR_WIDTH, self._width - len(title) - cell_len(line))
+            bar = _bar(count / most, room) if room >= _SHORTEST_BAR else ""
+            self._print(Text(title), Text.assemble(line, (bar, "cyan")))
+        if len(shown) < len(bars.counts):
+            rest = sum(bars.counts.values()) - sum(shown.values())
+            self._print(Text(" " * _TITLE_WIDTH), Text(f"and {len(bars.counts) - len(shown):,} more: {rest:,}"))
+
+    def _print(self, first: Text, text: Text) -> None:
+        """`text` behind `first`, its further lines as far from the left."""
+        room = None if self._width is None else self._width - first.cell_len
+        lines = [text] if room is None else text.wrap(self._console, max(room, 10), overflow="fold")
+        for number, line in enumerate(lines):
+            start = Text(" " * first.cell_len) if number else first
+            whole = start + line
+            whole.rstrip()
+            self._console.print(whole)
+
+
+def _visible(text: str) -> str:
+    """A text of the data in which nothing is left for a terminal to obey, and no character is invisible."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _bar(share: float, width: int) -> str:
+    """A bar of so much of `width` cells, drawn in eighths; of anything above nothing at least one."""
+    eighths = round(share * width * 8) or (1 if share else 0)
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).rstrip()

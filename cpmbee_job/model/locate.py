@@ -1,0 +1,77 @@
+"""Models and deltas from wherever a user says they are, as files of this machine."""
+
+from pathlib import Path
+
+from cpmbee_job import documents
+from cpmbee_job.errors import NotFoundError
+from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY
+from cpmbee_job.model.lora import DELTA_MANIFEST, DELTA_TENSORS, Delta, read_delta
+from cpmbee_job.model.weights.model_folder import ModelFiles, find_model, is_weights
+from cpmbee_job.run import keys, records
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.base import Progress, Store, no_progress
+from cpmbee_job.store.cache import default_cache_dir, fetch_folder
+from cpmbee_job.store.ranges import KeptObject
+from cpmbee_job.store.urls import open_object, open_store
+
+_FILE_SUFFIXES = (".pt", ".bin", ".safetensors")
+
+
+def fetch_model(url: str, storage: StorageSpec | None = None) -> ModelFiles:
+    """The files of the model folder at `url`. Where it is not on this machine, the small ones are copied to the cache;
+    weights are read from there by ranges, which the cache keeps.
+
+    Raises `NotFoundError` where there is none, `ModelError` for a folder that is no model.
+    """
+    cache, store = default_cache_dir(), open_store(url, storage)
+    folder = fetch_folder(url, storage, cache, only={CONFIG, VOCABULARY, SAFETENSORS_INDEX})
+    if store.local_path(CONFIG) is not None:
+        return find_model(folder)
+    return find_model(
+        folder, {found.key: KeptObject(store, found, cache) for found in store.list() if is_weights(found.key)}
+    )
+
+
+def fetch_delta(url: str, storage: StorageSpec | None = None, progress: Progress = no_progress) -> Delta:
+    """The delta at `url`: a delta folder, a file in the original's format, or a run's folder (its best delta).
+
+    Raises `NotFoundError` where there is none, `ModelError` for what is no delta.
+    """
+    if url.endswith(_FILE_SUFFIXES):
+        return read_delta(_fetch_file(url, storage, progress))
+    return read_delta(fetch_folder(delta_folder(url, storage), storage, default_cache_dir(), progress))
+
+
+def delta_folder(url: str, storage: StorageSpec | None = None) -> str:
+    """URL of the delta folder that `url` means, itself or the best of the run's folder that it names."""
+    store = open_store(url, storage)
+    if _is_delta_folder(store) or store.info(keys.BEST) is None:
+        return url
+    return f"{store.url}/{_prefix(store)}"
+
+
+def _is_delta_folder(store: Store) -> bool:
+    return store.info(DELTA_MANIFEST) is not None or store.info(DELTA_TENSORS) is not None
+
+
+def _prefix(store: Store) -> str:
+    return records.DeltaPointer.parse(store.get(keys.BEST), f"{store.url}/{keys.BEST}").prefix
+
+
+def _fetch_file(url: str, storage: StorageSpec | None, progress: Progress) -> Path:
+    store, key = open_object(url, storage)
+    local = store.local_path(key)
+    if local is not None:
+        if not local.is_file():
+            raise NotFoundError(f"{url}: no such file")
+        return local
+    found = store.info(key)
+    if found is None:
+        raise NotFoundError(f"{url}: no such object")
+    path = default_cache_dir() / "files" / documents.digest([url, found.size, found.etag]) / key
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if store.info(DELTA_MANIFEST) is not None:
+            store.download(DELTA_MANIFEST, path.with_name(DELTA_MANIFEST))
+        store.download(key, path, progress)
+    return path

@@ -1,0 +1,78 @@
+"""CPM-Bee as a plain torch module: the original's state-dict keys and answers, computed example by example.
+
+Only target positions get logits. Tensor names end in their shape: N tokens, D model width, T targets, V vocabulary,
+X extra output columns.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cpmbee_job.model.config import ModelConfig
+from cpmbee_job.model.memory import TARGETS_AT_ONCE
+from cpmbee_job.model.net.attention import GroupedAttention
+from cpmbee_job.model.net.inputs import ModelInputs
+from cpmbee_job.model.net.layers import BucketPositionBias, Embedding, Encoder
+
+
+class CpmBee(nn.Module):
+    """The model. Parameters are uninitialised until `weights.load_model` or `init_weights` fills them."""
+
+    base_digest = ""
+    """Of the weights that `weights.load_model` has put into it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.input_embedding = Embedding(config)
+        self.position_bias = BucketPositionBias(config)
+
+    def forward(self, inputs: ModelInputs) -> Tensor:
+        """Hidden states (N, D) of all tokens, normalised for the output projection."""
+        dropout_p = self.config.dropout_p if self.training else 0.0
+        attend = GroupedAttention(self.position_bias, inputs, dropout_p)
+        hidden_ND: Tensor = self.encoder(self.input_embedding(inputs.ids, inputs.subs), attend)
+        return hidden_ND
+
+    def target_logits(self, inputs: ModelInputs, hidden_ND: Tensor) -> Tensor:
+        """Logits (T, V + X) at the target positions."""
+        extra_XD = self.input_embedding(inputs.ext_ids, inputs.ext_subs)
+        return self.input_embedding.project(hidden_ND.index_select(0, inputs.target_positions), extra_XD)
+
+    def target_losses(self, inputs: ModelInputs, hidden_ND: Tensor) -> Tensor:
+        """Negative log-probability (T,) fp32 of each target among the vocabulary and the extra columns that compete
+        for it; the logits of all targets never exist at once."""
+        extra_XD = self.input_embedding(inputs.ext_ids, inputs.ext_subs)
+        hidden_TD = hidden_ND.index_select(0, inputs.target_positions)
+        whole = (hidden_TD, inputs.targets.long(), inputs.columns)
+        if len(inputs.targets) <= TARGETS_AT_ONCE:
+            return self._losses(extra_XD, *whole)
+        chunks = zip(*(torch.split(tensor, TARGETS_AT_ONCE) for tensor in whole), strict=True)
+        if torch.is_grad_enabled():
+            return torch.cat(
+                [
+                    checkpoint(self._losses, extra_XD, *chunk, use_reentrant=False, preserve_rng_state=False)
+                    for chunk in chunks
+                ]
+            )
+        return torch.cat([self._losses(extra_XD, *chunk) for chunk in chunks])
+
+    def _losses(self, extra_XD: Tensor, hidden_TD: Tensor, targets_T: Tensor, columns_TX: Tensor) -> Tensor:
+        logits = self.input_embedding.project(hidden_TD, extra_XD).float()
+        logits[:, self.config.vocab_size :].masked_fill_(~columns_TX, float("-inf"))
+        return F.cross_entropy(logits, targets_T, reduction="none")
+
+
+@torch.no_grad()
+def init_weights(model: CpmBee, seed: int) -> None:
+    """Random weights of unit scale (layers divide by the root of their width), norms at one; the same for the same
+    seed on any device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "layernorm" in name:
+            parameter.fill_(1.0)
+        else:
+            parameter.copy_(torch.empty(parameter.shape).normal_(generator=generator))

@@ -1,0 +1,311 @@
+"""A model folder: `vocab.txt`, `config.json`, and weights as `*.safetensors` or the original `pytorch_model.bin`.
+
+Weights are read by ranges into the place where they stay, so there is never a second copy of the model in memory; ranks
+read a share each and exchange them. State-dict keys are the original's; those of the hub carry the prefix `cpmbee.`.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cpmbee_job import documents
+from cpmbee_job.errors import ModelError
+from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY, ModelConfig
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.weights.pieces import Part, PartSums, Piece, read_pieces, share_out
+from cpmbee_job.model.weights.stored import (
+    EMBEDDING,
+    Progress,
+    StoredWeights,
+    is_finite,
+    listing,
+    no_progress,
+    one_thread,
+)
+from cpmbee_job.model.weights.weight_file import LocalFile, WeightFile
+
+T = TypeVar("T")
+_WEIGHTS = (re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
+"""Names of files of weights. Of the two kinds, the first that is there counts."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one model. Weights may lie elsewhere."""
+
+    config: Path
+    vocab: Path
+    weights: tuple[WeightFile, ...]
+
+
+class Ranks(Protocol):
+    """The processes that load a model together, all at the same time."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns on each rank; an error on one of them is raised on all."""
+
+    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+        """Fill each tensor with what it holds on the rank beside it."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a process keeps of a weight, flat: all of it, as all others do, or a share from element `start`."""
+
+    elements: Tensor
+    start: int | None = None
+
+    def take(self, content: Tensor, begin: int) -> None:
+        """Keep what is of this share in elements (flat) that begin at number `begin` of the whole."""
+        start = self.start or 0
+        low, high = max(begin, start), min(begin + content.numel(), start + self.elements.numel())
+        if low < high:
+            self.elements[low - start : high - start].copy_(content[low - begin : high - begin])
+
+
+Keep = Callable[[CpmBee], Mapping[str, Kept]]
+"""Makes the places of a model's weights (on the device `meta`), by name; it may change the model meanwhile."""
+
+
+class Alone:
+    """A process that loads by itself."""
+
+    rank, size = 0, 1
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        return [work()]
+
+    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+        """Nothing to do."""
+
+
+ALONE = Alone()
+
+
+def find_model(folder: Path, remote: Mapping[str, WeightFile] | None = None) -> ModelFiles:
+    """The files of the model in `folder`, of which `remote` (by name) lie elsewhere; whether there is a vocabulary
+    shows when it is read.
+
+    Raises `ModelError` naming what else is missing.
+    """
+    if not folder.is_dir():
+        raise ModelError(
+            f"{folder}: no such folder", hint="a model is a folder with config.json, vocab.txt and weights"
+        )
+    config = folder / CONFIG
+    if not config.is_file():
+        raise ModelError(f"{config}: no such file", hint="a model folder holds a config.json")
+    index = folder / SAFETENSORS_INDEX
+    if remote is None:
+        remote = {path.name: LocalFile(path) for path in folder.iterdir() if is_weights(path.name)}
+    if index.is_file():
+        names = _shards_of(index, remote)
+    else:
+        by_kind = [sorted(filter(kind.fullmatch, remote)) for kind in _WEIGHTS]
+        names = next(filter(None, by_kind), [])
+    if not names:
+        raise ModelError(f"{folder}: no weights in it", hint="expected *.safetensors or pytorch_model.bin")
+    return ModelFiles(config, folder / VOCABULARY, tuple(remote[name] for name in names))
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name in a model folder holds weights."""
+    return any(kind.fullmatch(name) for kind in _WEIGHTS)
+
+
+def load_model(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    progress: Progress = no_progress,
+    keep: Keep | None = None,
+) -> CpmBee:
+    """The model with all its weights, in `dtype` on `device`, frozen or not as the caller will decide; where there is
+    a `keep`, with what it keeps of them.
+
+    All `ranks` call it together: each reads its share of the bytes, then they exchange them. What one of them meets is
+    raised on all: `ModelError` that lists missing, extra and misshapen keys, or names weights that are not finite.
+    """
+    opened: list[_Places] = []
+
+    def prepare() -> tuple[str, list[bool]]:
+        places = _Places(files, dtype, device)
+        opened.append(places)
+        return places.fingerprint(), [piece.file.is_near(piece.start, piece.nbytes) for piece in places.pieces]
+
+    plans = ranks.gather(prepare)
+    (places,) = opened
+    if len({fingerprint for fingerprint, _ in plans}) > 1:
+        raise ModelError(
+            f"{places.stored.source}: not all ranks find the same weights there",
+            hint="give every machine the same model, and don't change it while a job starts",
+        )
+    places.make(keep or partial(keep_whole, dtype=dtype, device=device))
+    owned = list(zip(places.pieces, share_out(places.pieces, [near for _, near in plans]), strict=True))
+    share = [piece for piece, owner in owned if owner == ranks.rank]
+    read = ranks.gather(lambda: places.fill(share, progress))
+    if bad := {name for _, names in read for name in names}:
+        raise places.stored.not_finite(bad, f"the file is damaged, or its values do not fit into {dtype}")
+    parts = [(part, owner) for piece, owner in owned for part in piece.parts]
+    ranks.spread((places.of(part), owner) for part, owner in parts if places.is_whole(part))
+    for part, owner in parts:
+        if not places.is_whole(part):
+            content = places.sent(part, mine=owner == ranks.rank)
+            ranks.spread([(content, owner)])
+            places.take(part, content)
+    places.model.base_digest = places.stored.digest(sums for each, _ in read for sums in each)
+    return places.model
+
+
+def keep_whole(model: CpmBee, *, dtype: torch.dtype, device: torch.device) -> dict[str, Kept]:
+    """Places for all elements of all weights that the model has on the device `meta`."""
+    kept: dict[str, Kept] = {}
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta:
+            weight = torch.empty(parameter.shape, dtype=dtype, device=device)
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, nn.Parameter(weight, parameter.requires_grad))
+            kept[name] = Kept(weight.view(-1))
+    return kept
+
+
+class _Places:
+    """A model whose weights are yet to be read, and the places where they will stay. What is read for others waits in
+    the host's memory, 1/N of the model with N ranks."""
+
+    def __init__(self, files: ModelFiles, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self.stored = StoredWeights(files.weights)
+        self.model = check_model(files, self.stored)
+        for name, tensor in self.stored.tensors.items():
+            if not tensor.dtype.is_floating_point:
+                raise ModelError(
+                    f"{self.stored.source}: {name} holds {tensor.dtype}, where weights are real numbers",
+                    hint="quantised weights can't be used; take those in half precision",
+                )
+        self.pieces = self.stored.pieces()
+        self._kept: Mapping[str, Kept] = {}
+        self._waiting: dict[tuple[str, int], Tensor] = {}
+
+    def make(self, keep: Keep) -> None:
+        self._kept = keep(self.model)
+
+    def fingerprint(self) -> str:
+        """The same on all ranks that find the same files."""
+        tensors = self.stored.tensors.values()
+        return repr([(t.name, t.dtype, t.shape, t.start, t.file.size, t.file.tag) for t in tensors])
+
+    def is_whole(self, part: Part) -> bool:
+        """Whether all ranks keep all of the weight; it is the same on all."""
+        return self._kept[part.tensor.name].start is None
+
+    def of(self, part: Part) -> Tensor:
+        """Where a part is read to."""
+        if self.is_whole(part):
+            return part.of(self._kept[part.tensor.name].elements)
+        place = (part.tensor.name, part.begin)
+        if place not in self._waiting:
+            self._waiting[place] = torch.empty(part.nbytes // part.tensor.dtype.itemsize, dtype=self.dtype)
+        return self._waiting[place]
+
+    def sent(self, part: Part, *, mine: bool) -> Tensor:
+        """A part on its way to all ranks: its content on the one that has read it, room for it on the others."""
+        if mine:
+            return self._waiting.pop((part.tensor.name, part.begin)).to(self.device)
+        return torch.empty(part.nbytes // part.tensor.dtype.itemsize, dtype=self.dtype, device=self.device)
+
+    def take(self, part: Part, content: Tensor) -> None:
+        self._kept[part.tensor.name].take(content, part.begin // part.tensor.dtype.itemsize)
+
+    def _read_to(self, part: Part) -> Tensor | None:
+        """The part's place, where its bytes can be read to it as they are."""
+        place = self.of(part)
+        return place if place.dtype == part.tensor.dtype and place.device.type == "cpu" else None
+
+    def fill(self, pieces: Sequence[Piece], progress: Progress) -> tuple[list[PartSums], set[str]]:
+        """Read pieces to their places. Returns their checksums, and the names of weights that are not finite."""
+        sums: list[PartSums] = []
+        bad: set[str] = set()
+        with one_thread():
+            for done in read_pieces(pieces, self._read_to):
+                for part, content in done.contents:
+                    place = self.of(part)
+                    if content.data_ptr() != place.data_ptr():
+                        place.copy_(content)
+                    if not is_finite(place):
+                        bad.add(part.tensor.name)
+                sums += done.sums
+                progress(done.piece.nbytes)
+        return sums, bad
+
+
+def base_digest(files: ModelFiles) -> str:
+    """Digest (64 hex digits) of all weights: names, dtypes, shapes, content. The same in either file format. Reads
+    them all: a model that was loaded has it already."""
+    stored = StoredWeights(files.weights)
+    return stored.digest(sums for done in read_pieces(stored.pieces()) for sums in done.sums)
+
+
+def check_model(files: ModelFiles, stored: StoredWeights) -> CpmBee:
+    """The model that the config describes, its weights on the device `meta`. Raises `ModelError` where the stored ones
+    do not belong to it."""
+    config = ModelConfig.from_file(files.config)
+    with torch.device("meta"):
+        model = CpmBee(config)
+    shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
+    misshapen = [
+        f"{name} is {shapes[name]}, not {shape}" for name, shape in expected.items() if shapes.get(name, shape) != shape
+    ]
+    if missing or extra or misshapen:
+        raise ModelError(
+            f"{stored.source} and {files.config} do not belong together"
+            f"{listing('missing', missing)}{listing('extra', extra)}{listing('another shape', misshapen)}",
+            hint=_why(shapes, config, missing, extra),
+        )
+    return model
+
+
+def _shards_of(index: Path, there: Collection[str]) -> list[str]:
+    try:
+        weight_map: Any = documents.from_json(index.read_bytes())["weight_map"]
+        names: list[str] = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: not an index of safetensors files ({error})") from error
+    # A file name, never a path: an index from elsewhere must not point out of its folder.
+    if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise ModelError(f"{index}: {strange[0]!r} is no file name")
+    if missing := [name for name in names if name not in there]:
+        raise ModelError(f"{index}: files that it names are missing{listing('', missing)}", hint="copy them too")
+    return names
+
+
+def _why(
+    shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, missing: list[str], extra: list[str]
+) -> str | None:
+    """The likeliest reason why weights and config do not match."""
+    num_entries, *_ = shapes.get(EMBEDDING, (config.vocab_size,))
+    if num_entries != config.vocab_size:
+        return f"config.json says vocab_size {config.vocab_size}, the weights have {num_entries} entries"
+    if any(".lora." in name for name in shapes):
+        return "this holds LoRA weights; give them as the delta, and the base as the model"
+    if missing and not extra and all(".self_att." in name or ".ffn." in name for name in missing):
+        return "a pruned model's config.json says in mask_modules which blocks are absent; or num_layers is too large"
+    if extra and not missing and all(name.startswith("encoder.layers.") for name in extra):
+        return "num_layers in config.json is too small, or its mask_modules are another model's"
+    return None

@@ -1,0 +1,190 @@
+"""Weights in pieces: each is one read, of bytes that lie together, and belongs to one rank.
+
+A tensor's checksums are those of its chunks, counted from its own beginning: the same whatever file it lies in, however
+it was cut for reading and whoever has read it.
+"""
+
+import hashlib
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from cpmbee_job.model.weights.tensor_table import StoredTensor
+from cpmbee_job.model.weights.weight_file import WeightFile, tensor_bytes
+from cpmbee_job.process import activity
+
+CHUNK = 1 << 20
+"""Bytes that have a checksum of their own; part of what `digest` means."""
+LARGEST_PIECE = 32 * CHUNK
+READERS = 8
+"""Threads: what a store needs to be at its best; a disk needs fewer."""
+_ALIGNMENT = 16
+_LARGEST_GAP = 4096
+"""Bytes between two tensors that are read along rather than make another read."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """`nbytes` bytes of a tensor from its byte `begin`, which is the beginning of a chunk."""
+
+    tensor: StoredTensor
+    begin: int
+    nbytes: int
+
+    def of(self, elements: Tensor) -> Tensor:
+        """This part of all the tensor's elements (flat, any dtype)."""
+        itemsize = self.tensor.dtype.itemsize
+        return elements[self.begin // itemsize : (self.begin + self.nbytes) // itemsize]
+
+
+@dataclass(frozen=True)
+class PartSums:
+    """CRC-32 of the chunks of a part, the first of which is the tensor's chunk number `first`."""
+
+    name: str
+    first: int
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    file: WeightFile
+    start: int
+    nbytes: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class ReadPiece:
+    """A piece that has been read."""
+
+    piece: Piece
+    contents: tuple[tuple[Part, Tensor], ...]
+    """Each part and its elements (flat, the file's dtype). Where they have no other place, they last until the next
+    piece is asked for."""
+    sums: tuple[PartSums, ...]
+    scratch: Tensor
+
+
+def cut(tensors: Iterable[StoredTensor]) -> list[Piece]:
+    """All bytes of the tensors, file after file, in pieces of at most 32 MiB and 1/64 of the whole (but 1 MiB): what is
+    in memory while reading stays small beside the model."""
+    tensors = list(tensors)
+    order: dict[int, int] = {}
+    for tensor in tensors:
+        order.setdefault(id(tensor.file), len(order))
+    in_order = sorted(tensors, key=lambda tensor: (order[id(tensor.file)], tensor.start, tensor.nbytes))
+    limit = min(max(sum(tensor.nbytes for tensor in in_order) // 64, CHUNK), LARGEST_PIECE)
+    pieces: list[Piece] = []
+    parts: list[Part] = []
+    start = end = 0
+
+    def close() -> None:
+        if parts:
+            pieces.append(Piece(parts[0].tensor.file, start, end - start, tuple(parts)))
+            parts.clear()
+
+    for tensor in in_order:
+        for begin in range(0, tensor.nbytes, CHUNK):
+            nbytes = min(CHUNK, tensor.nbytes - begin)
+            first = tensor.start + begin
+            together = parts and parts[-1].tensor.file is tensor.file and 0 <= first - end <= _LARGEST_GAP
+            if not together or first + nbytes - start > limit:
+                close()
+                start = first
+            if parts and parts[-1].tensor is tensor:
+                parts[-1] = Part(tensor, parts[-1].begin, parts[-1].nbytes + nbytes)
+            else:
+                parts.append(Part(tensor, begin, nbytes))
+            end = first + nbytes
+    close()
+    return pieces
+
+
+def share_out(pieces: Sequence[Piece], near: Sequence[Sequence[bool]]) -> list[int]:
+    """The rank that reads each piece, the same on all ranks: one that has it near where there is one, and among those
+    the one with the least to read. `near[rank][i]`: whether the rank's machine has piece i."""
+    loads = [0] * len(near)
+    owners = []
+    for number, piece in enumerate(pieces):
+        candidates = [rank for rank, has in enumerate(near) if has[number]] or range(len(near))
+        owner = min(candidates, key=loads.__getitem__)
+        loads[owner] += piece.nbytes
+        owners.append(owner)
+    return owners
+
+
+def nowhere(_part: Part) -> None:
+    """No place: a part's bytes are only looked at."""
+
+
+def read_pieces(pieces: Sequence[Piece], place: Callable[[Part], Tensor | None] = nowhere) -> Iterator[ReadPiece]:
+    """Read in the order given, `READERS` at once. `place` may give the flat tensor (on the CPU, the file's dtype) that
+    a part is to be read to; other parts are read to memory that is used again."""
+    waiting = iter(pieces)
+    # Each part begins at a multiple of what any dtype needs.
+    size = max((sum(_aligned(part.nbytes) for part in piece.parts) for piece in pieces), default=0)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as pool:
+        running: deque[Future[ReadPiece]] = deque()
+
+        def begin(piece: Piece, scratch: Tensor) -> None:
+            running.append(pool.submit(_read, piece, [place(part) for part in piece.parts], scratch))
+
+        for piece in islice(waiting, READERS + 1):
+            begin(piece, torch.empty(size, dtype=torch.uint8))
+        while running:
+            done = running.popleft().result()
+            activity.moved()
+            yield done
+            for piece in islice(waiting, 1):
+                begin(piece, done.scratch)
+
+
+def whole_sums(parts: Iterable[PartSums]) -> dict[str, tuple[int, ...]]:
+    """The checksums of whole tensors, by name, from those of all their parts."""
+    in_order = sorted(parts, key=lambda part: (part.name, part.first))
+    return {
+        name: tuple(chain.from_iterable(part.values for part in group))
+        for name, group in groupby(in_order, key=attrgetter("name"))
+    }
+
+
+def digest(tensors: Mapping[str, StoredTensor], sums: Mapping[str, Sequence[int]]) -> str:
+    """Digest (64 hex digits) of names, dtypes, shapes and content of all tensors."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        values = " ".join(f"{value:08x}" for value in sums.get(name, ()))
+        whole.update(f"{name} {tensor.dtype} {tensor.shape} {values}\n".encode())
+    return whole.hexdigest()
+
+
+def _read(piece: Piece, places: Sequence[Tensor | None], scratch: Tensor) -> ReadPiece:
+    contents, sums, buffers = [], [], []
+    position, used = piece.start, 0
+    for part, place in zip(piece.parts, places, strict=True):
+        start = part.tensor.start + part.begin
+        if start > position:
+            buffers.append(memoryview(bytearray(start - position)))
+        if place is None:
+            place = scratch[used : used + part.nbytes].view(part.tensor.dtype)
+            used += _aligned(part.nbytes)
+        contents.append((part, place))
+        buffers.append(tensor_bytes(place))
+        position = start + part.nbytes
+    piece.file.read_into(piece.start, buffers)
+    for part, content in contents:
+        data = tensor_bytes(content)
+        values = tuple(zlib.crc32(data[at : at + CHUNK]) for at in range(0, part.nbytes, CHUNK))
+        sums.append(PartSums(part.tensor.name, part.begin // CHUNK, values))
+    return ReadPiece(piece, tuple(contents), tuple(sums), scratch)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,101 @@
+"""Where the objects of a run, and of an output, are in the store.
+
+<output>/<name>/<run>/
+    spec.yaml  data.json  status.json  metrics.jsonl  result.json
+    attempts/<attempt>.json                                    who tried when; numbered by conditional put
+    attempts/<attempt>.begin.json                              the checkpoint that it went on from
+    checkpoints/<step>/state.<attempt>.safetensors, manifest.<attempt>.json     checkpoints/LATEST
+    rows/<step>.<attempt>.jsonl                                 which rows were trained on since the checkpoint before
+    delta/<step>.<attempt>/  delta/BEST  delta/LAST
+    delta/<step>.<attempt>/scores/<eval digest>.json            what `evaluate --record` has found
+    tensorboard/  logs/<pod>/<attempt>.log
+<output>/prepared/<digest>/part-00000.arrow ...  index.json
+<output>/uploads/<digest of the content>/...                   files of the launcher's machine
+<output>/inference/<digest>/request.json  scores.json, per-example.jsonl or rows.jsonl     `--on-cluster`
+<where promoted deltas lie>/
+    delta/<digest>/  delta/BEST                                 as in a run's folder, so that it may be named as one is
+"""
+
+from typing import Literal
+
+SPEC = "spec.yaml"
+DATA = "data.json"
+"""The data that the run is bound to: listing and prepared digests of both splits, vocabulary."""
+STATUS = "status.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+LATEST = "checkpoints/LATEST"
+BEST = "delta/BEST"
+LAST = "delta/LAST"
+REQUEST = "request.json"
+"""What an inference was asked for; `InferenceRequest`."""
+SCORES = "scores.json"
+PER_EXAMPLE = "per-example.jsonl"
+ROWS = "rows.jsonl"
+InferenceCommand = Literal["evaluate", "predict"]
+INFERENCE_RESULTS: dict[InferenceCommand, str] = {"evaluate": SCORES, "predict": ROWS}
+"""What each writes last."""
+
+
+def run_url(output: str, name: str, run_id: str) -> str:
+    return f"{output.rstrip('/')}/{name}/{run_id}"
+
+
+def run_name(url: str) -> str:
+    """`<name>/<run id>` of the run at `url`."""
+    return "/".join(url.rsplit("/", 2)[1:])
+
+
+def uploads_url(output: str) -> str:
+    return f"{output.rstrip('/')}/uploads"
+
+
+def prepared_url(output: str, digest: str) -> str:
+    return f"{output.rstrip('/')}/prepared/{digest}"
+
+
+def inference_url(output: str, digest: str) -> str:
+    return f"{output.rstrip('/')}/inference/{digest}"
+
+
+def inference_id(command: InferenceCommand, digest: str) -> str:
+    """What stands in the place of a run's id in the names of a Job and in its labels."""
+    return f"{command}-{digest[:12]}"
+
+
+def attempt_key(attempt: int) -> str:
+    return f"attempts/{attempt:05d}.json"
+
+
+def begin_key(attempt: int) -> str:
+    return f"attempts/{attempt:05d}.begin.json"
+
+
+def failure_key(attempt: int) -> str:
+    return f"attempts/{attempt:05d}.failure.json"
+
+
+def state_key(step: int, attempt: int) -> str:
+    return f"checkpoints/{step}/state.{attempt}.safetensors"
+
+
+def manifest_key(step: int, attempt: int) -> str:
+    return f"checkpoints/{step}/manifest.{attempt}.json"
+
+
+def rows_key(step: int, attempt: int) -> str:
+    return f"rows/{step}.{attempt}.jsonl"
+
+
+def delta_prefix(step: int, attempt: int) -> str:
+    return f"delta/{step}.{attempt}/"
+
+
+DELTA_MANIFEST = "manifest.json"
+"""In a delta's folder; written after all that it names."""
+RECORDED_SCORES = "scores/"
+"""In a delta's folder."""
+
+
+def log_key(pod: str, attempt: int) -> str:
+    return f"logs/{pod}/{attempt:05d}.log"

@@ -1,0 +1,80 @@
+"""How S3 is reached: the boto3 client that a spec's storage section describes."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import botocore.session
+from botocore import exceptions as boto
+from botocore.config import Config
+from botocore.loaders import create_loader
+
+from cpmbee_job.errors import SpecError, StoreError
+from cpmbee_job.spec import StorageSpec
+from cpmbee_job.store.s3.traffic import watch
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+MIB = 1 << 20
+MAX_PARTS = 10_000
+_API_MODELS = create_loader()  # shared, since reading S3's takes 0.1 s and stores are opened often
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How patient a store is, and how it cuts large objects."""
+
+    attempts: int = 6
+    connect_timeout: float = 10.0  # seconds
+    read_timeout: float = 60.0  # seconds without a byte
+    part_size: int = 8 << 20  # bytes; anything larger moves in parts, in parallel
+    threads: int = 8
+    abandoned_after: timedelta = timedelta(days=7)  # since an upload was begun, if it is not complete by then
+
+    def size_of_parts(self, size: int) -> int:
+        """Of an object of `size` bytes: S3 allows 10,000."""
+        least = -(-size // MAX_PARTS)
+        return max(self.part_size, -(-least // MIB) * MIB)
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def make_client(storage: StorageSpec, limits: Limits, *, sign_bodies: bool | None = None) -> "S3Client":
+    """`sign_bodies`: whether the signature covers a SHA-256 of each body, too (None: boto3 decides)."""
+    if storage.ca_bundle is not None and not Path(storage.ca_bundle).is_file():
+        raise SpecError(f"storage.ca_bundle: {storage.ca_bundle} is no file")
+    elsewhere = storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    path_style = elsewhere is not None if storage.path_style == "auto" else storage.path_style
+    config = Config(
+        s3={
+            "addressing_style": "path" if path_style else "virtual",
+            **({} if sign_bodies is None else {"payload_signing_enabled": sign_bodies}),
+        },
+        retries={"mode": "standard", "total_max_attempts": limits.attempts},
+        connect_timeout=limits.connect_timeout,
+        read_timeout=limits.read_timeout,
+        max_pool_connections=4 * limits.threads,
+        user_agent_extra="cpmbee-job",
+    )
+    try:
+        core = botocore.session.Session()
+        core.register_component("data_loader", _API_MODELS)
+        session = boto3.session.Session(botocore_session=core)
+        client = session.client(
+            "s3",
+            endpoint_url=storage.endpoint_url,
+            region_name=storage.region or session.region_name or "us-east-1",
+            verify=storage.ca_bundle,
+            config=config,
+        )
+    except ValueError as error:
+        raise SpecError(f"storage.endpoint_url: {error}", hint="like https://host:port") from error
+    except boto.BotoCoreError as error:
+        raise StoreError(f"the S3 client can't be set up: {' '.join(str(error).split())}") from error
+    watch(client)
+    return client

@@ -1,0 +1,213 @@
+"""A large file becomes an object in parts, and after a cut the next call sends those that are missing.
+
+Which parts of an unfinished upload are there, the server says; each is compared with the file's before it counts.
+Nothing else of an upload depends on the content, unless its SHA-256 was known beforehand.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from botocore import exceptions as boto
+
+from cpmbee_job.store.base import Progress
+from cpmbee_job.store.checksums import PART_SIZE
+from cpmbee_job.store.s3.begun_uploads import Begun, Record, Records
+from cpmbee_job.store.s3.client import Limits
+from cpmbee_job.store.s3.file_parts import Body, Source, SourceChangedError
+from cpmbee_job.store.s3.responses import NO_SUCH_KEY, error_code, pause
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, PartTypeDef
+
+log = logging.getLogger(__name__)
+
+_LOST_UPLOAD = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "404", "NoSuchKey"}
+"""It was completed or aborted, by others or by a request whose answer we did not get."""
+_ALTERED = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+
+
+class Upload:
+    """The way to the object `target` of a bucket."""
+
+    def __init__(
+        self,
+        clients: tuple["S3Client", Callable[[], "S3Client"]],
+        bucket: str,
+        target: str,
+        encryption: Mapping[str, Any],
+        limits: Limits,
+        progress: Progress,
+    ) -> None:
+        """`clients`: one that signs bodies, and what makes one that does not."""
+        self._client, self._unsigned = clients
+        self._place: dict[str, Any] = {"Bucket": bucket, "Key": target}
+        self._records = Records(bucket, target)
+        self._encryption, self._limits, self._progress = encryption, limits, progress
+
+    def send(self, source: Source, sha256: str | None) -> None:
+        """`sha256`: of the source, where it is known. Raises boto's errors, and `SourceChangedError`."""
+        with self._records.held(source.size, source.part_size, dict(self._encryption)) as record:
+            for attempt in range(1, self._limits.attempts + 1):
+                begun, kept = self._left(record, source, sha256) or (self._begin(record, source, sha256), {})
+                try:
+                    self._complete(begun, self._send_parts(begun, kept, source))
+                except boto.ClientError as error:
+                    if error_code(error) not in _LOST_UPLOAD or attempt == self._limits.attempts:
+                        raise
+                    self._abort(begun.id)
+                    if record is not None:
+                        record.clear()
+                    pause(attempt)
+                except SourceChangedError:
+                    self._abort(begun.id)
+                    raise
+                else:
+                    break
+            if record is not None:
+                record.remove()
+        self.tidy_up()
+        self._tidy_up_after_others()
+
+    def tidy_up(self) -> None:
+        """Aborts what this machine has begun for the object, now that it is there, unless somebody is at it."""
+        for record in self._records.abandoned():
+            if (begun := record.read()) is not None:
+                self._abort(begun.id)
+            record.remove()
+
+    def _tidy_up_after_others(self) -> None:
+        try:
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._place["Bucket"], Prefix=self._place["Key"]
+            )
+            old = datetime.now(UTC) - self._limits.abandoned_after
+            for found in [upload for page in pages for upload in page.get("Uploads", ())]:
+                if found["Key"] == self._place["Key"] and found["Initiated"] < old:
+                    self._abort(found["UploadId"])
+        except (boto.ClientError, boto.BotoCoreError) as error:  # it takes a right of its own
+            log.debug("%s: uploads that were cut may be left: %s", self._place["Key"], error)
+
+    def _left(
+        self, record: Record | None, source: Source, sha256: str | None
+    ) -> tuple[Begun, Mapping[int, "PartTypeDef"]] | None:
+        """What an earlier call has begun, and the parts that are there, counted from 0."""
+        begun = None if record is None else record.read()
+        if begun is None:
+            return None
+        if begun.sha256 is not None and sha256 is None:
+            sha256 = source.sha256()
+        if begun.sha256 != sha256:
+            self._abort(begun.id)
+            return None
+        try:
+            pages = self._client.get_paginator("list_parts").paginate(**self._place, UploadId=begun.id)
+            return begun, {part["PartNumber"] - 1: part for page in pages for part in page.get("Parts", ())}
+        except boto.ClientError as error:
+            log.debug("%s: can't be gone on with: %s", self._place["Key"], error)
+            self._abort(begun.id)  # if it is there, but its parts are not ours to see
+            return None
+
+    def _begin(self, record: Record | None, source: Source, sha256: str | None) -> Begun:
+        writer = uuid.uuid4().hex
+        metadata = {"writer": writer, PART_SIZE: str(source.part_size)}
+        if sha256 is not None:
+            metadata["sha256"] = sha256
+        answer = self._client.create_multipart_upload(
+            **self._place, Metadata=metadata, ChecksumAlgorithm="CRC32", **self._encryption
+        )
+        begun = Begun(answer["UploadId"], writer, sha256, checks_crc=answer.get("ChecksumAlgorithm") == "CRC32")
+        if sha256 is None and not begun.checks_crc:
+            # Nothing but its SHA-256 will tell, then, whether the object is what was sent.
+            self._abort(begun.id)
+            return self._begin(record, source, source.sha256())
+        if record is not None:
+            record.write(begun)
+        return begun
+
+    def _send_parts(
+        self, begun: Begun, kept: Mapping[int, "PartTypeDef"], source: Source
+    ) -> list["CompletedPartTypeDef"]:
+        # A server that compares each part with its CRC-32 needs no SHA-256 of it in the signature as well.
+        client = self._unsigned() if begun.checks_crc else self._client
+        stopped, moved = Event(), 0
+        with ThreadPoolExecutor(self._limits.threads) as pool:
+            tasks = {
+                pool.submit(self._send_part, client, begun, kept.get(index), source, index, stopped): part
+                for index, part in enumerate(source.parts)
+            }
+            try:
+                for task in as_completed(tasks):
+                    task.result()
+                    self._progress(len(tasks[task]))
+                    moved += len(tasks[task])
+            except BaseException:
+                stopped.set()
+                pool.shutdown(cancel_futures=True)
+                self._progress(-moved)
+                source.require_unchanged()
+                raise
+        source.require_unchanged()
+        return [task.result() for task in tasks]
+
+    def _send_part(
+        self,
+        client: "S3Client",
+        begun: Begun,
+        kept: "PartTypeDef | None",
+        source: Source,
+        index: int,
+        stopped: Event,
+    ) -> "CompletedPartTypeDef":
+        part, number = source.parts[index], index + 1
+        crc = source.crc32(part)
+        if kept is not None and kept["Size"] == len(part) and _is_same(kept, crc, source, part):
+            return {"PartNumber": number, "ETag": kept["ETag"], "ChecksumCRC32": crc}
+        for attempt in range(1, self._limits.attempts + 1):
+            body: Any = Body(source, part, stopped)
+            try:
+                answer = client.upload_part(
+                    **self._place, UploadId=begun.id, PartNumber=number, Body=body, ChecksumCRC32=crc
+                )
+            except boto.ClientError as error:
+                source.require_unchanged()
+                if error_code(error) not in _ALTERED or attempt == self._limits.attempts:
+                    raise
+                pause(attempt)
+            else:
+                return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": crc}
+        raise AssertionError("the last attempt returns or raises")
+
+    def _complete(self, begun: Begun, parts: list["CompletedPartTypeDef"]) -> None:
+        try:
+            self._client.complete_multipart_upload(**self._place, UploadId=begun.id, MultipartUpload={"Parts": parts})
+        except boto.ClientError:
+            # boto3 sends it again where it gets no answer, and the second time fails; what counts is what is there.
+            if not self._is_there(begun):
+                raise
+
+    def _is_there(self, begun: Begun) -> bool:
+        try:
+            head = self._client.head_object(**self._place)
+        except boto.ClientError as error:
+            if error_code(error) in NO_SUCH_KEY:
+                return False
+            raise
+        return head["Metadata"].get("writer") == begun.writer
+
+    def _abort(self, upload_id: str) -> None:
+        try:
+            self._client.abort_multipart_upload(**self._place, UploadId=upload_id)
+        except (boto.ClientError, boto.BotoCoreError) as error:  # it is gone already, mostly
+            log.debug("%s: an upload that was cut may be left: %s", self._place["Key"], error)
+
+
+def _is_same(kept: "PartTypeDef", crc: str, source: Source, part: range) -> bool:
+    if "ChecksumCRC32" in kept:
+        return kept["ChecksumCRC32"] == crc
+    return kept["ETag"].strip('"') == source.md5(part)

@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from cpmbee_job.data.dataset.eval_digest import EvalDigest, dataset_digest, encoded_arrays
+from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.encode.encoder import answer_order, encode_example
+from cpmbee_job.data.encode.tokenizer import Tokenizer
+from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
+from cpmbee_job.data.read.sources import open_source
+from cpmbee_job.store.files import FileStore
+
+EXAMPLES = [
+    {"input": "今天" * (number % 9), "<ans>": {"天气": str(number), "好": "不", "<option_7>": "他"}}
+    for number in range(60)
+]
+
+
+@pytest.fixture
+def digest_of(tmp_path, tiny_vocab):
+    """Of examples in a file, prepared in pieces of so many bytes for rows of that length."""
+
+    def prepared(examples, piece_bytes=500, max_length=128, **settings):
+        path = tmp_path / "eval.jsonl"
+        path.write_text("\n".join(json.dumps(example, ensure_ascii=False) for example in examples), encoding="utf-8")
+        store = FileStore(str(tmp_path / "prepared"))
+        asked = PrepareSettings(max_length=max_length, **settings)
+        prepare(open_source(str(path), piece_bytes=piece_bytes), tiny_vocab.read_bytes(), asked, store)
+        return dataset_digest(RowDataset.open(store))
+
+    return prepared
+
+
+def test_neither_order_nor_rows_nor_pieces_count(digest_of):
+    digest = digest_of(EXAMPLES)
+    assert digest_of(EXAMPLES[::-1]) == digest
+    assert digest_of(EXAMPLES, piece_bytes=100_000, max_length=512) == digest
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        EXAMPLES[1:],
+        [*EXAMPLES, EXAMPLES[0]],
+        [EXAMPLES[1], *EXAMPLES[1:]],
+        [{**EXAMPLES[0], "input": "x"}, *EXAMPLES[1:]],
+        [{**EXAMPLES[0], "<ans>": {**EXAMPLES[0]["<ans>"], "好": "好"}}, *EXAMPLES[1:]],
+    ],
+    ids=["fewer", "one twice", "one for another", "another text", "another answer"],
+)
+def test_other_examples_have_another_digest(digest_of, others):
+    assert digest_of(others) != digest_of(EXAMPLES)
+
+
+def test_cut_examples_are_others(digest_of):
+    long = [{"input": "今天" * 200, "<ans>": "好"}]
+    cut = digest_of(long, too_long="truncate-context")
+    assert cut != digest_of(long, max_length=512)
+
+
+def test_examples_one_by_one_have_the_digest_of_the_prepared_ones(digest_of, tiny_vocab):
+    tokenizer, digest = Tokenizer.from_file(tiny_vocab), EvalDigest()
+    for example in EXAMPLES:
+        digest.add(encoded_arrays(encode_example(tokenizer, example, answer_order=answer_order(example))))
+    assert digest.hexdigest() == digest_of(EXAMPLES)

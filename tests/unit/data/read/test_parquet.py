@@ -1,0 +1,125 @@
+from collections import Counter
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
+from cpmbee_job.data.read.sources import Rejection, open_source, read_piece, read_source
+from cpmbee_job.errors import DataError, StoreError
+from cpmbee_job.store.files import FileStore
+from tests.unit.data.read.test_sources import AwayStore
+
+ROWS = [{"input": f"row {number}", "<ans>": {"a": str(number), "b": "x"}} for number in range(100)]
+
+
+def write(path, rows, **options):
+    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+    return path
+
+
+def read(path, **options):
+    return [(record.location, record.content) for record in read_source(str(path), **options)]
+
+
+def reasons(path):
+    return [f"{place}: {content.error}" for place, content in read(path) if isinstance(content, Rejection)]
+
+
+def test_rows_and_their_numbers_over_row_groups(tmp_path):
+    path = write(tmp_path / "train.parquet", ROWS, row_group_size=7)
+    assert read(path) == [(f"{path}: row {number + 1}", row) for number, row in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize("store", [FileStore, AwayStore])
+@pytest.mark.parametrize("piece_bytes", [200, 3000, 1 << 20])
+def test_every_row_is_in_one_piece(tmp_path, store, piece_bytes):
+    path = write(tmp_path / "train.parquet", ROWS, row_group_size=7)
+    source = open_source(str(path), piece_bytes=piece_bytes)
+    pieces = [list(read_piece(store(str(tmp_path)), "raw", piece, "bee", Counter())) for piece in source.pieces]
+    assert [record.content for piece in pieces for record in piece] == ROWS
+    assert (len(pieces) > 3) == (piece_bytes < 3000)
+
+
+def test_a_folder_of_lines_and_parquet(tmp_path):
+    write(tmp_path / "b.parquet", ROWS[:2])
+    (tmp_path / "a.jsonl").write_text('{"<ans>": "first"}\n')
+    assert [content for _, content in read(tmp_path)] == [{"<ans>": "first"}, *ROWS[:2]]
+
+
+def test_a_null_is_a_key_that_is_not_there(tmp_path):
+    path = write(
+        tmp_path / "a.parquet", [{"input": None, "<ans>": "x"}, {"input": "y", "o": {"p": None}, "<ans>": None}]
+    )
+    assert read(path)[0][1] == {"<ans>": "x"}
+    assert reasons(path) == [
+        f'{path}: row 2: the key <ans> is missing\n  hint: every example has its answer, or "", under "<ans>"'
+    ]
+
+
+def test_numbers_become_text_with_a_warning(tmp_path):
+    path = write(tmp_path / "a.parquet", [{"n": 3, "x": 1.5, "b": True, "<ans>": "x"}])
+    warnings = Counter()
+    assert read(path, warnings=warnings)[0][1] == {"n": "3", "x": "1.5", "b": "true", "<ans>": "x"}
+    assert warnings == {"a number taken as text": 2, "a boolean taken as text": 1}
+
+
+def test_a_map_is_a_dict_of_texts(tmp_path):
+    table = pa.table({"<ans>": pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string()))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet")[0][1] == {"<ans>": {"k": "v"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(["x"], "<ans>: a list"), (b"x", "<ans>: bytes"), (date(2026, 1, 1), "<ans>: date")]
+)
+def test_what_is_no_text_is_named(tmp_path, value, words):
+    path = write(tmp_path / "a.parquet", [{"<ans>": value}])
+    assert words in reasons(path)[0]
+    assert f"{path}: row 1: " in reasons(path)[0]
+
+
+def test_a_format_converts_them(tmp_path):
+    path = write(tmp_path / "a.parquet", [{"input": "[翻译]今天[0]好[1]坏[答案]", "target": "1"}])
+    assert read(path, format_name="ccpm")[0][1]["<ans>"] == "<option_1>"
+
+
+def test_what_is_no_parquet_file_is_said(tmp_path):
+    path = write(tmp_path / "a.parquet", ROWS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match=r"a\.parquet: not a whole Parquet file"):
+        read(path)
+    path.write_bytes(whole[:50] + b"\0" * 400 + whole[450:])
+    with pytest.raises(DataError, match=r"a\.parquet: not a whole Parquet file"):
+        read(path)
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"]), pa.array(["z"])], names=["<ans>", "a", "a"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="two columns are called 'a'"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_store_that_fails_says_so_itself(tmp_path):
+    class Broken(AwayStore):
+        def get_range(self, key, start, length):
+            raise StoreError("away")
+
+    path = write(tmp_path / "a.parquet", ROWS)
+    piece = open_source(str(path)).pieces[0]
+    with pytest.raises(StoreError, match="away"):
+        list(read_piece(Broken(str(tmp_path)), "raw", piece, "bee", Counter()))
+
+
+def test_prepared_rows_do_not_depend_on_row_groups_of_one_piece(tmp_path, tiny_vocab):
+    digests = set()
+    for size in (3, 50):
+        path = write(tmp_path / f"{size}.parquet", ROWS, row_group_size=size)
+        out = FileStore(str(tmp_path / f"out{size}"))
+        index = prepare(open_source(str(path)), tiny_vocab.read_bytes(), PrepareSettings(max_length=128), out)
+        digests.add(index.content_digest)
+        assert index.examples == 100
+    assert len(digests) == 1

@@ -1,0 +1,153 @@
+"""Checkpoints: the newest valid one is found, a newer attempt is never overruled."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cpmbee_job.errors import RefusedError, StoreError
+from cpmbee_job.launch.runs.verify import list_checkpoints
+from cpmbee_job.run import keys
+from cpmbee_job.run.attempts import claim_attempt
+from cpmbee_job.run.checkpoints import prune_checkpoints, prune_deltas
+from cpmbee_job.store.base import Store
+from cpmbee_job.store.files import FileStore
+from cpmbee_job.store.urls import open_store
+from cpmbee_job.train.engine.interface import EngineState
+from cpmbee_job.train.output.checkpoint import move_pointer, newest_checkpoint, record_begin, write_checkpoint
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "run"))
+
+
+def write(store: Store, step: int, attempt: int = 1) -> None:
+    state = EngineState({"parameter/a": torch.full((3,), float(step))}, {"loss_scale": {"value": 2.0}})
+    write_checkpoint(store, step, attempt, state, {"step": step})
+
+
+def newest_step(store: Store, warnings: list[str] | None = None) -> int | None:
+    found = newest_checkpoint(store, warn=(warnings if warnings is not None else []).append)
+    return None if found is None else found.progress["step"]
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    write(store, 7)
+    found = newest_checkpoint(store, warn=pytest.fail)
+    assert found is not None
+    assert (found.step, found.attempt) == (7, 1)
+    assert found.engine.tensors["parameter/a"].tolist() == [7.0, 7.0, 7.0]
+    assert found.engine.values == {"loss_scale": {"value": 2.0}}
+    assert json.loads(store.get(keys.LATEST)) == {"step": 7, "attempt": 1}
+
+
+def test_no_checkpoint_is_none(store: Store) -> None:
+    assert newest_step(store) is None
+
+
+@pytest.mark.parametrize("damage", ["altered", "cut", "gone", "no manifest", "manifest is no json"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(store: Store, damage: str) -> None:
+    write(store, 5)
+    write(store, 10)
+    state, manifest = keys.state_key(10, 1), keys.manifest_key(10, 1)
+    data = store.get(state)
+    match damage:
+        case "altered":
+            store.put(state, data[:-1] + bytes([data[-1] ^ 1]))
+        case "cut":
+            store.put(state, data[:-1])
+        case "gone":
+            store.delete(state)
+        case "no manifest":
+            store.delete(manifest)
+        case "manifest is no json":
+            store.put(manifest, b"{")
+    warnings: list[str] = []
+    assert newest_step(store, warnings) == 5
+    assert bool(warnings) == (damage != "no manifest")
+
+
+def test_the_newest_attempt_of_a_step_counts(store: Store) -> None:
+    write(store, 5, attempt=2)
+    write(store, 5, attempt=10)
+    store.delete(keys.state_key(5, 2))
+    assert newest_step(store) == 5
+
+
+def test_what_an_attempt_has_passed_over_stays_so(store: Store) -> None:
+    """Also while a record of where an attempt has begun can't be read: it tells nothing."""
+    write(store, 5)
+    before = newest_checkpoint(store, warn=pytest.fail)
+    record_begin(store, 2, before)
+    write(store, 10)  # of attempt 1, which has only seemed to be dead
+    assert newest_step(store) == 5
+    listed = list_checkpoints(store)
+    assert [(one.step, one.is_overtaken) for one in listed] == [(10, True), (5, False)]
+    store.put(keys.begin_key(2), b"{")
+    assert newest_step(store) == 10
+
+
+def test_an_older_attempt_may_not_move_a_pointer(store: Store) -> None:
+    move_pointer(store, keys.BEST, {"step": 9}, attempt=3)
+    with pytest.raises(RefusedError, match="newer attempt"):
+        move_pointer(store, keys.BEST, {"step": 12}, attempt=2)
+    assert json.loads(store.get(keys.BEST))["step"] == 9
+
+
+def test_only_the_newest_are_kept(store: Store) -> None:
+    for step in (10, 20, 100):
+        write(store, step)
+    prune_checkpoints(store, keep=2, attempt=1)
+    assert {o.key.split("/")[1] for o in store.list("checkpoints/")} == {"20", "100", "LATEST"}
+
+
+def test_a_newer_attempts_checkpoints_are_not_pruned(store: Store) -> None:
+    for step in (1, 2, 3):
+        write(store, step, attempt=step)
+    prune_checkpoints(store, keep=1, attempt=1)
+    assert {o.key.split("/")[1] for o in store.list("checkpoints/")} == {"2", "3", "LATEST"}
+
+
+def test_deltas_are_kept_when_they_are_new_or_pointed_to(store: Store) -> None:
+    for step in (2, 4, 6, 8):
+        store.put(f"{keys.delta_prefix(step, 1)}manifest.json", b"{}")
+        store.put(f"{keys.delta_prefix(step, 1)}delta.safetensors", b"")
+    move_pointer(store, keys.BEST, {"prefix": keys.delta_prefix(2, 1)}, attempt=1)
+    prune_deltas(store, keep=1, attempt=1)
+    assert {o.key.split("/")[1] for o in store.list("delta/")} == {"2.1", "8.1", "BEST"}
+
+
+def test_a_later_attempts_checkpoint_is_newer_whatever_its_step(store: Store) -> None:
+    """Attempt 2 began again before step 20, which attempt 1 had reached: its word counts, and its steps are kept."""
+    write(store, 20, attempt=1)
+    write(store, 12, attempt=2)
+    prune_checkpoints(store, keep=1, attempt=2)
+    assert newest_step(store) == 12
+
+
+class FailingStore(FileStore):
+    def get(self, key: str) -> bytes:
+        raise StoreError(f"{key}: 503")
+
+
+def test_a_store_that_fails_is_no_reason_to_begin_again(store: Store) -> None:
+    write(store, 5)
+    with pytest.raises(StoreError, match="503"):
+        newest_step(FailingStore(store.url))
+
+
+def test_an_older_attempt_writes_no_checkpoint_once_a_newer_one_has_begun(store: Store) -> None:
+    write(store, 5, attempt=1)
+    claim_attempt(store, 1)
+    claim_attempt(store, 1)
+    with pytest.raises(RefusedError, match="newer attempt"):
+        write(store, 10, attempt=1)
+    assert newest_step(store) == 5
+
+
+def test_a_damaged_pointer_is_written_again(store: Store) -> None:
+    store.put(keys.LATEST, b"{")
+    write(store, 5, attempt=1)
+    assert json.loads(store.get(keys.LATEST))["step"] == 5

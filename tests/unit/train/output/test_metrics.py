@@ -1,0 +1,142 @@
+"""The metrics' names, and that the dashboard and the alert rules of the chart ask for nothing else."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser as promql
+import pytest
+import yaml
+
+from cpmbee_job.process import contract
+from cpmbee_job.train.output.metrics import ENTRYPOINT, WORKERS, served
+from tests.paths import CHART
+
+FILES = CHART / "files"
+SERVED = {
+    family.name + ("_total" if family.type == "counter" else ""): family
+    for registry in (WORKERS, ENTRYPOINT)
+    for family in registry.collect()
+}
+LABELS = {"run", "gpu", "reason"}
+LABELS_OF_A_SCRAPE = {"namespace", "pod"}
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((FILES / "alerts.yaml").read_text())["groups"]
+    return group["rules"]
+
+
+def dashboard() -> dict[str, Any]:
+    return json.loads((FILES / "dashboard.json").read_text())
+
+
+def questions() -> Iterator[str]:
+    """All PromQL; what Grafana fills in is filled in."""
+    for rule in alerts():
+        yield rule["expr"]
+    for panel in dashboard()["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"].replace("$__rate_interval", "5m")
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            yield re.fullmatch(r"label_values\((.*), \w+\)", variable["query"]["query"])[1]
+
+
+def asked_for(question: str) -> tuple[set[str], set[str]]:
+    """Names of the metrics in a question, and of the labels."""
+    names, labels = set(), set()
+
+    def visit(part: promql.Expr) -> None:
+        if isinstance(part, promql.VectorSelector):
+            names.add(part.name)
+            labels.update(matcher.name for matcher in part.matchers.matchers)
+        if isinstance(part, promql.AggregateExpr):
+            labels.update(part.modifier.labels)
+
+    promql.walk(promql.parse(question), visit)
+    return names, labels
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_name_has_our_prefix_base_units_and_a_counter_s_ending(name: str) -> None:
+    assert re.fullmatch(r"cpmbee_[a-z0-9]+(_[a-z0-9]+)*", name)
+    assert name.endswith("_total") == (SERVED[name].type == "counter")
+    words = name.removesuffix("_total").split("_")
+    assert not {"ms", "milliseconds", "minutes", "kb", "mb", "gb", "percent", "age"} & set(words)
+    for unit, before in (
+        ("seconds", {"timestamp", "duration"}),
+        ("bytes", {"memory", "sent", "received"}),
+    ):
+        if before & set(words):
+            assert words[-1] == unit
+    assert SERVED[name].documentation.endswith(".")
+
+
+@pytest.mark.parametrize("question", list(questions()))
+def test_dashboard_and_alerts_ask_in_promql_for_metrics_that_are_served(question: str) -> None:
+    names, labels = asked_for(question)
+    assert names
+    assert names <= SERVED.keys()
+    assert labels <= LABELS | LABELS_OF_A_SCRAPE
+
+
+def test_what_the_check_of_questions_would_find() -> None:
+    assert asked_for("sum by (pod) (rate(a_total{b='c'}[5m])) / max_over_time(d[1h:1m]) or (e > 1)") == (
+        {"a_total", "d", "e"},
+        {"pod", "b"},
+    )
+    with pytest.raises(ValueError, match="unclosed"):
+        promql.parse("sum(rate(a[5m])")
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    shown = {name for question in questions() for name in asked_for(question)[0]}
+    assert shown == SERVED.keys()
+
+
+def test_an_alert_has_a_name_of_ours_a_severity_and_words() -> None:
+    assert [rule["alert"] for rule in alerts()] == ["CpmbeeNoProgress", "CpmbeeCheckpointTooOld", "CpmbeeRestartLoop"]
+    for rule in alerts():
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert "{{ $labels.run }}" in rule["annotations"]["summary"]
+        used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        assert used <= asked_for(rule["expr"])[1]  # aggregation keeps no other
+
+
+def test_panels_lie_beside_each_other() -> None:
+    panels = dashboard()["panels"]
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) == 23
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_nothing_is_served_where_no_port_is_named(monkeypatch, capsys, tmp_path: Path) -> None:
+    for port in (None, ""):
+        monkeypatch.delenv(contract.METRICS_PORT_ENV, raising=False)
+        if port is not None:
+            monkeypatch.setenv(contract.METRICS_PORT_ENV, port)
+        with served("a/r1", tmp_path) as environment:
+            assert environment == {}
+    assert capsys.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_can_t_be_had_is_said(monkeypatch, capsys, tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        for number, port in enumerate((str(taken.getsockname()[1]), "no number", "99999")):
+            monkeypatch.setenv(contract.METRICS_PORT_ENV, port)
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            with served("a/r1", folder) as environment:
+                assert environment == {}
+            assert f"no metrics on port {port} (CPMBEE_METRICS_PORT): " in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""Attempts and failures."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job.run.attempts import claim_attempt, first_start, newest_attempt
+from cpmbee_job.run.run import Run
+from cpmbee_job.spec import parse_spec
+from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, Failure, record_failure
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    text = f"name: a\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {tmp_path}\ntrain: {{max_failures: 2}}\n"
+    return Run.start(parse_spec(text, source="job.yaml"), "r1")
+
+
+def test_attempts_are_numbered_and_never_shared(run: Run) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(lambda _: claim_attempt(run.store, 1), range(8)))
+    assert sorted(numbers) == list(range(1, 9))
+    assert newest_attempt(run.store) == 8
+    assert first_start(run.store) > 0
+
+
+def test_the_same_failure_at_the_same_step_ends_the_run(run: Run) -> None:
+    failure = Failure("CUDA out of memory", step=4, permanent=False, exit_code=1)
+    assert not record_failure(run, 1, failure)
+    assert record_failure(run, 2, failure)
+
+
+def test_another_step_or_reason_does_not(run: Run) -> None:
+    assert not record_failure(run, 1, Failure("x", 4, permanent=False, exit_code=1))
+    assert not record_failure(run, 2, Failure("x", 5, permanent=False, exit_code=1))
+    assert not record_failure(run, 3, Failure("y", 5, permanent=False, exit_code=1))
+
+
+def test_lost_peers_are_no_reason_to_give_up(run: Run) -> None:
+    failure = Failure(LOST_PEER, step=0, permanent=False, exit_code=1)
+    assert not any(record_failure(run, attempt, failure) for attempt in (1, 2, 3, 4))
+
+
+def test_an_attempt_that_made_headway_breaks_the_chain(run: Run) -> None:
+    failure = Failure("x", 4, permanent=False, exit_code=1)
+    record_failure(run, 1, failure)
+    assert not record_failure(run, 3, failure)  # attempt 2 left no failure
+
+
+def test_a_permanent_failure_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "failure.json"
+    monkeypatch.setenv(FAILURE_ENV, str(place))
+    Failure("peer gone", 3, permanent=False, exit_code=1).write()
+    Failure("bad data", 3, permanent=True, exit_code=3).write()
+    Failure("peer gone again", 3, permanent=False, exit_code=1).write()
+    assert Failure.read(place) == Failure("bad data", 3, permanent=True, exit_code=3)
+
+
+def test_a_failure_that_finds_no_room_is_said_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is gone; on a full disk it is the same."""
+    monkeypatch.setenv(FAILURE_ENV, str(tmp_path / "gone" / "failure.json"))
+    Failure("lost contact", 3, permanent=False, exit_code=1).write()
+    assert "'lost contact' could not be left for the entrypoint: [Errno 2]" in capsys.readouterr().err

@@ -1,0 +1,52 @@
+"""A control group with little memory, and a process in it that wants more."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job.process.pod import CGROUPS
+
+LIMIT = 128 << 20
+PROGRAM = """
+import os, subprocess, sys
+from pathlib import Path
+from cpmbee_job.train.oom import MemoryWatch
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+steps = iter([0, 0, 7])
+watch = MemoryWatch(lambda: next(steps))
+for program in ("pass", *["bytearray(1 << 30)"] * 3):
+    watch.begin()
+    subprocess.run([sys.executable, "-c", program])
+    watch.look()
+    print(watch.ends, watch.reason)
+"""
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group with a limit, for who may make one."""
+    root = CGROUPS / "memory" if (CGROUPS / "memory").is_dir() else CGROUPS
+    folder = root / f"cpmbee-test-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("no control group can be made here")
+    try:
+        limit = next((folder / n for n in ("memory.max", "memory.limit_in_bytes") if (folder / n).exists()), None)
+        if limit is None or not os.access(limit, os.W_OK):
+            pytest.skip("control groups have no memory controller here")
+        limit.write_text(str(LIMIT))
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+def test_kills_for_memory_are_counted_until_there_is_progress(group):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, group], capture_output=True, text=True, check=True)
+    words = "out of memory: a worker was killed by the kernel; the container's limit is 0.1 GiB (workers.memory)"
+    assert done.stdout.splitlines() == ["0 None", f"1 {words}", f"2 {words}", f"1 {words}"]
