@@ -106,7 +106,7 @@ def test_what_is_done_already_is_left_alone(tmp_path, train, vocab):
 _SLOW = """
 import sys, time
 from pathlib import Path
-from cpmbee_job.data import prepare
+from cpmbee_job.data.prepare import prepare
 from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.store.files import FileStore
 if __name__ == "__main__":
