@@ -1,62 +1,113 @@
-"""What can go wrong, as a user sees it: every class carries the exit code that the command line ends with.
+"""Errors as a user sees them, and the exit codes of the commands and the containers.
 
-CpmbeeError                    1    a fault of ours, or of something we could not name better
-├── UsageError                 2    the command line makes no sense
-├── InvalidError               3    the spec, the data or the model is wrong
+CpmbeeError                 1    internal error; base of all others
+├── UsageError              2    invalid command line
+├── InvalidError            3    the spec, the data or the model is invalid
 │   ├── SpecError
-│   │   └── RejectedError           the Kubernetes API refuses what the spec makes
+│   │   └── RejectedError        the Kubernetes API rejects a rendered object
 │   ├── DataError
 │   └── ModelError
-├── PreflightError             4    something that the job needs is not there (a bucket, a permission)
-│   └── StoreError                  the object store answered with an error that retries did not mend
-│       ├── AccessError             it does not let us in: credentials, rights, no such bucket
-│       ├── DamagedError            what is stored is not what was written
-│       └── DiskError               this machine's file system refuses
-│   └── ClusterError                the Kubernetes API refused
-│       └── UnreachableError        ... or did not answer: it may, later
-├── RefusedError               5    it would overwrite or contradict something (name in use, newer writer)
-│   └── ConflictError               a conditional put found another object there
-├── JobFailedError           100    the job ended, and not well
-├── UnfinishedError          101    the job has not ended yet
-├── NotFoundError            102    no such run or object
-└── CancelledError           103    stopped on request
+├── PreflightError          4    something that the job requires is missing, such as a bucket or a permission
+│   ├── StoreError               the object store failed, and retries did not help
+│   │   ├── AccessError          access denied: credentials, permissions, missing bucket
+│   │   ├── DamagedError         a stored object is corrupt
+│   │   └── DiskError            the local file system failed
+│   └── ClusterError             the Kubernetes API denied a request
+│       └── UnreachableError     the Kubernetes API did not answer
+├── RefusedError            5    the command would overwrite or contradict something
+│   └── ConflictError            a conditional put found another object
+├── JobFailedError        100    the job failed
+├── UnfinishedError       101    the job has not ended yet
+├── NotFoundError         102    no such run or object
+└── CancelledError        103    cancelled or stopped on request
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """All exit codes, each with its `meaning`. `docs/generate.py` writes them to docs/cli.md."""
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> "ExitCode":
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    SUCCESS = 0, "success"
+    INTERNAL = 1, "internal error"
+    USAGE = 2, "invalid command line"
+    INVALID = 3, "the spec, the data or the model is invalid"
+    PREFLIGHT = 4, "something that the job requires is missing or unreachable, such as a bucket or a permission"
+    REFUSED = 5, "refused, because it would overwrite or contradict something"
+    STALLED = 75, "a worker was ended by its watchdog (inside a pod only; the entrypoint restarts the workers)"
+    JOB_FAILED = 100, "the job failed"
+    UNFINISHED = 101, "the job did not end within the time limit"
+    NOT_FOUND = 102, "no such run or object"
+    CANCELLED = 103, "cancelled or stopped on request"
+    INTERRUPTED = 130, "Ctrl-C while watching or waiting; the run continues"
+    TERMINATED = 143, "ended by SIGTERM"
+
+
+RETRYABLE = (ExitCode.PREFLIGHT, ExitCode.TERMINATED)
+"""Codes of an inference pod after which its Job starts another one."""
+POD_CODES = (
+    ExitCode.INTERNAL,
+    ExitCode.USAGE,
+    ExitCode.INVALID,
+    ExitCode.PREFLIGHT,
+    ExitCode.REFUSED,
+    ExitCode.NOT_FOUND,
+)
+"""Codes with which an inference pod reports an error of its own."""
+FINAL = (
+    ExitCode.USAGE,
+    ExitCode.INVALID,
+    ExitCode.REFUSED,
+    ExitCode.JOB_FAILED,
+    ExitCode.NOT_FOUND,
+    ExitCode.CANCELLED,
+)
+"""Codes of a launcher that another attempt cannot change. `docs/generate.py` writes them to the chart."""
 
 
 class CpmbeeError(Exception):
-    """Base of all errors that end a command in words instead of a traceback.
+    """Base of all errors that end a command with a message instead of a traceback.
 
-    `message` says what is wrong and where; `hint`, if any, how to mend it.
+    `message` says what is wrong and where; the optional `hint` how to fix it. `exit_code` overrides the class's, where
+    a command passes on the exit code of a run.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = ExitCode.INTERNAL
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if exit_code is not None:
+            self.exit_code = exit_code
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
 
 
 class UsageError(CpmbeeError):
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class InvalidError(CpmbeeError):
-    exit_code = 3
+    exit_code = ExitCode.INVALID
 
 
 class SpecError(InvalidError):
-    """The job spec; the message names the dotted key."""
+    """The job spec is invalid; the message names the dotted key."""
 
 
 class RejectedError(SpecError):
-    """The Kubernetes API refuses an object. `causes`: (path in the object, what is wrong with it)."""
+    """The Kubernetes API rejects an object. `causes`: (path in the object, what is wrong with it)."""
 
     def __init__(self, message: str, causes: Sequence[tuple[str, str]] = (), *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -64,60 +115,60 @@ class RejectedError(SpecError):
 
 
 class DataError(InvalidError):
-    """A row, a file of rows or a data set; the message names file and line."""
+    """A record, a data file or a data set is invalid; the message names file and line."""
 
 
 class ModelError(InvalidError):
-    """A model folder, its configuration, its weights, or the numbers that come out of it."""
+    """A model folder, its configuration, its weights or its output is invalid."""
 
 
 class PreflightError(CpmbeeError):
-    exit_code = 4
+    exit_code = ExitCode.PREFLIGHT
 
 
 class StoreError(PreflightError):
-    """The object store failed; the message keeps its own words."""
+    """The object store failed; the message quotes its response."""
 
 
 class AccessError(StoreError):
-    """The store does not let us in: no credentials or wrong ones, no right, no such bucket, no trust."""
+    """The store denies access: missing or wrong credentials, a missing permission or bucket, an untrusted TLS root."""
 
 
 class DamagedError(StoreError):
-    """What is stored is not what was written: trying again can't help, an older copy may."""
+    """A stored object is corrupt. Retrying does not help; an older object may."""
 
 
 class DiskError(StoreError):
-    """This machine's file system refuses: full, not writable. It will until somebody mends it."""
+    """The local file system failed, for example full or read-only. Retrying does not help."""
 
 
 class ClusterError(PreflightError):
-    """The Kubernetes API refused (credentials, permissions, quota); the message keeps its own words."""
+    """The Kubernetes API denied a request (credentials, permissions, quota); the message quotes its response."""
 
 
 class UnreachableError(ClusterError):
-    """The Kubernetes API did not answer, or not well. It says nothing about any job, and may be over soon."""
+    """The Kubernetes API did not answer, or with a server error. The state of the job is unknown; a retry may help."""
 
 
 class RefusedError(CpmbeeError):
-    exit_code = 5
+    exit_code = ExitCode.REFUSED
 
 
 class ConflictError(RefusedError):
-    """A conditional put lost: the object exists already, or is no longer the one that was read."""
+    """A conditional put failed: the object exists already, or changed since it was read."""
 
 
 class JobFailedError(CpmbeeError):
-    exit_code = 100
+    exit_code = ExitCode.JOB_FAILED
 
 
 class UnfinishedError(CpmbeeError):
-    exit_code = 101
+    exit_code = ExitCode.UNFINISHED
 
 
 class NotFoundError(CpmbeeError):
-    exit_code = 102
+    exit_code = ExitCode.NOT_FOUND
 
 
 class CancelledError(CpmbeeError):
-    exit_code = 103
+    exit_code = ExitCode.CANCELLED

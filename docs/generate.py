@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from cpmbee_job import cli
 from cpmbee_job.data.check.scan import CheckReport
+from cpmbee_job.errors import FINAL, ExitCode
 from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, Permission, rules
 from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
 from cpmbee_job.launch.runs.listing import Listing
@@ -80,7 +81,9 @@ def cli_page() -> str:
     for path, command in commands(root, ["cpmbee-job"]):
         context = click.Context(command, info_name=" ".join(path), max_content_width=100, terminal_width=100)
         lines += [f"## `{' '.join(path)}`", "", "```", command.get_help(context), "```", ""]
-    return "\n".join(lines)
+    lines += ["## Exit codes", "", "| code | meaning |", "|---|---|"]
+    lines += [f"| {code.value} | {code.meaning} |" for code in ExitCode]
+    return "\n".join(lines) + "\n"
 
 
 def commands(command: Any, path: list[str]) -> list[tuple[list[str], Any]]:
@@ -136,6 +139,7 @@ def main() -> None:
         "k8s/cluster-view/cluster-role.yaml": role("ClusterRole", "cpmbee-job-view", *CLUSTER_PERMISSIONS),
         "helm/cpmbee-job/files/role.yaml": role_rules(*PERMISSIONS, *OPTIONAL_PERMISSIONS),
         "helm/cpmbee-job/files/cluster-role.yaml": role_rules(*CLUSTER_PERMISSIONS),
+        "helm/cpmbee-job/files/final-exit-codes.json": json.dumps(FINAL) + "\n",
         "helm/cpmbee-job/values.schema.json": chart.values_schema(),
         "helm/cpmbee-job/README.md": chart.readme(),
     }

@@ -86,6 +86,4 @@ def _stoppable() -> Iterator[_Children]:
 
 def _as_error(status: int, message: str) -> CpmbeeError:
     """The error that ends this command with the exit code of the one that ended the run."""
-    error = JobFailedError(message)
-    error.exit_code = status if status > 0 else JobFailedError.exit_code  # type: ignore[misc]
-    return error
+    return JobFailedError(message, exit_code=status if status > 0 else None)

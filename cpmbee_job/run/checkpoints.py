@@ -14,7 +14,7 @@ from cpmbee_job.store.base import Store
 FORMAT_VERSION = 1
 
 
-class CheckpointManifest(documents.Record):
+class CheckpointManifest(documents.Document):
     version: int
     key: str
     size: documents.Number

@@ -24,7 +24,7 @@ class Score:
     """Whether the run itself has measured it, or `evaluate --record`."""
 
 
-class _ScoreRecord(documents.Record):
+class _ScoreRecord(documents.Document):
     loss: float
 
 

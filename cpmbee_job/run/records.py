@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from cpmbee_job.documents import Number, Record
+from cpmbee_job.documents import Document, Number
 from cpmbee_job.run.keys import InferenceCommand
 
 
@@ -14,50 +14,50 @@ def _is_file_name(name: str) -> str:
     return name
 
 
-class CheckpointPointer(Record):
+class CheckpointPointer(Document):
     """`LATEST`, and what names a checkpoint elsewhere."""
 
     step: Number
     attempt: Number
 
 
-class DeltaPointer(Record):
+class DeltaPointer(Document):
     """`BEST` and `LAST`; where a delta was fetched, or promoted to, too."""
 
     prefix: Annotated[str, Field(pattern=r"^delta/([0-9a-f]+(\.[0-9]+)?/)?$")]
 
 
-class DeltaFile(Record):
+class DeltaFile(Document):
     size: Number
     sha256: str
 
 
-class DeltaManifest(Record):
+class DeltaManifest(Document):
     files: dict[Annotated[str, AfterValidator(_is_file_name)], DeltaFile]
 
 
-class AttemptRecord(Record):
+class AttemptRecord(Document):
     started_unix: float
 
 
-class ResultRecord(Record):
+class ResultRecord(Document):
     state: str
     ended_at: str
     exit_code: Number | None = None
 
 
-class PreparedSet(Record):
+class PreparedSet(Document):
     prepared: str
     rows: Number
     weight: float | None
 
 
-class PreparedSplit(Record):
+class PreparedSplit(Document):
     rows: Number
     sets: Annotated[tuple[PreparedSet, ...], Field(min_length=1)]
 
 
-class DataRecord(Record):
+class DataRecord(Document):
     """As far as others than its writer and training read it."""
 
     vocabulary: dict[str, Number]
@@ -65,7 +65,7 @@ class DataRecord(Record):
     eval: PreparedSplit | None
 
 
-class InferenceRequest(Record):
+class InferenceRequest(Document):
     """As far as others than its writer read it."""
 
     command: InferenceCommand

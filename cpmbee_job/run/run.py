@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import cpmbee_job
 from cpmbee_job import documents
-from cpmbee_job.errors import ConflictError, CpmbeeError, NotFoundError, RefusedError, UsageError
+from cpmbee_job.errors import ConflictError, CpmbeeError, ExitCode, NotFoundError, RefusedError, UsageError
 from cpmbee_job.run import keys, records
 from cpmbee_job.run.identity import flatten, training_fields
 from cpmbee_job.spec import JobSpec, StorageSpec, parse_spec
@@ -21,7 +21,11 @@ from cpmbee_job.store.urls import open_store
 
 State = Literal["succeeded", "failed", "cancelled"]
 
-EXIT_CODES: dict[str, int] = {"succeeded": 0, "failed": 100, "cancelled": 103}
+EXIT_CODES: dict[str, int] = {
+    "succeeded": ExitCode.SUCCESS,
+    "failed": ExitCode.JOB_FAILED,
+    "cancelled": ExitCode.CANCELLED,
+}
 
 
 def new_run_id() -> str:
@@ -143,7 +147,7 @@ class Run:
             self.store.put(f"attempts/{result['ended_at'].replace(':', '')}.result.json", documents.to_json(result))
             self.store.delete(keys.RESULT)
 
-    def _read(self, key: str, form: type[documents.Record]) -> dict[str, Any]:
+    def _read(self, key: str, form: type[documents.Document]) -> dict[str, Any]:
         """All of a record. Raises `DamagedError` where it has not this form."""
         data = self.store.get(key)
         form.parse(data, f"{self.url}/{key}")
@@ -159,7 +163,7 @@ def fail_unread(store: Store, error: CpmbeeError) -> None:
 
 def exit_code(result: Mapping[str, Any]) -> int:
     """The exit code that a result stands for: 0 succeeded, the failing error's own, 103 cancelled."""
-    return int(result.get("exit_code") or EXIT_CODES.get(str(result.get("state")), 100))
+    return int(result.get("exit_code") or EXIT_CODES.get(str(result.get("state")), ExitCode.JOB_FAILED))
 
 
 def now() -> str:

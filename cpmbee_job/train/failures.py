@@ -20,8 +20,6 @@ from cpmbee_job.run.run import Run
 FAILURE_ENV = "CPMBEE_FAILURE_FILE"
 LOST_PEER = "lost contact with another rank"
 PEER_STOPPED = "a pod was asked to stop; training goes on without it, or with another in its place"
-STALLED = 75
-"""Exit status of a worker that its watchdog ended, and the code of its failure."""
 
 
 @dataclass(frozen=True)

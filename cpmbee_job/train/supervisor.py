@@ -12,13 +12,21 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from cpmbee_job.errors import CancelledError, CpmbeeError, DamagedError, JobFailedError, NotFoundError, StoreError
+from cpmbee_job.errors import (
+    CancelledError,
+    CpmbeeError,
+    DamagedError,
+    ExitCode,
+    JobFailedError,
+    NotFoundError,
+    StoreError,
+)
 from cpmbee_job.process import contract, parent_watch, pod
 from cpmbee_job.run import keys, records
 from cpmbee_job.run.attempts import deadline, deadline_words
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.store.retry import patiently
-from cpmbee_job.train.failures import FAILURE_ENV, STALLED, Failure
+from cpmbee_job.train.failures import FAILURE_ENV, Failure
 from cpmbee_job.train.oom import MemoryWatch
 from cpmbee_job.train.output import metrics
 
@@ -82,7 +90,7 @@ class Supervisor:
                 if ends_at is not None and time.time() > ends_at:
                     self._give_up(JobFailedError(deadline_words(self.run)))
                     continue
-                hung_at = [*hung_at, failure.step] if failure and failure.exit_code == STALLED else []
+                hung_at = [*hung_at, failure.step] if failure and failure.exit_code == ExitCode.STALLED else []
                 limit = self.run.spec.train.max_failures
                 if failure and hung_at[-limit:] == [failure.step] * limit:
                     self._give_up(JobFailedError(f"{failure.reason}, {limit} times at step {failure.step}"))
@@ -144,7 +152,7 @@ class Supervisor:
                 self._give_up(JobFailedError(again, hint="raise workers.memory, or lower train.batch_size"))
                 torchrun.terminate()
             workers = _children(torchrun.pid)
-            if workers and _has_failed_with(failure_file, STALLED):
+            if workers and _has_failed_with(failure_file, ExitCode.STALLED):
                 for pid in workers:  # what hangs hears no SIGTERM, and torchrun would wait for it
                     _send(pid, signal.SIGKILL)
             if workers:
@@ -208,7 +216,7 @@ class Supervisor:
 
 
 def _has_failed_with(failure_file: Path, exit_code: int) -> bool:
-    """Why the workers have ended: `STALLED`, or 103 where one pod of the world was asked to stop."""
+    """Why the workers have ended: 75 (stalled), or 103 where one pod of the world was asked to stop."""
     failure = Failure.read(failure_file)
     return failure is not None and failure.exit_code == exit_code
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from cpmbee_job.errors import ExitCode
 from cpmbee_job.process import activity
-from cpmbee_job.train.failures import STALLED
 
 Exchange = Callable[[bool], int]
 """Tells the other ranks whether this one has moved; returns another number whenever one of all has."""
@@ -52,7 +52,7 @@ class Watchdog:
                 sys.stderr.write(f"no progress for {self._timeout:.0f} s; where every thread stands:\n")
                 faulthandler.dump_traceback(all_threads=True)
                 self._on_stall()
-                os._exit(STALLED)
+                os._exit(ExitCode.STALLED)
 
     def _listen(self, connect: Callable[[], Exchange] | None) -> None:
         if connect is None:

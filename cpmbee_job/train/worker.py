@@ -20,7 +20,7 @@ import torch.distributed as dist
 from cpmbee_job.data.dataset.eval_digest import dataset_digest
 from cpmbee_job.data.dataset.order import Order, SetShare, shares
 from cpmbee_job.data.dataset.shards import RowDataset
-from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, InvalidError, RefusedError
+from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, ExitCode, InvalidError, RefusedError
 from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.weights.model_folder import ModelFiles
 from cpmbee_job.process import contract, parent_watch
@@ -36,7 +36,7 @@ from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
 from cpmbee_job.train.engine.build import build_engine, plan_for
 from cpmbee_job.train.engine.deterministic import compute_deterministically
-from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, PEER_STOPPED, STALLED, Failure, log_place, record_failure
+from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, PEER_STOPPED, Failure, log_place, record_failure
 from cpmbee_job.train.loop import Position, train
 from cpmbee_job.train.output import metrics
 from cpmbee_job.train.output.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, record_begin
@@ -288,7 +288,7 @@ class _Attempt:
     def _stalled(self) -> None:
         timeout = self.run.spec.train.stall_timeout
         reason = f"no progress for {timeout:.0f} s while {self.doing}: ended by the watchdog"
-        Failure(reason, self.position.step, permanent=False, exit_code=STALLED).write()
+        Failure(reason, self.position.step, permanent=False, exit_code=ExitCode.STALLED).write()
 
 
 def _log_to_file(attempt: int) -> IO[str]:

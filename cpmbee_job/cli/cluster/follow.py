@@ -24,7 +24,7 @@ from cpmbee_job.cli.shared.cluster_options import Context, Namespace, Output, Re
 from cpmbee_job.cli.shared.report import JUnitFile, SummaryFile, reported
 from cpmbee_job.cli.shared.signals import CancelOnSignal, cancelling, require_cancellable
 from cpmbee_job.cli.shared.storage_options import EndpointUrl, PathStyle, storage
-from cpmbee_job.errors import NotFoundError, UsageError
+from cpmbee_job.errors import ExitCode, NotFoundError, UsageError
 from cpmbee_job.launch.kube import naming
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from cpmbee_job.launch.runs.find import FoundRun
     from cpmbee_job.launch.runs.status import RunStatus
 
-INTERRUPTED = 130
 LINE_SECONDS = 60.0
 """Seconds between two lines about progress where stderr is no terminal."""
 PALETTE = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
@@ -277,7 +276,7 @@ def _interruptible(found: "FoundRun", cluster: "Cluster | None") -> Iterator[Non
         run = found.arguments(None if cluster is None else cluster.namespace)
         words = f"`cpmbee-job wait {run}` waits for it, `cpmbee-job cancel {run}` stops it"
         console.say(f"{found.reference} goes on; {words}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 def printer(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":

@@ -159,7 +159,7 @@ def evaluate(
         if per_example is not None:
             copy_lines(results, keys.PER_EXAMPLE, per_example, settings)
         scores = results.get(keys.SCORES)
-        (documents.Record if kept is None else _Recordable).parse(scores, f"{results.url}/{keys.SCORES}")
+        (documents.Document if kept is None else _Recordable).parse(scores, f"{results.url}/{keys.SCORES}")
         report = documents.from_json(scores)
     else:
         report = _score(model, delta, source, format_name, per_example, batch_tokens, settings, kept)
@@ -209,7 +209,7 @@ def _score(
     return summary.to_dict() | {"eval_digest": evaluator.digest.hexdigest(), "base_digest": loaded.base_digest}
 
 
-class _Recordable(documents.Record):
+class _Recordable(documents.Document):
     """What of a report is needed to record it; an older image may not have written it."""
 
     loss: float

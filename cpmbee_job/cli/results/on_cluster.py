@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from cpmbee_job.cli.cluster.follow import INTERRUPTED, printer
+from cpmbee_job.cli.cluster.follow import printer
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.cluster_options import connect
-from cpmbee_job.errors import NotFoundError, UsageError
+from cpmbee_job.errors import ExitCode, NotFoundError, UsageError
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.run import keys
 from cpmbee_job.spec import JobSpec, StorageSpec, load_spec
@@ -144,4 +144,4 @@ def _interruptible(asked: "Inference", cluster: "Cluster") -> Iterator[None]:
             f"{name} goes on; the same command waits for it again, `kubectl delete job {name} -n {cluster.namespace}` "
             "stops it"
         )
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpmbee_job.cli.shared import console
-from cpmbee_job.errors import CpmbeeError, UsageError
+from cpmbee_job.errors import CpmbeeError, ExitCode, UsageError
 from cpmbee_job.launch.runs.containers import duration
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ JUnitFile = Annotated[
         "--junit", metavar="FILE", help="Write the end as a test report (JUnit's XML) to this file.", show_default=False
     ),
 ]
+ABOUT_JOB = (ExitCode.INVALID, ExitCode.JOB_FAILED, ExitCode.UNFINISHED, ExitCode.CANCELLED)
+"""A failed test case in JUnit's terms; all other exit codes are errors of the environment."""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -74,7 +76,7 @@ class Report:
     def junit(self) -> bytes:
         """One test case. What is wrong with the job is a failure, what keeps us from knowing is an error."""
         error, taken = self.error, f"{time.monotonic() - self._began:.3f}"
-        about_job = error is not None and getattr(error, "exit_code", 1) in (3, 100, 101, 103)
+        about_job = error is not None and getattr(error, "exit_code", ExitCode.INTERNAL) in ABOUT_JOB
         counts = {
             "tests": "1",
             "failures": str(int(about_job)),

@@ -83,9 +83,7 @@ def as_error(status: RunStatus) -> CpmbeeError | None:
     hint = f"`cpmbee-job resume {run}` goes on from its newest checkpoint; `cpmbee-job logs {run}` shows what it said"
     if code == InvalidError.exit_code:
         hint = "mend it and submit again: that is another run"
-    error = (CancelledError if status.phase == "cancelled" else JobFailedError)(message, hint=hint)
-    error.exit_code = code  # type: ignore[misc]  # the run's own: 3 for bad data, say
-    return error
+    return (CancelledError if status.phase == "cancelled" else JobFailedError)(message, hint=hint, exit_code=code)
 
 
 def _doubt(status: RunStatus, found: FoundRun) -> str | None:

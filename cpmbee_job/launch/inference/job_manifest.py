@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cpmbee_job.errors import RETRYABLE
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import QUEUE_LABEL, Object
 from cpmbee_job.launch.manifest.render import job_metadata, literal, pod_template, require_cluster
@@ -11,8 +12,6 @@ from cpmbee_job.run import keys
 from cpmbee_job.spec import JobSpec
 
 BACKOFF_LIMIT = 2
-WORTH_RETRYING = [4, 143]
-"""Exit codes: something that was needed is not there (yet), SIGTERM. Any other failure would only come again."""
 FAILURE_POLICY = {
     "rules": [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -21,7 +20,7 @@ FAILURE_POLICY = {
             "onExitCodes": {
                 "containerName": naming.TRAIN_CONTAINER,
                 "operator": "NotIn",
-                "values": WORTH_RETRYING,
+                "values": [int(code) for code in RETRYABLE],
             },
         },
     ]

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from cpmbee_job.errors import JobFailedError, NotFoundError, PreflightError, UnfinishedError
+from cpmbee_job.errors import POD_CODES, JobFailedError, NotFoundError, PreflightError, UnfinishedError
 from cpmbee_job.launch.follow.wait import GRACE, INTERVALS
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, one_line, part, parts, text
@@ -13,9 +13,6 @@ from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.launch.runs.jobs import newest_first, queue_of, why_refused
 from cpmbee_job.launch.runs.pods import describe_pod, needs_events
 from cpmbee_job.store.base import Store
-
-EXIT_CODES = {1, 2, 3, 4, 5, 102}
-"""Those that a verb of ours may end with by itself."""
 
 
 def wait_for_result(
@@ -105,12 +102,11 @@ def _failure(found: FoundRun, job: Object, cluster: Cluster) -> JobFailedError:
         for status in parts(failed[0], "status", "containerStatuses"):
             if text(status, "name") == naming.TRAIN_CONTAINER:
                 code = integer(status, "state", "terminated", "exitCode")
-    error = JobFailedError(
-        f"the Job {found.job_name} has failed: {reason}", hint="the same command again begins it again"
+    return JobFailedError(
+        f"the Job {found.job_name} has failed: {reason}",
+        hint="the same command again begins it again",
+        exit_code=code if code in POD_CODES else None,
     )
-    if code in EXIT_CODES:
-        error.exit_code = code  # type: ignore[misc]  # the pod's own: 3 for bad data, say
-    return error
 
 
 def _newest_first(cluster: Cluster, found: FoundRun) -> list[Object]:

@@ -29,7 +29,7 @@ _ZIP_HEADER = 30
 """Bytes of a record's own header, of fixed size; its name comes after."""
 
 
-class _Entry(documents.Record):
+class _Entry(documents.Document):
     """Of a safetensors header: a tensor."""
 
     dtype: str

@@ -113,7 +113,7 @@ def move_pointer(store: Store, key: str, record: Mapping[str, Any], attempt: int
         return
 
 
-class _Attempt(documents.Record):
+class _Attempt(documents.Document):
     attempt: documents.Number
 
 

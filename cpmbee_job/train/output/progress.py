@@ -237,7 +237,7 @@ def _etag(store: Store, key: str) -> str | None:
     return None if found is None else found.etag
 
 
-class _Line(documents.Record):
+class _Line(documents.Document):
     """What of a line of the metrics is read again."""
 
     step: documents.Number

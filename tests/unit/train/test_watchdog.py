@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from cpmbee_job.train.failures import STALLED
+from cpmbee_job.errors import ExitCode
 
 PREAMBLE = """
     import threading, time
@@ -28,7 +28,7 @@ def lines_of(program: str) -> list[str]:
     """What it prints until its watchdog ends it."""
     whole = textwrap.dedent(PREAMBLE) + textwrap.dedent(program) + "time.sleep(60)\n"
     done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == STALLED, done.stderr
+    assert done.returncode == ExitCode.STALLED, done.stderr
     assert "no progress for 1 s; where every thread stands" in done.stderr
     return done.stdout.split("\n")[:-1]
 
@@ -103,7 +103,7 @@ RANK = """
 """
 
 
-@pytest.mark.parametrize(("other", "status"), [("moves", 0), ("stops", STALLED)])
+@pytest.mark.parametrize(("other", "status"), [("moves", 0), ("stops", ExitCode.STALLED)])
 def test_a_rank_waits_for_another_as_long_as_that_one_moves(other: str, status: int) -> None:
     """They tell each other through the one that moves, or stops."""
     with socket.socket() as free:
