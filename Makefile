@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test test-gpu fuzz chaos bench bench-gpu check format \
-  docs lock clean
+.PHONY: help setup demo submit cluster cluster-down images e2e e2e-full test coverage test-gpu fuzz chaos bench bench-gpu check \
+  format docs lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,8 +48,22 @@ e2e: setup  ## Try the main way on a real cluster: submit, follow, fetch, cancel
 e2e-full: setup  ## The same and what goes wrong: images, quotas, memory, credentials, killed pods
 	$(E2E) 'e2e or e2e_full'
 
-test: setup  ## Run the tests (CPMBEE_REFERENCE=folder adds the original's answers)
-	$(BIN)/pytest
+# One process of tests for each core, which takes whole files: what a file's tests share is made once.
+WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+
+test: setup  ## Run the tests in parallel (WORKERS=2; CPMBEE_REFERENCE=folder adds the original's answers)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+coverage: setup  ## Run the tests and report line and branch coverage, subprocesses included
+	mkdir -p build
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PARALLEL) $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	@$(BIN)/coverage json --quiet -o build/coverage.json
+	@$(BIN)/python -c 'import json; of = json.load(open("build/coverage.json"))["totals"]; \
+	  print("lines {percent_statements_covered:.2f} %, branches {percent_branches_covered:.2f} %".format(**of))'
 
 fuzz: setup  ## Look for inputs that break the readers (FUZZ_EXAMPLES=2000 of each kind)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} $(BIN)/pytest tests/fuzz --timeout=0
@@ -97,5 +111,5 @@ lock: setup  ## Resolve pyproject.toml anew into the lock files
 	done
 
 clean:  ## Remove everything that was made here, .venv included
-	rm -rf $(VENV) $(VENV)-gpu .demo build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu .demo build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,7 @@
 """Worlds that are killed, stopped and changed at moments that a seed draws, and what stays true of their run."""
 
 import json
+import logging
 import os
 import random
 import secrets
@@ -31,8 +32,9 @@ from tests.integration.worlds import (
 
 NUM_ROWS, STEPS_PER_EPOCH, STEPS = 45, 6, 12
 OPTIONS = ("train.deterministic=true", "train.epochs=2", "train.early_stop_patience=0")
+log = logging.getLogger(__name__)
 SEED = os.environ.get("CPMBEE_SEED") or secrets.token_hex(4)
-"""In the names of the tests that draw, so that a failure can be had again: CPMBEE_SEED=... make test."""
+"""Set CPMBEE_SEED to the seed that a failed test prints to draw the same faults again."""
 MOST_FAULTS = 5
 
 
@@ -76,10 +78,11 @@ def end(server: RankServer, run: Run) -> None:
     assert run.result()["state"] == "succeeded"
 
 
-@pytest.mark.parametrize("number", range(8), ids=lambda number: f"{SEED}-{number}")
+@pytest.mark.parametrize("number", range(8))
 def test_whatever_the_worlds_and_wherever_they_die_nothing_is_lost(job, server, undisturbed, number):
+    log.warning("CPMBEE_SEED=%s", SEED)  # pytest shows it when the test fails
     draw = random.Random(f"{SEED}-{number}")
-    run = new_run(job, f"drawn-{SEED}-{number}", *OPTIONS)
+    run = new_run(job, f"drawn-{number}", *OPTIONS)
     story = []
     for _ in range(draw.randint(2, MOST_FAULTS)):
         size = draw.randint(1, 4)
