@@ -1,6 +1,6 @@
-"""The bookkeeping of beam search for one question: which beams go on, which have ended, and when to stop.
+"""Beam search for one question: keep the best beams, collect finished ones, decide when to stop.
 
-Scores, their normalisation by length and the rules of stopping are the original's. No tensors in here.
+Scores, length normalization and stopping rules are the original's. No tensors here.
 """
 
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Beam:
-    """A beam: the words so far, and the token that it feeds to the model next."""
+    """The words generated so far, and the token to feed to the model next."""
 
     words: tuple[tuple[int, int], ...] = ()
-    """Each word (an output class) with the number of the answer that it belongs to."""
+    """Each word (an output class) with the index of its answer."""
     score: float = 0.0
     """Sum of log-probabilities."""
     answer: int = 0
-    """The answer that is being written."""
+    """Index of the answer being generated."""
     word: int | None = None
-    """The output class to feed; None opens an answer."""
+    """The output class to feed; None starts an answer."""
     position: int = 0
     """Position of the fed token in its answer."""
 
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """A continuation that the model proposes."""
+    """A possible next word of a beam."""
 
     score: float
     beam: int
@@ -34,7 +34,7 @@ class Candidate:
 
 @dataclass
 class BeamSearch:
-    """Beam search for one question with `num_answers` answers; `max_words` counts their words, ends included."""
+    """Beam search for one question with `num_answers` answers; `max_words` counts all their words, end tokens included."""
 
     num_beams: int
     num_answers: int
@@ -47,13 +47,12 @@ class BeamSearch:
     _worst: float = 1e9
 
     def __post_init__(self) -> None:
-        # All beams start alike: only the first may propose, or they would stay alike.
+        # All beams start equal. Only the first may propose candidates, or they would stay equal.
         self.beams = [Beam(score=0.0 if k == 0 else -1e9) for k in range(self.num_beams)]
 
     def advance(self, candidates: Sequence[Candidate]) -> list[int] | None:
-        """Take the best 2 x num_beams continuations of all beams, best first. Returns which beams the new ones follow
-        from, or None where the search has ended.
-        """
+        """Take the best 2 x num_beams candidates, best first. Returns the parent of each new beam, or None if the
+        search has ended."""
         if self._is_decided(candidates[0].score):
             return None
         is_last = self.step == self.max_words
@@ -78,7 +77,7 @@ class BeamSearch:
         return None if is_last else parents
 
     def best(self) -> list[list[int] | None]:
-        """The words of each answer without their end; None for answers that were not reached."""
+        """The words of each answer without the end token; None for answers that were not reached."""
         _, words = max(self._finished, key=lambda finished: finished[0])
         answers: list[list[int] | None] = [None] * self.num_answers
         for word, answer in words:
@@ -86,16 +85,16 @@ class BeamSearch:
         return [a[:-1] if a and a[-1] == self.end else a for a in answers]
 
     def _is_decided(self, best_score: float) -> bool:
-        """Whether no continuation can beat the worst of enough finished ones."""
+        """Whether no candidate can beat the worst of the `num_beams` finished ones."""
         return len(self._finished) >= self.num_beams and self._worst >= best_score / self.step
 
     def _finish(self, words: tuple[tuple[int, int], ...], score: float) -> None:
-        normalised = score / len(words)
-        if len(self._finished) < self.num_beams or normalised > self._worst:
-            self._finished.append((normalised, words))
+        normalized = score / len(words)
+        if len(self._finished) < self.num_beams or normalized > self._worst:
+            self._finished.append((normalized, words))
             if len(self._finished) > self.num_beams:
                 by_score = sorted((s, index) for index, (s, _) in enumerate(self._finished))
                 del self._finished[by_score[0][1]]
                 self._worst = by_score[1][0]
             else:
-                self._worst = min(normalised, self._worst)
+                self._worst = min(normalized, self._worst)

@@ -1,8 +1,8 @@
-"""How well a model knows the answers of examples: log-probabilities, loss, and for choices accuracy.
+"""Score the reference answers of examples: log-probability, loss, and accuracy for multiple choice.
 
-Each example is scored as if it were alone: only its own extra columns compete for its targets, so a score does not
-depend on which examples share a batch. A choice is an example whose answer is a key of one of its objects, like
-`{"options": {"<option_0>": ..., "<option_1>": ...}, "<ans>": "<option_1>"}`; every key is scored as the answer.
+Only an example's own extra columns compete for its targets, so its score does not depend on the rest of the batch. A
+multiple-choice example has an answer that is a key of one of its objects, like
+`{"options": {"<option_0>": ..., "<option_1>": ...}, "<ans>": "<option_1>"}`. Every key is scored as the answer.
 """
 
 import math
@@ -24,17 +24,17 @@ from cpmbee_job.model.net.inputs import ModelInputs
 
 
 @dataclass(frozen=True)
-class Score:
-    """One example's answer: how many tokens to predict (ends included), and their log-probability (natural, summed)."""
+class ExampleScore:
+    """Number of target tokens of an answer (end tokens included), and the sum of their natural log-probabilities."""
 
     target_tokens: int
     logprob: float
     choice: str | None = None
-    """For a choice, the option that the model finds most likely."""
+    """Multiple choice: the most likely option."""
     correct: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """A line of the per-example file."""
+        """As a line of the per-example file."""
         line: dict[str, Any] = {"target_tokens": self.target_tokens, "logprob": self.logprob}
         return line if self.choice is None else {**line, "choice": self.choice, "correct": self.correct}
 
@@ -49,7 +49,7 @@ class Summary:
     choices: int = 0
     correct: int = 0
 
-    def add(self, score: Score) -> None:
+    def add(self, score: ExampleScore) -> None:
         self.examples += 1
         self.target_tokens += score.target_tokens
         self.logprob += score.logprob
@@ -63,7 +63,7 @@ class Summary:
         return -self.logprob / max(self.target_tokens, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """`accuracy` is there only where there were choices."""
+        """As JSON. `accuracy` is present only if there were multiple-choice examples."""
         perplexity = math.exp(self.loss) if self.loss < 700 else None
         document: dict[str, Any] = {"examples": self.examples, "target_tokens": self.target_tokens, "loss": self.loss}
         document["perplexity"] = perplexity
@@ -73,13 +73,13 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """An example and its variants, one for each possible answer (only itself, where it is no choice)."""
+class _Encoding:
+    """An example encoded once per possible answer; once if it is not multiple choice."""
 
     variants: tuple[Encoded, ...]
     options: tuple[str, ...]
     answer: int
-    """Which variant is the true one."""
+    """Index of the variant with the reference answer."""
     location: str
 
     @property
@@ -88,7 +88,7 @@ class _Job:
 
 
 class Evaluator:
-    """Scores examples in batches of about `token_budget` tokens; the model is put into evaluation mode."""
+    """Scores examples in batches of about `token_budget` tokens. Puts the model into evaluation mode."""
 
     def __init__(self, model: CpmBee, tokenizer: Tokenizer, token_budget: int = 8192) -> None:
         self.model = model.eval()
@@ -96,58 +96,58 @@ class Evaluator:
         self.token_budget = token_budget
         self.device = model.input_embedding.weight.device
         self.digest = EvalDigest()
-        """Of the examples that were scored so far."""
+        """Digest of the examples scored so far."""
 
-    def scores(self, examples: Iterable[tuple[str, Example]]) -> Iterator[Score]:
-        """The scores of (location, example) pairs, in their order.
+    def scores(self, examples: Iterable[tuple[str, Example]]) -> Iterator[ExampleScore]:
+        """Yield the scores of (location, example) pairs in order.
 
-        Raises `DataError` naming the location of an example without anything to predict, and `ModelError` naming that
-        of one whose log-probability is not finite.
+        Raises `DataError` with the location of an example without text to predict, `ModelError` with the location of
+        one whose log-probability is not finite.
         """
-        batch: list[_Job] = []
+        batch: list[_Encoding] = []
         filled = 0
         for location, example in examples:
-            job = self._job(location, example)
-            self.digest.add(encoded_arrays(job.variants[job.answer]))
-            if batch and filled + job.num_tokens > self.token_budget:
+            encoding = self._encode(location, example)
+            self.digest.add(encoded_arrays(encoding.variants[encoding.answer]))
+            if batch and filled + encoding.num_tokens > self.token_budget:
                 yield from self._score(batch)
                 batch, filled = [], 0
-            batch.append(job)
-            filled += job.num_tokens
+            batch.append(encoding)
+            filled += encoding.num_tokens
         if batch:
             yield from self._score(batch)
 
-    def _job(self, location: str, example: Example) -> _Job:
+    def _encode(self, location: str, example: Example) -> _Encoding:
         answer = example[ANSWER]
         options = _options(example)
         try:
             if not options or not isinstance(answer, str):
                 encoded = encode_example(self.tokenizer, example)
                 if encoded.context.all():
-                    raise DataError(f"{ANSWER}: an object without a text in it, so there is nothing to predict")
-                return _Job((encoded,), (), 0, location)
+                    raise DataError(f"{ANSWER}: contains no text to predict")
+                return _Encoding((encoded,), (), 0, location)
             variants = tuple(encode_example(self.tokenizer, {**example, ANSWER: option}) for option in options)
         except DataError as error:
             raise DataError(f"{location}: {error.message}", hint=error.hint) from error
-        return _Job(variants, options, options.index(answer), location)
+        return _Encoding(variants, options, options.index(answer), location)
 
-    def _score(self, batch: Sequence[_Job]) -> Iterator[Score]:
-        logprobs = iter(self._logprobs([variant for job in batch for variant in job.variants]))
-        for job in batch:
-            of_variants = [next(logprobs) for _ in job.variants]
-            logprob = of_variants[job.answer]
+    def _score(self, batch: Sequence[_Encoding]) -> Iterator[ExampleScore]:
+        logprobs = iter(self._logprobs([variant for encoding in batch for variant in encoding.variants]))
+        for encoding in batch:
+            of_variants = [next(logprobs) for _ in encoding.variants]
+            logprob = of_variants[encoding.answer]
             if not math.isfinite(logprob):
-                raise ModelError(f"{job.location}: the answer's log-probability is {logprob}")
-            target_tokens = int((job.variants[job.answer].context == 0).sum())
-            if not job.options:
-                yield Score(target_tokens, logprob)
+                raise ModelError(f"{encoding.location}: the answer's log-probability is {logprob}")
+            target_tokens = int((encoding.variants[encoding.answer].context == 0).sum())
+            if not encoding.options:
+                yield ExampleScore(target_tokens, logprob)
                 continue
             best = max(range(len(of_variants)), key=of_variants.__getitem__)
-            yield Score(target_tokens, logprob, job.options[best], best == job.answer)
+            yield ExampleScore(target_tokens, logprob, encoding.options[best], best == encoding.answer)
 
     @torch.no_grad()
     def _logprobs(self, encoded: Sequence[Encoded]) -> list[float]:
-        """The log-probability of each encoded answer."""
+        """Return the log-probability of each encoded answer."""
         tokenizer = self.tokenizer
         collated = collate_examples(encoded, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
         inputs = ModelInputs.from_numpy(**vars(collated)).to(self.device)
@@ -159,7 +159,7 @@ class Evaluator:
 
 
 def _options(example: Example) -> tuple[str, ...]:
-    """The keys that the answer was chosen from; empty where the example is no choice."""
+    """Return the options of a multiple-choice example; empty if it is not one."""
     answer = example[ANSWER]
     for key, value in example.items():
         if key != ANSWER and isinstance(value, dict) and isinstance(answer, str) and answer in value:

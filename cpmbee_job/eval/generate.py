@@ -1,7 +1,7 @@
-"""Beam search over batches of examples, with the original's answers.
+"""Answer batches of examples by beam search, equal to the original.
 
-An example's answer does not depend on the others in its batch: each is restricted to the extra columns of its own.
-Tensor names end in their shape: B questions, K beams of each, S tokens fed so far, V vocabulary, X extra columns.
+Each example may use only its own extra columns, so its answer does not depend on the rest of the batch.
+Tensor names end in their shape: B questions, K beams, S tokens fed so far, V vocabulary, X extra columns.
 """
 
 from collections.abc import Sequence
@@ -20,28 +20,28 @@ from cpmbee_job.model.net.cpmbee import CpmBee
 from cpmbee_job.model.net.decoding import BeamDecoder
 
 _FORBIDDEN = -10000.0
-"""Logit of a class that a question may not be answered with, as in the original."""
+"""Logit of a class that is not allowed in the answer, as in the original."""
 
 
 @dataclass(frozen=True)
 class BeamOptions:
-    """How to search. Raises `UsageError` for values that make no sense."""
+    """Settings of the search. Raises `UsageError` for invalid values."""
 
     beam_size: int = 3
     max_length: int = 100
-    """Most tokens of an example's answers together."""
+    """Maximum number of tokens of all answers of an example."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens that an answer has already become less likely."""
+    """Values above 1 make tokens less likely that the answer already contains."""
 
     def __post_init__(self) -> None:
         if self.beam_size < 1 or self.max_length < 1:
-            raise UsageError("beam size and max length must be 1 or more")
+            raise UsageError("beam size and max length must be at least 1")
         if not self.repetition_penalty >= 1:
-            raise UsageError(f"the repetition penalty must be 1 or more, not {self.repetition_penalty}")
+            raise UsageError(f"repetition penalty must be at least 1 (got {self.repetition_penalty})")
 
 
 class Generator:
-    """Answers examples with a model; the model is put into evaluation mode."""
+    """Answers examples with a model. Puts the model into evaluation mode."""
 
     def __init__(self, model: CpmBee, tokenizer: Tokenizer, options: BeamOptions) -> None:
         self.model = model.eval()
@@ -50,12 +50,12 @@ class Generator:
         self.device = model.input_embedding.weight.device
 
     def answer(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """The examples with their answers filled in, None where the length did not suffice. One batch."""
+        """Return one batch of examples with their answers filled in; None where `max_length` was reached first."""
         return self.answer_questions([ask(self.tokenizer, example) for example in examples])
 
     @torch.no_grad()
     def answer_questions(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """The same for questions that have been read already."""
+        """Like `answer`, for examples that are already parsed."""
         columns = sorted({column for q in questions for column in q.texts if column[1] > 0})
         searches = self._search(questions, columns)
         vocab_size = self.model.config.vocab_size
@@ -72,7 +72,7 @@ class Generator:
         decoder = BeamDecoder(self.model, question_inputs(questions, columns).to(self.device), options.beam_size)
         forbidden_BC = self._forbidden(questions, columns)
         searches = [
-            # One more word than asked for: the end of the last answer.
+            # One more word than `max_length`: the end token of the last answer.
             BeamSearch(options.beam_size, len(q.answer_segments), options.max_length + 1, tokenizer.eos_id)
             for q in questions
         ]
@@ -80,8 +80,8 @@ class Generator:
         fed_BKS = torch.empty(len(active), options.beam_size, 0, dtype=torch.int64, device=self.device)
         while active:
             tokens = [[self._token(beam.word, columns) for beam in searches[b].beams] for b in active]
-            ids_BK = self._tensor([[token for token, _ in row] for row in tokens])
-            subs_BK = self._tensor([[sub for _, sub in row] for row in tokens])
+            ids_BK = self._tensor([[token for token, _ in beams] for beams in tokens])
+            subs_BK = self._tensor([[sub for _, sub in beams] for beams in tokens])
             segments_BK = self._tensor(
                 [[questions[b].answer_segments[beam.answer] for beam in searches[b].beams] for b in active]
             )
@@ -89,16 +89,16 @@ class Generator:
             fed_BKS = torch.cat([fed_BKS, ids_BK[..., None].long()], dim=-1)
             logits = decoder.step(ids_BK, subs_BK, segments_BK, positions_BK)
             logits.masked_fill_(forbidden_BC[:, None], _FORBIDDEN)
-            _penalise(logits, fed_BKS, options.repetition_penalty)
+            _penalize(logits, fed_BKS, options.repetition_penalty)
             scores_BK = torch.tensor([[beam.score for beam in searches[b].beams] for b in active], device=self.device)
             kept: list[int] = []
             parents: list[list[int]] = []
-            for row, candidates in enumerate(_best(logits, scores_BK)):
-                followed = searches[active[row]].advance(candidates)
-                if followed is not None:
-                    kept.append(row)
-                    parents.append(followed)
-            active = [active[row] for row in kept]
+            for b, candidates in enumerate(_best(logits, scores_BK)):
+                beam_parents = searches[active[b]].advance(candidates)
+                if beam_parents is not None:
+                    kept.append(b)
+                    parents.append(beam_parents)
+            active = [active[b] for b in kept]
             if active:
                 decoder.select(kept, parents)
                 forbidden_BC = forbidden_BC[kept]
@@ -106,9 +106,8 @@ class Generator:
         return searches
 
     def _forbidden(self, questions: Sequence[Question], columns: Sequence[Column]) -> Tensor:
-        """Classes (B, V + X) that a question may not be answered with: other questions' columns, and unknown pieces
-        where it has none of its own.
-        """
+        """Return a mask (B, V + X) of the classes that are not allowed in each answer: the columns of other questions,
+        and the unknown token if the question has none."""
         vocab_size, unknown = self.model.config.vocab_size, self.tokenizer.unk_id
         forbidden_BC = torch.zeros(len(questions), vocab_size + len(columns), dtype=torch.bool)
         for b, question in enumerate(questions):
@@ -117,25 +116,25 @@ class Generator:
         return forbidden_BC.to(self.device)
 
     def _token(self, word: int | None, columns: Sequence[Column]) -> Column:
-        """The token and sub-number that stand for an output class."""
+        """Return the token and sub-number of an output class."""
         vocab_size = self.model.config.vocab_size
         if word is None:
             return self.tokenizer.bos_id, 0
         return columns[word - vocab_size] if word >= vocab_size else (word, 0)
 
-    def _tensor(self, rows: list[list[int]]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int32, device=self.device)
+    def _tensor(self, values: list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
 
 
-def _penalise(logits: Tensor, fed_BKS: Tensor, penalty: float) -> None:
-    """Make tokens that were fed before less likely, in place. As in the original, `<option_2>` counts as `<option>`."""
+def _penalize(logits: Tensor, fed_BKS: Tensor, penalty: float) -> None:
+    """Make tokens less likely that were fed before, in place. `<option_2>` counts as `<option>`, as in the original."""
     if penalty != 1.0:
         scores = logits.gather(-1, fed_BKS)
         logits.scatter_(-1, fed_BKS, torch.where(scores < 0, scores * penalty, scores / penalty))
 
 
 def _best(logits: Tensor, scores_BK: Tensor) -> list[list[Candidate]]:
-    """For each question the 2 K best continuations of its beams, best first."""
+    """Return the 2 K best candidates of each question, best first."""
     total = torch.log_softmax(logits, dim=-1) + scores_BK[..., None]
     num_beams, num_classes = total.shape[1:]
     values, indices = total.flatten(1).topk(2 * num_beams, dim=1)

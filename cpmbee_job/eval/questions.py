@@ -1,7 +1,8 @@
-"""An example as a question: its tokens without the answer, and the places that are to be answered."""
+"""An example as a question: its tokens without the answer, and the segments to answer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,16 @@ from cpmbee_job.errors import DataError
 from cpmbee_job.model.net.inputs import ModelInputs
 
 Column = tuple[int, int]
-"""A token and its sub-number; above 0, it needs an extra output column."""
+"""A token and its sub-number. A sub-number above 0 needs an extra output column."""
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What beam search needs to know of one example of N tokens in S segments."""
+    """An example of N tokens in S segments, as beam search needs it."""
 
     example: Example
     ids: NDArray[np.int32]
-    """(N,) tokens that are given, the answer's left out."""
+    """(N,) tokens of the example without its answer."""
     subs: NDArray[np.int32]
     segments: NDArray[np.int32]
     segment_rel: NDArray[np.uint8]
@@ -32,27 +33,28 @@ class Question:
     answer_segments: tuple[int, ...]
     """The segment of each answer, in the order of the example's texts under `<ans>`."""
     texts: dict[Column, str]
-    """The example's tokens that the vocabulary lacks (`<option_2>`, an emoji); an answer uses no others."""
+    """Tokens of the example that are missing in the vocabulary (`<option_2>`, an emoji). An answer can use no others."""
 
     def answered(self, answers: Sequence[str | None]) -> dict[str, Any]:
-        """The example with each text under `<ans>` replaced by its answer; None where there is none."""
+        """Return the example with each text under `<ans>` replaced by its answer, or by None."""
         return {**self.example, ANSWER: _fill(self.example[ANSWER], iter(answers))}
 
 
 def ask(tokenizer: Tokenizer, example: Example) -> Question:
-    """Turn an example into a question; what stands under `<ans>` decides only how many answers there are and what they
-    are called. Raises `DataError` where there is nothing to answer, or naming the place of a bad token.
+    """Turn an example into a question. The value of `<ans>` defines only the number of answers and their keys.
+
+    Raises `DataError` if there is nothing to answer, or with the place of an invalid token.
     """
-    blank = {**example, ANSWER: _fill(example[ANSWER], _endlessly(""))}
+    blank = {**example, ANSWER: _fill(example[ANSWER], repeat(""))}
     encoded = encode_example(tokenizer, blank)
     given = encoded.context == 1
     answer_segments = np.unique(encoded.segment_ids[~given])
     if not len(answer_segments):
-        raise DataError(f"{ANSWER}: an object without a text in it, so there is nothing to answer")
+        raise DataError(f"{ANSWER}: contains no text to answer")
     texts: dict[Column, str] = {}
     for token, sub_of in encoded.token_id_table.items():
         token_id = tokenizer.token_id(token)
-        # `<ans>` marks where answers go; no answer contains it.
+        # `<ans>` marks the place of answers, and is never part of one.
         if token_id is not None and token != ANSWER:
             texts.update({(token_id, sub): encoded.ext_table[extended] for extended, sub in sub_of.items()})
     return Question(
@@ -68,7 +70,7 @@ def ask(tokenizer: Tokenizer, example: Example) -> Question:
 
 
 def question_inputs(questions: Sequence[Question], columns: Sequence[Column]) -> ModelInputs:
-    """A batch of questions for the model, without targets; every token of a question sees all others of it."""
+    """Collate questions into a batch without targets. Every token of a question attends to all others."""
     lengths = np.array([len(q.ids) for q in questions], dtype=np.int32)
     num_segments = np.array([q.num_segments for q in questions], dtype=np.int32)
     tables = np.array([len(q.segment_rel) for q in questions], dtype=np.int32)
@@ -98,8 +100,3 @@ def _fill(node: Any, answers: Iterator[Any]) -> Any:
     if isinstance(node, dict):
         return {key: _fill(value, answers) for key, value in node.items()}
     return next(answers)
-
-
-def _endlessly(text: str) -> Iterator[str]:
-    while True:
-        yield text

@@ -1,9 +1,9 @@
-"""The shape of a model, read from its `config.json` in either of the two dialects that are in use.
+"""The shape of a model, read from `config.json` in either of two dialects.
 
     original   dim_model    num_heads            num_layers
     hub        hidden_size  num_attention_heads  num_hidden_layers  (and model_type, distance_scale)
 
-All other names are shared. Keys that say nothing about the computation are passed over.
+All other names are the same. Keys that do not affect the computation are ignored.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from cpmbee_job.errors import ModelError
 CONFIG = "config.json"
 VOCABULARY = "vocab.txt"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-"""Names in a model folder."""
+"""File names in a model folder."""
 
 _HUB_NAMES = {"hidden_size": "dim_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 _SIZES = ("vocab_size", "dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
 _MIN_SEGMENT_BUCKETS = 64
-"""Largest relation between two segments of an example (depth at most 8) that the table of biases must hold."""
+"""Number of relations between two segments of an example (depth at most 8) that the bias table must hold."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a CPM-Bee. Defaults are the original's."""
+    """Sizes of a CPM-Bee model. Defaults are the original's."""
 
     vocab_size: int
     dim_model: int
@@ -36,20 +36,20 @@ class ModelConfig:
     dim_head: int
     dim_ff: int
     num_layers: int
-    """Layers, those counted that `mask_modules` leaves empty."""
+    """Number of layers, including those that `mask_modules` leaves empty."""
     dropout_p: float = 0.0
     position_bias_num_buckets: int = 256
     position_bias_num_segment_buckets: int = 256
     position_bias_max_distance: int = 2048
     eps: float = 1e-6
     half: bool = True
-    """Whether the weights are meant for half precision; on CPU they are computed with in fp32 all the same."""
+    """Whether the weights are meant for half precision. On CPU they are used in fp32."""
     distance_scale: float = 16
-    """What a sub-token's number is multiplied with before the rotary embedding."""
+    """Factor of a token's sub-number in the rotary embedding."""
     mask_modules: tuple[tuple[bool, bool], ...] | None = None
-    """For each layer, whether its attention and whether its feed-forward block is absent."""
+    """For each layer, whether attention and feed-forward are absent."""
     dialect: str = "original"
-    """Which names the file used: `original` or `hub`."""
+    """Names that the file uses: `original` or `hub`."""
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], *, source: str = "config.json") -> "ModelConfig":
@@ -63,11 +63,11 @@ class ModelConfig:
         if missing := [name for name in _SIZES if known.get(name) is None]:
             raise ModelError(
                 f"{source}: missing {', '.join(missing)}",
-                hint="sizes go by the original's names (dim_model, num_heads, num_layers) or the hub's "
+                hint="use the original's names (dim_model, num_heads, num_layers) or the hub's "
                 "(hidden_size, num_attention_heads, num_hidden_layers)",
             )
         if known.get("int4"):
-            raise ModelError(f"{source}: int4 weights can't be used", hint="use the model's half precision weights")
+            raise ModelError(f"{source}: int4 weights are not supported", hint="use the model's half-precision weights")
         is_hub = known.get("model_type") is not None or any(key in document for key in _HUB_NAMES)
         values = {f.name: known[f.name] for f in fields(cls) if f.name != "dialect" and known.get(f.name) is not None}
         config = cls(
@@ -82,7 +82,7 @@ class ModelConfig:
         return cls.from_dict(read_config(path), source=str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """The original's dialect, for a `config.json` of our own."""
+        """Return the content of a `config.json` in the original's dialect."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dialect"}
         if self.mask_modules is None:
             del values["mask_modules"]
@@ -90,7 +90,7 @@ class ModelConfig:
 
     @property
     def blocks(self) -> tuple[tuple[bool, bool], ...]:
-        """For each layer, whether it has attention and whether it has a feed-forward block."""
+        """For each layer, whether it has attention and feed-forward."""
         masks = self.mask_modules or ((False, False),) * self.num_layers
         return tuple((not no_attention, not no_ffn) for no_attention, no_ffn in masks)
 
@@ -104,29 +104,29 @@ class ModelConfig:
         for name in sizes:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ModelError(f"{source}: {name} must be a whole number above 0, not {value!r}")
+                raise ModelError(f"{source}: {name} must be a positive integer (got {value!r})")
         for name in ("dropout_p", "eps", "distance_scale"):
             value = getattr(self, name)
             if type(value) not in (int, float) or value < 0:
-                raise ModelError(f"{source}: {name} must be a number, 0 or more, not {value!r}")
+                raise ModelError(f"{source}: {name} must be a number of at least 0 (got {value!r})")
         if self.dropout_p >= 1:
-            raise ModelError(f"{source}: dropout_p must be below 1, not {self.dropout_p!r}")
+            raise ModelError(f"{source}: dropout_p must be less than 1 (got {self.dropout_p!r})")
         if type(self.half) is not bool:
-            raise ModelError(f"{source}: half must be true or false, not {self.half!r}")
+            raise ModelError(f"{source}: half must be true or false (got {self.half!r})")
         if self.position_bias_num_segment_buckets < _MIN_SEGMENT_BUCKETS:
             raise ModelError(
-                f"{source}: position_bias_num_segment_buckets is {self.position_bias_num_segment_buckets}, "
-                f"but examples use up to {_MIN_SEGMENT_BUCKETS}"
+                f"{source}: position_bias_num_segment_buckets must be at least {_MIN_SEGMENT_BUCKETS} "
+                f"(got {self.position_bias_num_segment_buckets})"
             )
         if self.position_bias_num_buckets < 4 or self.position_bias_max_distance <= self.position_bias_num_buckets // 4:
             raise ModelError(
-                f"{source}: position_bias_num_buckets ({self.position_bias_num_buckets}) needs to be 4 or more, and "
-                f"position_bias_max_distance ({self.position_bias_max_distance}) more than a quarter of it"
+                f"{source}: position_bias_num_buckets must be at least 4 (got {self.position_bias_num_buckets}), and "
+                f"position_bias_max_distance more than a quarter of it (got {self.position_bias_max_distance})"
             )
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a `config.json`, as it is. Raises `ModelError` naming the file."""
+    """Read the JSON object in a `config.json`. Raises `ModelError` naming the file."""
     try:
         return documents.from_json(path.read_bytes())
     except OSError as error:

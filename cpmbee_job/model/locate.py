@@ -1,4 +1,4 @@
-"""Models and deltas from wherever a user says they are, as files of this machine."""
+"""Resolve the path or URL of a model or delta to files of this machine."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ _FILE_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
 def fetch_model(url: str, storage: StorageSpec | None = None) -> ModelFiles:
-    """The files of the model folder at `url`. Where it is not on this machine, the small ones are copied to the cache;
-    weights are read from there by ranges, which the cache keeps.
+    """Return the files of the model folder at `url`. Of a model in an object store, small files are copied to the
+    cache; weights are read by ranges, which the cache keeps.
 
-    Raises `NotFoundError` where there is none, `ModelError` for a folder that is no model.
+    Raises `NotFoundError` if it does not exist, `ModelError` for a folder that is not a model.
     """
     cache, store = default_cache_dir(), open_store(url, storage)
     folder = fetch_folder(url, storage, cache, only={CONFIG, VOCABULARY, SAFETENSORS_INDEX})
@@ -33,9 +33,9 @@ def fetch_model(url: str, storage: StorageSpec | None = None) -> ModelFiles:
 
 
 def fetch_delta(url: str, storage: StorageSpec | None = None, progress: Progress = no_progress) -> Delta:
-    """The delta at `url`: a delta folder, a file in the original's format, or a run's folder (its best delta).
+    """Read the delta at `url`: a delta folder, a file in the original's format, or a run's folder (its best delta).
 
-    Raises `NotFoundError` where there is none, `ModelError` for what is no delta.
+    Raises `NotFoundError` if it does not exist, `ModelError` for anything that is not a delta.
     """
     if url.endswith(_FILE_SUFFIXES):
         return read_delta(_fetch_file(url, storage, progress))
@@ -43,7 +43,7 @@ def fetch_delta(url: str, storage: StorageSpec | None = None, progress: Progress
 
 
 def delta_folder(url: str, storage: StorageSpec | None = None) -> str:
-    """URL of the delta folder that `url` means, itself or the best of the run's folder that it names."""
+    """Return the URL of the delta folder: `url` itself, or the best delta of the run's folder at `url`."""
     store = open_store(url, storage)
     if _is_delta_folder(store) or store.info(keys.BEST) is None:
         return url

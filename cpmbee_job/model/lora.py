@@ -1,9 +1,9 @@
-"""LoRA beside linear layers of a frozen model, inserted by OpenDelta under the original's names.
+"""LoRA on the linear layers of a frozen model, inserted by OpenDelta under the original's names.
 
     y = W x / sqrt(dim_in) + (alpha / r) B A x
 
 A delta is the state dict of all A and B: `encoder.layers.N....project_q.lora.lora_A` (r, dim_in) and `.lora_B`
-(dim_out, r). The original's `.pt` holds nothing else; a delta folder adds r and alpha in its manifest.
+(dim_out, r). The original's `.pt` contains nothing else; a delta folder has r and alpha in its manifest.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from cpmbee_job.model.weights.tensor_table import load_pickled
 DELTA_TENSORS = "delta.safetensors"
 DELTA_MANIFEST = "manifest.json"
 DEFAULT_ALPHA = 16
-"""The original's, for files that do not say it."""
+"""The original's; used for files without a manifest."""
 _A, _B = ".lora.lora_A", ".lora.lora_B"
 
 
@@ -45,18 +45,18 @@ class Delta:
     r: int
     alpha: float
     source: str
-    """The file or folder, for messages."""
+    """File or folder, for error messages."""
     base_digest: str | None = None
-    """Of the weights that it was trained on, where its manifest says so."""
+    """Digest of the base weights that it was trained on, if its manifest has one."""
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Last parts of the names of the layers that it changes."""
+        """Names of the changed layers, without their paths."""
         return tuple(sorted({name.removesuffix(_A).rpartition(".")[2] for name in self.state if name.endswith(_A)}))
 
 
 class LowRank(nn.Module):
-    """(alpha / r) B A x. Its weights stay fp32, whatever the model's dtype: small updates must not be rounded away."""
+    """(alpha / r) B A x. The weights are fp32 for any model dtype, so that small updates are not lost to rounding."""
 
     def __init__(self, dim_in: int, dim_out: int, r: int, alpha: float, device: torch.device) -> None:
         super().__init__()
@@ -71,18 +71,17 @@ class LowRank(nn.Module):
 def insert_lora(
     model: nn.Module, r: int, alpha: float, modules: Iterable[str], *, seed: int = 0, device: torch.device | None = None
 ) -> None:
-    """Freeze the model and put LoRA beside its linear layers whose name ends in one of `modules`, on `device`, or where
-    the layer is.
+    """Freeze the model and add LoRA to its linear layers named in `modules`, on `device` or on the layer's device.
 
-    A is random (the same for the same seed, on any rank and device), B zero: the model's answers do not change yet.
-    Raises `ModelError` for a name that no layer has.
+    A is random (equal for equal seeds on any rank and device) and B is zero, so the model's output does not change.
+    Raises `ModelError` for an unknown layer name.
     """
     names = list(modules)
     known = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)})
     if unknown := [name for name in names if name not in known]:
-        raise ModelError(f"lora.modules: no layer is called {unknown[0]!r}", hint=f"there are {', '.join(known)}")
+        raise ModelError(f"lora.modules: unknown layer {unknown[0]!r}", hint=f"use any of {', '.join(known)}")
     if any(name.endswith(_A) for name, _ in model.named_parameters()):
-        raise ValueError("the model has LoRA already")
+        raise ValueError("the model already has LoRA")
     model.requires_grad_(False)
     _delta_model_class(device)(model, lora_r=r, lora_alpha=alpha, modified_modules=names, backend="hf")
     generator = torch.Generator().manual_seed(seed)
@@ -94,34 +93,34 @@ def insert_lora(
 
 
 def read_delta(path: Path, *, alpha: float | None = None) -> Delta:
-    """Read a delta folder, or one of its files. The original's format does not say alpha: without a manifest beside
-    the file it is 16, unless it is given.
+    """Read a delta folder, or one of its files. The original's format has no alpha: the default is 16 if there is no
+    manifest beside the file. `alpha` overrides both.
 
-    Raises `ModelError` for what is no delta.
+    Raises `ModelError` for anything that is not a delta.
     """
     manifest = _read_manifest((path if path.is_dir() else path.parent) / DELTA_MANIFEST)
     if path.is_dir():
         files = [path / DELTA_TENSORS] if (path / DELTA_TENSORS).is_file() else sorted(path.glob("*.pt"))
         if not files:
-            raise ModelError(f"{path}: no delta in it", hint=f"expected {DELTA_TENSORS} or a .pt file")
+            raise ModelError(f"{path}: contains no delta", hint=f"expected {DELTA_TENSORS} or a .pt file")
         if len(files) > 1:
-            raise ModelError(f"{path}: {len(files)} .pt files in it", hint=f"name one of them, such as {files[0]}")
+            raise ModelError(f"{path}: contains {len(files)} .pt files", hint=f"name one of them, such as {files[0]}")
         found = files[0]
     else:
         found = path
     if manifest.get("kind") == "full":
-        raise ModelError(f"{path}: all weights of a model, no delta", hint="give this folder as the model")
+        raise ModelError(f"{path}: all weights of a model, not a delta", hint="use this folder as the model")
     state = _read_safetensors(found) if found.suffix == ".safetensors" else load_pickled(found)
     _check_delta(state, found)
     ranks = {tensor.shape[0] for name, tensor in state.items() if name.endswith(_A)}
     if len(ranks) != 1 or manifest.get("r", min(ranks)) not in ranks:
-        raise ModelError(f"{path}: ranks {sorted(ranks)} in the weights, r {manifest.get('r')} in the manifest")
+        raise ModelError(f"{path}: the weights have r {sorted(ranks)}, the manifest has {manifest.get('r')}")
     chosen = manifest.get("alpha", DEFAULT_ALPHA) if alpha is None else alpha
     return Delta(state, ranks.pop(), float(chosen), str(path), manifest.get("base_digest"))
 
 
 def load_delta(model: nn.Module, delta: Delta) -> None:
-    """Put a delta's weights into a model that has LoRA already. Raises `ModelError` listing keys that do not match."""
+    """Load a delta into a model that already has LoRA. Raises `ModelError` listing the keys that do not match."""
     own = {name: parameter for name, parameter in model.named_parameters() if name.endswith((_A, _B))}
     problems = [f"missing {name}" for name in own if name not in delta.state]
     problems += [f"extra {name}" for name in delta.state if name not in own]
@@ -133,8 +132,8 @@ def load_delta(model: nn.Module, delta: Delta) -> None:
     if problems:
         more = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
         raise ModelError(
-            "\n    ".join([f"{delta.source}: does not fit the model", *problems[:8], *more]),
-            hint="a delta fits the base, the rank and the modules that it was trained with",
+            "\n    ".join([f"{delta.source}: incompatible with the model", *problems[:8], *more]),
+            hint="use the base, r and modules that the delta was trained with",
         )
     with torch.no_grad():
         for name, parameter in own.items():
@@ -142,22 +141,22 @@ def load_delta(model: nn.Module, delta: Delta) -> None:
 
 
 def apply_delta(model: nn.Module, delta: Delta) -> None:
-    """Insert LoRA of the delta's shape into a plain model and load it. Raises `ModelError` where they do not match."""
+    """Insert LoRA of the delta's shape into a plain model and load it. Raises `ModelError` if they do not match."""
     insert_lora(model, delta.r, delta.alpha, delta.modules)
     load_delta(model, delta)
 
 
 def merged_layout(layout: Mapping[str, Tensor], delta: Delta, *, same_dtype: bool = False) -> dict[str, Tensor]:
-    """Names, shapes and dtypes of the base's weights with the delta folded in. Changed weights become fp32, because
+    """Return names, shapes and dtypes of the base's weights after merging. Changed weights become fp32, because
     rounding them to half precision changes answers; `same_dtype` rounds.
 
-    Raises `ModelError` where keys do not match.
+    Raises `ModelError` if keys do not match.
     """
     for layer in [name.removesuffix(".weight") for name in layout if name.endswith(".weight")]:
         if layer.rpartition(".")[2] in delta.modules and layer + _A not in delta.state:
             raise ModelError(
-                f"{delta.source}: does not fit the model: missing {layer + _A}",
-                hint="a delta fits the base, the rank and the modules that it was trained with",
+                f"{delta.source}: incompatible with the model: missing {layer + _A}",
+                hint="use the base, r and modules that the delta was trained with",
             )
     merged = dict(layout)
     for name, a in delta.state.items():
@@ -168,7 +167,7 @@ def merged_layout(layout: Mapping[str, Tensor], delta: Delta, *, same_dtype: boo
         weight = layout.get(f"{layer}.weight")
         if weight is None or weight.shape != shape:
             found = "no such layer" if weight is None else f"{tuple(weight.shape)}, not {shape}"
-            raise ModelError(f"{delta.source}: does not fit the model: {layer} ({found})")
+            raise ModelError(f"{delta.source}: incompatible with the model: {layer} ({found})")
         dtype = weight.dtype if same_dtype else torch.float32
         merged[f"{layer}.weight"] = torch.empty(weight.shape, dtype=dtype, device="meta")
     return merged
@@ -177,8 +176,8 @@ def merged_layout(layout: Mapping[str, Tensor], delta: Delta, *, same_dtype: boo
 def merged_weights(
     base: Iterable[tuple[str, Tensor]], delta: Delta, layout: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The base's weights, one by one, with the delta folded in: W + sqrt(dim_in) (alpha / r) B A, in the dtypes of
-    `merged_layout`. Raises `ModelError` for a sum that is not finite."""
+    """Yield the merged weights one by one: W + sqrt(dim_in) (alpha / r) B A, in the dtypes of `merged_layout`. Raises
+    `ModelError` for a sum that is not finite."""
     for name, weight in base:
         layer = name.removesuffix(".weight")
         a, b = delta.state.get(layer + _A), delta.state.get(layer + _B)
@@ -189,8 +188,8 @@ def merged_weights(
         changed = (weight.double() + update).to(layout[name].dtype)
         if not torch.isfinite(changed).all():
             raise ModelError(
-                f"{delta.source}: {name} would be NaN or infinite with it",
-                hint=f"the base is damaged, or the sum does not fit into {changed.dtype}",
+                f"{delta.source}: {name} would be NaN or infinite after merging",
+                hint=f"the base is damaged, or the sum is out of range for {changed.dtype}",
             )
         yield name, changed
 
@@ -198,8 +197,8 @@ def merged_weights(
 def save_delta_folder(
     folder: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any], *, save_name: str
 ) -> None:
-    """Write `delta.safetensors`, `<save_name>.pt` in the original's format, and last the manifest (r, alpha, ...). It
-    names every file in the folder with size and hash."""
+    """Write `delta.safetensors`, `<save_name>.pt` in the original's format, and last the manifest (r, alpha, ...) with
+    the size and hash of every file in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / DELTA_TENSORS)
     save_pickled(state, folder / f"{save_name}.pt")
@@ -219,17 +218,17 @@ def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:
     if not state or wanted != set(state):
         strange = sorted(wanted ^ set(state))
         raise ModelError(
-            f"{path}: no LoRA delta{f' (as {strange[0]} shows)' if strange else ''}",
-            hint="its keys are pairs like encoder.layers.0.self_att.self_attention.project_q.lora.lora_A and .lora_B",
+            f"{path}: not a LoRA delta{f' (unexpected or unpaired key {strange[0]})' if strange else ''}",
+            hint="a delta has pairs of keys like encoder.layers.0.self_att.self_attention.project_q.lora.lora_A and .lora_B",
         )
     for layer in sorted(layers):
         a, b = state[layer + _A], state[layer + _B]
         if not (a.is_floating_point() and b.is_floating_point()):
-            raise ModelError(f"{path}: {layer} holds {a.dtype} and {b.dtype}, where LoRA weights are real numbers")
+            raise ModelError(f"{path}: {layer} has {a.dtype} and {b.dtype}; LoRA weights must be floating point")
         if a.ndim != 2 or b.ndim != 2 or not a.shape[0] or a.shape[0] != b.shape[1]:
             raise ModelError(
-                f"{path}: {layer} is no pair of low rank: lora_A is {tuple(a.shape)}, lora_B {tuple(b.shape)}",
-                hint="lora_A has the shape (r, inputs), lora_B (outputs, r)",
+                f"{path}: {layer}: incompatible shapes: lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}",
+                hint="lora_A must have shape (r, dim_in), lora_B (dim_out, r)",
             )
     if bad := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
         raise ModelError(f"{path}: {bad[0]} is not finite ({len(bad)} of {len(state)} tensors)")
@@ -245,26 +244,26 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not all(
         type(manifest.get(key, 1)) in (int, float) and 0 < manifest.get(key, 1) < math.inf for key in ("r", "alpha")
     ):
-        raise ModelError(f"{path}: r and alpha must be numbers above 0")
+        raise ModelError(f"{path}: r and alpha must be greater than 0")
     return manifest
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except Exception as error:  # the library's own class is no public name
-        raise ModelError(f"{path}: {error}", hint="not a whole safetensors file; copy it again") from error
+    except Exception as error:  # the library's error class is not public
+        raise ModelError(f"{path}: {error}", hint="incomplete or damaged safetensors file; copy it again") from error
 
 
 def _delta_model_class(device: torch.device | None = None) -> Any:
-    """OpenDelta's `LoraModel`, with low-rank layers of ours that keep their weights in fp32."""
+    """Return OpenDelta's `LoraModel` with low-rank layers that keep their weights in fp32."""
     with _quiet_import():
         from opendelta import LoraModel
 
     class Fp32LoraModel(LoraModel):  # type: ignore[misc]
         def new_module_like(self, child_module: Linear) -> LowRank:
-            place = device or child_module.weight.device
-            module = LowRank(child_module.in_features, child_module.out_features, self.lora_r, self.lora_alpha, place)
+            on = device or child_module.weight.device
+            module = LowRank(child_module.in_features, child_module.out_features, self.lora_r, self.lora_alpha, on)
             self.delta_modules.append(module)
             return module
 
@@ -273,9 +272,8 @@ def _delta_model_class(device: torch.device | None = None) -> Any:
 
 @contextlib.contextmanager
 def _quiet_import() -> Any:
-    """Import OpenDelta without its warnings and prints, and without the drawing module that it imports by mistake,
-    which needs a graphical toolkit that servers lack.
-    """
+    """Import OpenDelta without its warnings and prints. It imports `turtle` by mistake, which requires a graphical
+    toolkit that servers do not have, so a stub replaces it."""
     had_turtle = "turtle" in sys.modules
     if not had_turtle:
         stub = types.ModuleType("turtle")

@@ -1,7 +1,7 @@
-"""How much memory a GPU needs for training, by arithmetic: nothing is allocated, no torch is imported.
+"""Calculate the GPU memory that training needs, without allocating anything and without torch.
 
-What is kept for the way back was counted on a CPU, tensor by tensor. On one H200 steps at the 10b's shape took 0.92 to
-0.99 of what this says (docs/gpu.md); what is reserved beyond that was not measured.
+The activations kept for the backward pass were counted on a CPU, tensor by tensor. On one H200, steps at the 10B's
+shape used 0.92 to 0.99 of the calculated memory (docs/gpu.md); reserved memory beyond that was not measured.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from cpmbee_job.model.config import ModelConfig
 
 TARGETS_AT_ONCE = 512
-"""Targets whose logits exist at one time: 170 MiB in fp32 for a vocabulary of 86,583."""
+"""Targets whose logits exist at the same time: 170 MiB in fp32 for a vocabulary of 86,583."""
 _GATHERED = 2
-"""Layers that are whole at one time where each rank holds a share: the one at work and the next."""
+"""Layers that are gathered at the same time with `sharded`: the current one and the next."""
 _PADDING = 1.25
-"""Tokens in attention for each token of the stream: examples of similar length are padded to one."""
+"""Padded tokens in attention per token: examples of similar length are padded to one length."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one GPU, by what they hold."""
+    """Bytes of one GPU, by purpose."""
 
     base: int
     trained: int
-    """Trained weights, their moments and gradients."""
+    """Trained weights, their Adam moments and gradients."""
     activations: int
     biases: int
     logits: int
@@ -47,10 +47,10 @@ def footprint(
     shares: int = 1,
     recompute_layers: int = 0,
 ) -> Footprint:
-    """Of steps over full `rows`, each of one example of `max_length` tokens, which is the worst case.
+    """Calculate the footprint of steps over `rows` packed rows of one example of `max_length` tokens: the worst case.
 
-    `itemsize`: bytes of a number that the model computes in. `lora`: r and the names of the layers, or None where all
-    weights are trained. `shares`: ranks over which the layers of the base are spread.
+    `itemsize`: bytes per number of the compute dtype. `lora`: r and the layer names, or None for full fine-tuning.
+    `shares`: number of ranks that the layers of the base are sharded over.
     """
     layer_sizes = [num_layer_parameters(config, layer) for layer in range(config.num_layers)]
     outside = (config.vocab_size + 1) * config.dim_model + config.num_heads * (
@@ -61,18 +61,18 @@ def footprint(
         held = outside + sum(layer_sizes) // shares + _GATHERED * max(layer_sizes)
     tokens = rows * max_length
     kept = [_activations(config, layer, itemsize, frozen=lora is not None) for layer in range(config.num_layers)]
-    again, rest = kept[:recompute_layers], kept[recompute_layers:]
-    per_token = sum(rest) + len(again) * itemsize * config.dim_model + max(again, default=0)
-    # What passes through on the way: a layer's gradients, and the stream before and after it.
+    recomputed, rest = kept[:recompute_layers], kept[recompute_layers:]
+    per_token = sum(rest) + len(recomputed) * itemsize * config.dim_model + max(recomputed, default=0)
+    # Temporary tensors of one layer: its gradients, and the residual stream before and after it.
     per_token += itemsize * (4 * config.dim_model + 3 * config.dim_ff)
     width = max(config.vocab_size, config.dim_model)
     return Footprint(
         base=held * itemsize,
         trained=_trained(config, held, itemsize, lora),
         activations=tokens * per_token,
-        # and their gradient, where they are trained
+        # the gradient too if they are trained
         biases=rows * max_length**2 * config.num_heads * itemsize * (1 if lora is not None else 2),
-        # in the model's type, in fp32, and their gradient
+        # in the model's dtype, in fp32, and the gradient
         logits=min(TARGETS_AT_ONCE, tokens) * width * (2 * itemsize + 8),
     )
 
@@ -96,22 +96,22 @@ def num_lora_parameters(config: ModelConfig, r: int, modules: Sequence[str]) -> 
 
 
 def _trained(config: ModelConfig, held: int, itemsize: int, lora: tuple[int, Sequence[str]] | None) -> int:
-    """Two moments and the gradient, twice while it is reduced, in fp32, and the weights themselves; where the model's
-    own weights are not fp32, these and their gradients come on top."""
+    """In fp32: two moments, the gradient (twice during the all-reduce) and the weights. In half precision, full
+    fine-tuning adds the model's own weights and their gradients."""
     if lora is not None:
         return 20 * num_lora_parameters(config, *lora)
     return held * (16 if itemsize == 4 else 20 + itemsize)
 
 
 def _activations(config: ModelConfig, layer: int, itemsize: int, *, frozen: bool) -> int:
-    """Bytes for each token that a layer keeps for the way back. A frozen weight needs no input kept."""
+    """Bytes per token that a layer keeps for the backward pass. A frozen weight does not need its input."""
     has_attention, has_ffn = config.blocks[layer]
     norm = itemsize * config.dim_model  # its input
-    # Queries, keys, values and what comes out, padded; and LoRA's input.
+    # Padded queries, keys, values and output; and LoRA's input.
     heads = config.num_heads * config.dim_head
     attention = itemsize * (int(4 * _PADDING * heads) + config.dim_model)
     ffn = itemsize * 3 * config.dim_ff
     if not frozen:
-        attention += itemsize * heads  # what attention_out reads
-        ffn += itemsize * (config.dim_model + config.dim_ff)  # what w_0 and w_1, and w_out read
+        attention += itemsize * heads  # input of attention_out
+        ffn += itemsize * (config.dim_model + config.dim_ff)  # inputs of w_0 and w_1, and of w_out
     return has_attention * (norm + attention) + has_ffn * (norm + ffn)

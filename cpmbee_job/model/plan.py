@@ -1,4 +1,4 @@
-"""How a run's steps are executed on the devices that are there: decided once, by arithmetic, the same on all ranks."""
+"""Choose how to execute a run's steps on the available devices, by arithmetic, the same on all ranks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ from cpmbee_job.spec import JobSpec
 Precision = Literal["fp32", "fp16", "bf16"]
 ITEMSIZES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 USABLE = 0.92
-"""Share of a GPU's memory that is planned with: the allocator wastes some."""
+"""Share of a GPU's memory to plan with; the rest is lost to fragmentation."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Plan:
     recompute_layers: int
 
     def __str__(self) -> str:
-        again = f", {self.recompute_layers} layers computed again" if self.recompute_layers else ""
+        again = f", {self.recompute_layers} layers recomputed" if self.recompute_layers else ""
         return f"{self.engine} in {self.precision}, weights {self.layout}{again}"
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What is there. `memory`: bytes of the GPU that has the least free, None on CPUs."""
+    """The devices of all ranks. `memory`: bytes free on the GPU with the least; None on CPUs."""
 
     count: int
     memory: int | None
@@ -36,8 +36,8 @@ class Devices:
 
 
 def choose(spec: JobSpec, config: ModelConfig, devices: Devices) -> Plan:
-    """The plan that computes least and fits; where none fits, the one that needs least memory. What the spec says
-    goes before. Raises `SpecError` where it can't be had on such devices."""
+    """Return the fastest plan that fits into memory, or the smallest one if none fits. The spec's settings take
+    precedence. Raises `SpecError` if the devices do not support them."""
     train, on_gpu = spec.train, devices.memory is not None
     precision = train.precision
     if precision == "auto":
@@ -46,13 +46,13 @@ def choose(spec: JobSpec, config: ModelConfig, devices: Devices) -> Plan:
     if engine == "auto":
         engine = "bmtrain" if on_gpu and devices.has_bmtrain else "torch"
     if engine == "bmtrain" and not on_gpu:
-        raise SpecError("train.engine: bmtrain runs on GPUs, and there is none here", hint="auto, or torch")
+        raise SpecError("train.engine: bmtrain requires a GPU, and there is none", hint="use auto or torch")
     if engine == "bmtrain" and not devices.has_bmtrain:
-        raise SpecError("train.engine: bmtrain is not installed here", hint="auto, torch, or an image that has it")
+        raise SpecError("train.engine: bmtrain is not installed", hint="use auto or torch, or an image with bmtrain")
     if train.layout == "sharded" and engine != "bmtrain":
-        raise SpecError("train.layout: sharded takes BMTrain and GPUs, of which something lacks", hint="auto")
+        raise SpecError("train.layout: sharded requires BMTrain and GPUs", hint="use auto")
     sharded = Plan(engine, "sharded", precision, config.num_layers)
-    may_be_sharded = engine == "bmtrain" and train.use_delta and not train.deterministic
+    can_shard = engine == "bmtrain" and train.use_delta and not train.deterministic
     if train.layout == "sharded":
         return sharded
     if train.recompute_layers is not None:
@@ -63,13 +63,13 @@ def choose(spec: JobSpec, config: ModelConfig, devices: Devices) -> Plan:
     for plan in candidates:
         if devices.memory is None or needs(spec, config, plan, devices.count).total <= USABLE * devices.memory:
             return plan
-    if train.layout == "auto" and may_be_sharded and devices.count > 1:
+    if train.layout == "auto" and can_shard and devices.count > 1:
         return sharded
     return candidates[-1]
 
 
 def needs(spec: JobSpec, config: ModelConfig, plan: Plan, ranks: int) -> Footprint:
-    """Memory of one of so many GPUs under a plan."""
+    """Return the memory that each of `ranks` GPUs needs under a plan."""
     return footprint(
         config,
         rows=1 if spec.train.deterministic else min(spec.train.batch_size, -(-spec.global_batch_size // ranks)),

@@ -1,8 +1,8 @@
-"""Who attends to whom in a flat stream of examples, and the biases of doing so.
+"""Attention masks and biases for a flat stream of examples.
 
-Examples never see each other, so each attends within itself: memory grows with the sum of squares of the examples'
-lengths, not with the square of a row's. Tensor names end in their shape, see `inputs`; Q queries, K keys, P tokens of
-all groups, padding included.
+Examples do not attend to each other, so memory grows with the sum of the squared lengths of examples, not with the
+squared length of a packed row. Tensor names end in their shape, see `inputs`; Q queries, K keys, P tokens of all groups
+including padding.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from cpmbee_job.model.net.layers import BucketPositionBias
 
 @dataclass(frozen=True)
 class TokenView:
-    """What decides how a token sees others. All (B, length), int32 but `context`."""
+    """Token properties that define mask and bias. All (B, length) int32, `context` bool."""
 
     positions: Tensor
     segments: Tensor
@@ -35,26 +35,25 @@ class TokenView:
 
 
 def pair_bias(position_bias: BucketPositionBias, query: TokenView, key: TokenView, segment_rel: Tensor) -> Tensor:
-    """Bias (B, H, Q, K) of each pair, whether or not the query may see the key."""
+    """Return the bias (B, H, Q, K) of each pair, including masked ones."""
     same_sample = query.samples[:, :, None] == key.samples[:, None, :]
     entry = (query.rel_offset + query.segments * query.num_segments)[:, :, None] + key.segments[:, None, :]
-    # A pair of two samples has no entry in either's table: its bucket is 1.
+    # Tokens of different samples have no entry in the table; their bucket is 1.
     segment_bucket = torch.where(same_sample, segment_rel[torch.where(same_sample, entry, 0)], 1)
     bias: Tensor = position_bias(key.positions[:, None, :] - query.positions[:, :, None], segment_bucket)
     return bias
 
 
 def visible(query: TokenView, key: TokenView) -> Tensor:
-    """Whether (B, Q, K) a query sees a key: context is seen by all, what is to be predicted only by its successors,
-    and an in-context sample sees itself alone.
-    """
+    """Return the mask (B, Q, K), True where a query attends to a key: everything attends to context, only later tokens
+    attend to predicted ones, and an in-context sample attends only to itself."""
     causal = ~query.context[:, :, None] & (key.positions[:, None, :] <= query.positions[:, :, None])
     sample = (query.samples[:, :, None] == 0) | (query.samples[:, :, None] == key.samples[:, None, :])
     return (key.context[:, None, :] | causal) & sample
 
 
 class GroupedAttention:
-    """Attention of a whole batch, group by group; the biases are computed once and serve all layers."""
+    """Attention of a batch, group by group. All layers share the biases."""
 
     def __init__(self, position_bias: BucketPositionBias, inputs: ModelInputs, dropout_p: float) -> None:
         self.groups = inputs.groups
@@ -77,9 +76,8 @@ class GroupedAttention:
 
 
 class _Pad(torch.autograd.Function):
-    """The tokens (N, ...) as the groups have them, (P, ...). Padding has no gradient (no query sees it, and as a query
-    it is dropped), so that the way back is a gather as well, not the sum over repeated tokens that torch makes of it.
-    """
+    """Pad tokens (N, ...) to groups (P, ...). Padding has no gradient (it is masked as a key and dropped as a query), so
+    the backward pass is a gather too, instead of torch's sum over repeated tokens."""
 
     @staticmethod
     def forward(ctx: Any, x_N: Tensor, gather_P: Tensor, restore_N: Tensor) -> Tensor:
@@ -93,7 +91,7 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """Back from (P, ...) to (N, ...), where no token of the padded ones stands twice."""
+    """Undo `_Pad`: (P, ...) to (N, ...). Each token is selected once, so the backward pass is a copy."""
 
     @staticmethod
     def forward(ctx: Any, x_P: Tensor, restore_N: Tensor) -> Tensor:
@@ -110,9 +108,9 @@ class _Unpad(torch.autograd.Function):
 
 
 def _group_bias(position_bias: BucketPositionBias, inputs: ModelInputs, group: AttentionGroup) -> Tensor:
-    """Bias (B, H, L, L), -inf where a token must not look."""
+    """Return the bias (B, H, L, L), -inf where masked."""
     tokens = TokenView.of_group(inputs, group)
     bias_BHLL = pair_bias(position_bias, tokens, tokens, inputs.segment_rel)
-    # Padding sees every token of its example: a row without any would turn into NaN, forward or backward.
+    # Padding attends to every token of its example: a fully masked query would become NaN.
     allowed = group.valid_BL[:, None, :] & (visible(tokens, tokens) | ~group.valid_BL[:, :, None])
     return bias_BHLL.masked_fill_(~allowed[:, None], float("-inf"))

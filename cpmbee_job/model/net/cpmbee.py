@@ -1,6 +1,6 @@
-"""CPM-Bee as a plain torch module: the original's state-dict keys and answers, computed example by example.
+"""CPM-Bee as a plain torch module with the original's state-dict keys and outputs, computed per example.
 
-Only target positions get logits. Tensor names end in their shape: N tokens, D model width, T targets, V vocabulary,
+Logits are computed at target positions only. Tensor names end in their shape: N tokens, D model width, T targets, V vocabulary,
 X extra output columns.
 """
 
@@ -17,10 +17,10 @@ from cpmbee_job.model.net.layers import BucketPositionBias, Embedding, Encoder
 
 
 class CpmBee(nn.Module):
-    """The model. Parameters are uninitialised until `weights.load_model` or `init_weights` fills them."""
+    """The model. Parameters are uninitialized until `load_model` or `init_weights` fills them."""
 
     base_digest = ""
-    """Of the weights that `weights.load_model` has put into it."""
+    """Digest of the weights that `load_model` loaded."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ class CpmBee(nn.Module):
         self.position_bias = BucketPositionBias(config)
 
     def forward(self, inputs: ModelInputs) -> Tensor:
-        """Hidden states (N, D) of all tokens, normalised for the output projection."""
+        """Return hidden states (N, D) of all tokens, normalized for the output projection."""
         dropout_p = self.config.dropout_p if self.training else 0.0
         attend = GroupedAttention(self.position_bias, inputs, dropout_p)
         hidden_ND: Tensor = self.encoder(self.input_embedding(inputs.ids, inputs.subs), attend)
         return hidden_ND
 
     def target_logits(self, inputs: ModelInputs, hidden_ND: Tensor) -> Tensor:
-        """Logits (T, V + X) at the target positions."""
+        """Return logits (T, V + X) at the target positions."""
         extra_XD = self.input_embedding(inputs.ext_ids, inputs.ext_subs)
         return self.input_embedding.project(hidden_ND.index_select(0, inputs.target_positions), extra_XD)
 
     def target_losses(self, inputs: ModelInputs, hidden_ND: Tensor) -> Tensor:
-        """Negative log-probability (T,) fp32 of each target among the vocabulary and the extra columns that compete
-        for it; the logits of all targets never exist at once."""
+        """Return the negative log-probability (T,) fp32 of each target, over the vocabulary and its example's extra
+        columns. Computes the logits in chunks to limit memory."""
         extra_XD = self.input_embedding(inputs.ext_ids, inputs.ext_subs)
         hidden_TD = hidden_ND.index_select(0, inputs.target_positions)
         whole = (hidden_TD, inputs.targets.long(), inputs.columns)
@@ -67,9 +67,8 @@ class CpmBee(nn.Module):
 
 @torch.no_grad()
 def init_weights(model: CpmBee, seed: int) -> None:
-    """Random weights of unit scale (layers divide by the root of their width), norms at one; the same for the same
-    seed on any device.
-    """
+    """Initialize weights with unit scale (layers divide by the root of their width) and norms with one; equal for equal
+    seeds on any device."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "layernorm" in name:

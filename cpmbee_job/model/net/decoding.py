@@ -1,4 +1,4 @@
-"""Answers token by token: keys and values of the questions are computed once and shared by all beams of a question.
+"""Generate answers token by token; the beams of a question share its key-value cache.
 
 Tensor names end in their shape: B questions, K beams of each, L padded length of the questions, S tokens generated so
 far, H heads, h width of a head, D model width, V vocabulary, X extra output columns.
@@ -17,7 +17,7 @@ from cpmbee_job.model.net.inputs import AttentionGroup, ModelInputs
 
 
 class _Recorder(GroupedAttention):
-    """Attention of the questions that keeps every layer's keys and values (N, H, h)."""
+    """Attention that records the keys and values (N, H, h) of every layer."""
 
     def __init__(self, model: CpmBee, inputs: ModelInputs) -> None:
         super().__init__(model.position_bias, inputs, dropout_p=0.0)
@@ -29,7 +29,7 @@ class _Recorder(GroupedAttention):
 
 
 class BeamDecoder:
-    """The questions of one batch and the tokens that were generated for each of their beams."""
+    """The questions of a batch and the generated tokens of each beam."""
 
     @torch.no_grad()
     def __init__(self, model: CpmBee, questions: ModelInputs, num_beams: int) -> None:
@@ -46,13 +46,13 @@ class BeamDecoder:
             for layer, (k_NHh, v_NHh) in recorder.recorded.items()
         }
         self.extra_XD = model.input_embedding(questions.ext_ids, questions.ext_subs)
-        # What was generated: (B, K, S), and of each layer keys and values (B, K, S, H, h).
+        # Generated tokens: (B, K, S), and for each layer keys and values (B, K, S, H, h).
         self.positions = self.segments = questions.positions.new_empty(len(questions.lengths), num_beams, 0)
         self.own_kv: dict[int, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def step(self, ids_BK: Tensor, subs_BK: Tensor, segments_BK: Tensor, positions_BK: Tensor) -> Tensor:
-        """Give each beam its next token; returns the logits (B, K, V + X) fp32 of the one after it."""
+        """Feed the next token of each beam; returns the logits (B, K, V + X) fp32 of the token after it."""
         self.positions = torch.cat([self.positions, positions_BK[..., None]], dim=-1)
         self.segments = torch.cat([self.segments, segments_BK[..., None]], dim=-1)
         self._bias = self._step_bias(segments_BK, positions_BK)
@@ -62,7 +62,7 @@ class BeamDecoder:
         return logits.view(*ids_BK.shape, -1)
 
     def select(self, questions: Sequence[int], beams: Sequence[Sequence[int]]) -> None:
-        """Go on with these questions alone, and in each with copies of these beams."""
+        """Continue with these questions only, and in each with copies of these beams."""
         device = self.positions.device
         index_B1 = torch.tensor(questions, device=device)[:, None]
         index_BK = torch.tensor(beams, device=device)
@@ -76,9 +76,7 @@ class BeamDecoder:
         self.own_kv = {layer: (k[index_B1, index_BK], v[index_B1, index_BK]) for layer, (k, v) in self.own_kv.items()}
 
     def _step_bias(self, segments_BK: Tensor, positions_BK: Tensor) -> Tensor:
-        """Bias (B, H, K, L + S) of the newest tokens towards the question and their own beam's tokens, all of which
-        they see.
-        """
+        """Return the bias (B, H, K, L + S) of the newest tokens for the tokens of the question and of their own beam."""
         num_segments_BK = self.question.num_segments[:, :1].expand_as(segments_BK)
         rel_offset_BK = self.question.rel_offset[:, :1].expand_as(segments_BK)
         query = _answer_tokens(positions_BK, segments_BK, num_segments_BK, rel_offset_BK)
@@ -112,7 +110,7 @@ class BeamDecoder:
 
 
 def _one_group(questions: ModelInputs) -> AttentionGroup:
-    """All questions padded to one length, in their order."""
+    """Pad all questions to one length, in order."""
     device = questions.ids.device
     lengths_B = torch.tensor(questions.lengths, device=device)
     starts_B = lengths_B.cumsum(0) - lengths_B

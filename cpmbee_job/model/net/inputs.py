@@ -1,4 +1,4 @@
-"""What the model is given: a batch of examples, their tokens in one flat stream without padding.
+"""The model's input: a batch of examples in one flat stream of tokens without padding.
 
 Tensor names end in their shape: N tokens, E examples, T targets, X extra output columns, B examples of one group,
 L padded length of a group, R entries of all segment tables.
@@ -13,29 +13,26 @@ import torch
 from torch import Tensor
 
 _LENGTH_SPREAD = 1.25
-"""Longest over shortest example of a group: padding costs at most its square in attention."""
+"""Maximum ratio of longest to shortest example in a group. Padding costs at most its square in attention."""
 _LENGTH_MULTIPLE = 8
-"""Padded lengths are a multiple of this, which fused attention kernels want of a bias."""
+"""Padded lengths are a multiple of this: fused attention kernels require it of a bias."""
 _MAX_GROUP_AREA = 2**22
-"""Largest B x L x L of a group that has more than one example (one example of 2048 tokens reaches it)."""
+"""Maximum B x L x L of a group with several examples (one example of 2048 tokens reaches it)."""
 
 
 @dataclass(frozen=True)
 class AttentionGroup:
-    """Examples of similar length that are padded to one length and attend each within itself."""
+    """Examples of similar length, padded to one length."""
 
     gather_BL: Tensor  # noqa: N815
-    """int64: which token of the stream stands here; padding repeats the example's first token."""
+    """int64 index into the token stream; padding repeats the example's first token."""
     valid_BL: Tensor  # noqa: N815
-    """bool: False where there is padding."""
+    """bool, False for padding."""
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """One batch. All tensors are on one device; `lengths` stays on the host.
-
-    The collation of the data side is its source, whose field names it keeps.
-    """
+    """One batch. All tensors are on one device; `lengths` stays on the host. Fields are named as in the collated data."""
 
     ids: Tensor
     """(N,) int32 tokens of the vocabulary."""
@@ -44,19 +41,19 @@ class ModelInputs:
     positions: Tensor
     """(N,) int32 position inside the example."""
     context: Tensor
-    """(N,) bool: given (seen by all of its sample), not to be predicted."""
+    """(N,) bool: given, not predicted."""
     segments: Tensor
     """(N,) int32 node of the example's tree that the token belongs to."""
     samples: Tensor
-    """(N,) int32: 0 for the example itself, above for its in-context samples."""
+    """(N,) int32: 0 for the example itself, 1 and more for its in-context samples."""
     num_segments: Tensor
     """(N,) int32 size of the tree of the token's sample."""
     rel_offset: Tensor
-    """(N,) int32 where in `segment_rel` the table of the token's sample begins."""
+    """(N,) int32 start of the table of the token's sample in `segment_rel`."""
     segment_rel: Tensor
     """(R,) int32 tables (num_segments x num_segments, flat) of relations between segments."""
     target_positions: Tensor
-    """(T,) int32 tokens of the stream that predict something."""
+    """(T,) int32 tokens of the stream that predict a target."""
     targets: Tensor
     """(T,) int32 what they predict: a token of the vocabulary, or vocab_size + an extra column."""
     ext_ids: Tensor
@@ -71,14 +68,14 @@ class ModelInputs:
     """(E,) tokens of each example, in the stream's order."""
     groups: tuple[AttentionGroup, ...]
     restore: Tensor
-    """(N,) int64: where each token stands in the groups' padded tokens, laid end to end."""
+    """(N,) int64 index of each token in the concatenated padded tokens of all groups."""
 
     @classmethod
     def from_numpy(cls, *, lengths: Any, **arrays: Any) -> "ModelInputs":
-        """From arrays named as the fields are; `groups` and `restore` follow from `lengths`."""
+        """Create from arrays named like the fields; `groups` and `restore` are derived from `lengths`."""
         host_lengths = tuple(int(length) for length in lengths)
         groups, restore = plan_groups(host_lengths)
-        # Arrays that are mapped from a file may be read-only, which a tensor can't express.
+        # Memory-mapped arrays may be read-only, which torch does not support.
         tensors = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in arrays.items()}
         if sum(host_lengths) != len(tensors["ids"]):
             raise ValueError(f"{len(tensors['ids'])} tokens, but lengths that sum to {sum(host_lengths)}")
@@ -87,8 +84,8 @@ class ModelInputs:
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "ModelInputs":
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def moved_ahead(self, device: torch.device) -> "ModelInputs":
-        """The same on `device`; to a GPU it is copied while that works on something else, and is there on return."""
+    def prefetched(self, device: torch.device) -> "ModelInputs":
+        """Return the batch on `device`. To a GPU it is copied on a side stream, and the copy is complete on return."""
         if device.type != "cuda":
             return self
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -97,7 +94,7 @@ class ModelInputs:
         stream.synchronize()
 
         def used_by_main_stream(tensor: Tensor) -> Tensor:
-            """Its memory must not be taken for the next copy before the work that reads it is done."""
+            """Keep its memory from being reused before the main stream has read it."""
             tensor.record_stream(torch.cuda.default_stream(device))
             return tensor
 
@@ -110,7 +107,7 @@ class ModelInputs:
 
 
 def plan_groups(lengths: Sequence[int]) -> tuple[tuple[AttentionGroup, ...], Tensor]:
-    """Put examples of similar length together: the groups, and where (N,) each token stands in them."""
+    """Group examples of similar length. Returns the groups, and the index (N,) of each token in them."""
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     restore = np.empty(starts[-1], dtype=np.int64)
     groups: list[AttentionGroup] = []
@@ -129,7 +126,7 @@ def plan_groups(lengths: Sequence[int]) -> tuple[tuple[AttentionGroup, ...], Ten
 
 
 def _similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of the examples, shortest first, cut into groups."""
+    """Group the indices of the examples, shortest first."""
     groups: list[list[int]] = []
     for example in sorted((e for e in range(len(lengths)) if lengths[e]), key=lambda e: lengths[e]):
         length = _padded(lengths[example])

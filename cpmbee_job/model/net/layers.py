@@ -1,7 +1,7 @@
-"""The parts of CPM-Bee, with the original's parameter names and its arithmetic.
+"""The layers of CPM-Bee, with the original's parameter names and arithmetic.
 
 Tensor names end in their shape: N tokens, D model width, H heads, h width of a head, F feed-forward width.
-Activations are a flat stream (N, D); who attends to whom is the business of the `Attend` that a forward is given.
+Activations are a flat stream (N, D). The `Attend` argument of `forward` defines mask and bias.
 """
 
 import math
@@ -17,18 +17,18 @@ from cpmbee_job.model.config import ModelConfig
 
 
 class Attend(Protocol):
-    """One layer's attention, given its projections."""
+    """Attention of one layer."""
 
     def __call__(self, layer: int, q_NHh: Tensor, k_NHh: Tensor, v_NHh: Tensor) -> Tensor:
         """Returns (N, H, h): for each query, the values weighted by softmax(q k / sqrt(h) + bias)."""
 
 
 class Linear(nn.Module):
-    """y = W x / sqrt(dim_in), without bias: the weights themselves have unit scale."""
+    """y = W x / sqrt(dim_in), without bias. The weights have unit scale."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        # These names are what OpenDelta reads a layer's size from.
+        # OpenDelta reads a layer's size from these names.
         self.in_features = dim_in
         self.out_features = dim_out
         self.weight = nn.Parameter(torch.empty(dim_out, dim_in))
@@ -39,9 +39,8 @@ class Linear(nn.Module):
 
 
 class _ScaledProduct(torch.autograd.Function):
-    """scale x W^T. The product itself scales, forward and back, where an operation of its own would read and write its
-    whole result once more.
-    """
+    """scale x W^T. The matrix product includes the scale in the forward and backward pass; a separate multiplication
+    would read and write the whole result once more."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight: Tensor, scale: float) -> Tensor:
@@ -59,12 +58,12 @@ class _ScaledProduct(torch.autograd.Function):
 
 
 def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scale)  # with beta=0 the first is not read
+    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scale)  # beta=0: the first argument is not read
 
 
 class LayerNorm(nn.Module):
-    """Root-mean-square norm, the mean square taken in fp32. In half precision it is rounded once, after the weight,
-    where the original rounds before it too."""
+    """Root-mean-square norm with the mean square in fp32. In half precision the result is rounded once, after the
+    weight; the original also rounds before it."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -142,12 +141,12 @@ class FeedForwardBlock(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, either of which a pruned model may lack."""
+    """Attention and feed-forward. A pruned model may have only one of them."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         has_attention, has_ffn = config.blocks[layer]
-        # A missing block must own no name: state-dict keys are the original's.
+        # A missing block has no attribute, so that state-dict keys are the original's.
         if has_attention:
             self.self_att = SelfAttentionBlock(config, layer)
         if has_ffn:
@@ -169,7 +168,7 @@ class Encoder(nn.Module):
         self.output_layernorm = LayerNorm(config.dim_model, config.eps)
         self.has_dropout = config.dropout_p > 0
         self.recompute_layers = 0
-        """So many, from the first, keep no activations for the way back but are computed again."""
+        """Number of layers, from the first, whose activations are recomputed in the backward pass."""
 
     def forward(self, x_ND: Tensor, attend: Attend) -> Tensor:
         recompute_layers = self.recompute_layers if torch.is_grad_enabled() else 0
@@ -183,9 +182,8 @@ class Encoder(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token embedding and output projection in one; a token's sub-number turns its vector (rotary embedding), so that
-    `<option_0>`, `<option_1>`, ... are distinct inputs and, as extra columns, distinct outputs.
-    """
+    """Token embedding and tied output projection. A token's sub-number rotates its vector (rotary embedding), so that
+    `<option_0>`, `<option_1>`, ... are distinct inputs and, as extra columns, distinct outputs."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -195,25 +193,24 @@ class Embedding(nn.Module):
 
     def forward(self, ids_N: Tensor, subs_N: Tensor) -> Tensor:
         x_ND = F.embedding(ids_N, self.weight) / math.sqrt(self.dim)
-        # Half precision models were trained with angles in fp16, whose rounding is part of them; bf16 is too coarse.
+        # Half-precision models were trained with angles rounded to fp16; bf16 is too coarse.
         angle_dtype = torch.float32 if x_ND.dtype == torch.float32 else torch.float16
         frequency = 1.0 / 10000 ** (torch.arange(0, self.dim, 2, device=x_ND.device, dtype=torch.float32) / self.dim)
         angle = (subs_N * self.distance_scale).to(angle_dtype)[:, None] * frequency.to(angle_dtype)
         angle_ND = torch.cat([angle, angle], dim=-1)
         half = self.dim // 2
-        turned_ND = torch.cat([-x_ND[:, half:], x_ND[:, :half]], dim=-1)
-        return x_ND * angle_ND.cos().to(x_ND.dtype) + turned_ND * angle_ND.sin().to(x_ND.dtype)
+        rotated_ND = torch.cat([-x_ND[:, half:], x_ND[:, :half]], dim=-1)
+        return x_ND * angle_ND.cos().to(x_ND.dtype) + rotated_ND * angle_ND.sin().to(x_ND.dtype)
 
     def project(self, hidden_TD: Tensor, extra_XD: Tensor) -> Tensor:
-        """Logits (T, V + X): of the vocabulary, then of the extra columns, whose embedding is `extra_XD`."""
+        """Return logits (T, V + X) of the vocabulary and of the extra columns with the embeddings `extra_XD`."""
         vocabulary_TV = F.linear(hidden_TD / math.sqrt(self.dim), self.weight)
         return torch.cat([vocabulary_TV, F.linear(hidden_TD, extra_XD)], dim=-1)
 
 
 class BucketPositionBias(nn.Module):
-    """A learned bias per head for each bucket: relative positions inside a segment come first, then relations between
-    segments (bucket 1: the other token is of another in-context sample).
-    """
+    """A learned bias per head and bucket: buckets of relative positions within a segment, then of relations between
+    segments (bucket 1: the tokens belong to different in-context samples)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -223,21 +220,21 @@ class BucketPositionBias(nn.Module):
         self.relative_attention_bias = nn.Parameter(torch.empty(num_rows, config.num_heads))
 
     def forward(self, distance: Tensor, segment_bucket: Tensor) -> Tensor:
-        """From key position - query position and the segment bucket, both (..., Q, K), to (..., H, Q, K)."""
+        """Map key position - query position and segment bucket, both (..., Q, K), to biases (..., H, Q, K)."""
         row = torch.where(segment_bucket == 0, self._bucket(distance), segment_bucket - 1 + self.num_buckets)
         return F.embedding(row, self.relative_attention_bias).movedim(-1, -3).contiguous()
 
     def _bucket(self, distance: Tensor) -> Tensor:
-        """Half of the buckets for each direction; in each half, one for each small distance, then logarithmic."""
+        """Half of the buckets per direction: one for each small distance, then logarithmic."""
         per_direction = self.num_buckets // 2
         max_exact = per_direction // 2
         size = distance.abs()
-        # fp32 and in this order, as the original: another rounding would move a distance across a bucket's border.
+        # In fp32 and in the original's order: other rounding could move a distance to another bucket.
         growth = torch.log(size.clamp(min=1).float() / max_exact) / math.log(self.max_distance / max_exact)
         large = (max_exact + (growth * (per_direction - max_exact)).int()).clamp(max=per_direction - 1)
         return torch.where(size < max_exact, size, large) + (distance > 0).int() * per_direction
 
 
 def _add(x_ND: Tensor, update_ND: Tensor) -> Tensor:
-    """Residual connection, shrunk a little as the original does to keep the stream's scale."""
+    """Residual connection, divided by 1.05 as in the original to limit the scale."""
     return (x_ND + update_ND) / 1.05

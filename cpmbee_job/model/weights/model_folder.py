@@ -1,7 +1,7 @@
 """A model folder: `vocab.txt`, `config.json`, and weights as `*.safetensors` or the original `pytorch_model.bin`.
 
-Weights are read by ranges into the place where they stay, so there is never a second copy of the model in memory; ranks
-read a share each and exchange them. State-dict keys are the original's; those of the hub carry the prefix `cpmbee.`.
+Weights are read by ranges into their final tensors, so there is never a second copy of the model in memory. Each rank
+reads a part and broadcasts it. State-dict keys are the original's; keys of the hub have the prefix `cpmbee.`.
 """
 
 import re
@@ -18,7 +18,7 @@ from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY, ModelConfig
 from cpmbee_job.model.net.cpmbee import CpmBee
-from cpmbee_job.model.weights.pieces import Part, PartSums, Piece, read_pieces, share_out
+from cpmbee_job.model.weights.pieces import Part, PartSums, WeightPiece, read_pieces, share_out
 from cpmbee_job.model.weights.stored import (
     EMBEDDING,
     Progress,
@@ -32,12 +32,12 @@ from cpmbee_job.model.weights.weight_file import LocalFile, WeightFile
 
 T = TypeVar("T")
 _WEIGHTS = (re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
-"""Names of files of weights. Of the two kinds, the first that is there counts."""
+"""Names of weight files. If both kinds are present, the first is used."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of one model. Weights may lie elsewhere."""
+    """The files of a model. The weights may be in an object store."""
 
     config: Path
     vocab: Path
@@ -45,7 +45,7 @@ class ModelFiles:
 
 
 class Ranks(Protocol):
-    """The processes that load a model together, all at the same time."""
+    """The ranks that load a model together."""
 
     @property
     def rank(self) -> int: ...
@@ -54,21 +54,21 @@ class Ranks(Protocol):
     def size(self) -> int: ...
 
     def gather(self, work: Callable[[], T]) -> list[T]:
-        """What `work` returns on each rank; an error on one of them is raised on all."""
+        """Return the result of `work` on each rank; an error on one rank is raised on all."""
 
-    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
-        """Fill each tensor with what it holds on the rank beside it."""
+    def broadcast(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+        """Broadcast each tensor from the rank that it is paired with."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a process keeps of a weight, flat: all of it, as all others do, or a share from element `start`."""
+    """The elements of a weight that a rank keeps, flat: all of them, or a shard from element `start`."""
 
     elements: Tensor
     start: int | None = None
 
     def take(self, content: Tensor, begin: int) -> None:
-        """Keep what is of this share in elements (flat) that begin at number `begin` of the whole."""
+        """Copy the elements of this shard from `content`, flat elements of the weight from number `begin`."""
         start = self.start or 0
         low, high = max(begin, start), min(begin + content.numel(), start + self.elements.numel())
         if low < high:
@@ -76,29 +76,28 @@ class Kept:
 
 
 Keep = Callable[[CpmBee], Mapping[str, Kept]]
-"""Makes the places of a model's weights (on the device `meta`), by name; it may change the model meanwhile."""
+"""Allocates a model's weights (on the device `meta`) and returns them by name; it may change the model."""
 
 
 class Alone:
-    """A process that loads by itself."""
+    """A single process."""
 
     rank, size = 0, 1
 
     def gather(self, work: Callable[[], T]) -> list[T]:
         return [work()]
 
-    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
-        """Nothing to do."""
+    def broadcast(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+        """Does nothing."""
 
 
 ALONE = Alone()
 
 
 def find_model(folder: Path, remote: Mapping[str, WeightFile] | None = None) -> ModelFiles:
-    """The files of the model in `folder`, of which `remote` (by name) lie elsewhere; whether there is a vocabulary
-    shows when it is read.
+    """Find the files of the model in `folder`; `remote`: weight files (by name) that are in an object store.
 
-    Raises `ModelError` naming what else is missing.
+    Raises `ModelError` naming what is missing, except the vocabulary, which is checked when it is read.
     """
     if not folder.is_dir():
         raise ModelError(
@@ -106,7 +105,7 @@ def find_model(folder: Path, remote: Mapping[str, WeightFile] | None = None) -> 
         )
     config = folder / CONFIG
     if not config.is_file():
-        raise ModelError(f"{config}: no such file", hint="a model folder holds a config.json")
+        raise ModelError(f"{config}: no such file", hint="a model folder requires a config.json")
     index = folder / SAFETENSORS_INDEX
     if remote is None:
         remote = {path.name: LocalFile(path) for path in folder.iterdir() if is_weights(path.name)}
@@ -116,12 +115,12 @@ def find_model(folder: Path, remote: Mapping[str, WeightFile] | None = None) -> 
         by_kind = [sorted(filter(kind.fullmatch, remote)) for kind in _WEIGHTS]
         names = next(filter(None, by_kind), [])
     if not names:
-        raise ModelError(f"{folder}: no weights in it", hint="expected *.safetensors or pytorch_model.bin")
+        raise ModelError(f"{folder}: contains no weights", hint="expected *.safetensors or pytorch_model.bin")
     return ModelFiles(config, folder / VOCABULARY, tuple(remote[name] for name in names))
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file of that name in a model folder holds weights."""
+    """Return whether a file of this name in a model folder contains weights."""
     return any(kind.fullmatch(name) for kind in _WEIGHTS)
 
 
@@ -133,11 +132,10 @@ def load_model(
     progress: Progress = no_progress,
     keep: Keep | None = None,
 ) -> CpmBee:
-    """The model with all its weights, in `dtype` on `device`, frozen or not as the caller will decide; where there is
-    a `keep`, with what it keeps of them.
+    """Load the model in `dtype` on `device`, with all weights or with those that `keep` allocates.
 
-    All `ranks` call it together: each reads its share of the bytes, then they exchange them. What one of them meets is
-    raised on all: `ModelError` that lists missing, extra and misshapen keys, or names weights that are not finite.
+    All `ranks` call it together: each reads its part of the bytes and broadcasts it. An error on one rank is raised on
+    all: `ModelError` that lists missing, extra and misshapen keys, or names weights that are not finite.
     """
     opened: list[_Places] = []
 
@@ -150,28 +148,28 @@ def load_model(
     (places,) = opened
     if len({fingerprint for fingerprint, _ in plans}) > 1:
         raise ModelError(
-            f"{places.stored.source}: not all ranks find the same weights there",
-            hint="give every machine the same model, and don't change it while a job starts",
+            f"{places.stored.source}: ranks found different weights",
+            hint="put the same model on every machine, and do not change it while a job starts",
         )
     places.make(keep or partial(keep_whole, dtype=dtype, device=device))
     owned = list(zip(places.pieces, share_out(places.pieces, [near for _, near in plans]), strict=True))
     share = [piece for piece, owner in owned if owner == ranks.rank]
     read = ranks.gather(lambda: places.fill(share, progress))
     if bad := {name for _, names in read for name in names}:
-        raise places.stored.not_finite(bad, f"the file is damaged, or its values do not fit into {dtype}")
+        raise places.stored.not_finite(bad, f"the file is damaged, or its values are out of range for {dtype}")
     parts = [(part, owner) for piece, owner in owned for part in piece.parts]
-    ranks.spread((places.of(part), owner) for part, owner in parts if places.is_whole(part))
+    ranks.broadcast((places.of(part), owner) for part, owner in parts if places.is_whole(part))
     for part, owner in parts:
         if not places.is_whole(part):
             content = places.sent(part, mine=owner == ranks.rank)
-            ranks.spread([(content, owner)])
+            ranks.broadcast([(content, owner)])
             places.take(part, content)
     places.model.base_digest = places.stored.digest(sums for each, _ in read for sums in each)
     return places.model
 
 
 def keep_whole(model: CpmBee, *, dtype: torch.dtype, device: torch.device) -> dict[str, Kept]:
-    """Places for all elements of all weights that the model has on the device `meta`."""
+    """Allocate all weights that the model has on the device `meta`."""
     kept: dict[str, Kept] = {}
     for name, parameter in list(model.named_parameters()):
         if parameter.is_meta:
@@ -183,8 +181,8 @@ def keep_whole(model: CpmBee, *, dtype: torch.dtype, device: torch.device) -> di
 
 
 class _Places:
-    """A model whose weights are yet to be read, and the places where they will stay. What is read for others waits in
-    the host's memory, 1/N of the model with N ranks."""
+    """A model whose weights are being read, and their final tensors. Parts of sharded weights wait in the host's
+    memory until they are broadcast: 1/N of the model with N ranks."""
 
     def __init__(self, files: ModelFiles, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
@@ -193,8 +191,8 @@ class _Places:
         for name, tensor in self.stored.tensors.items():
             if not tensor.dtype.is_floating_point:
                 raise ModelError(
-                    f"{self.stored.source}: {name} holds {tensor.dtype}, where weights are real numbers",
-                    hint="quantised weights can't be used; take those in half precision",
+                    f"{self.stored.source}: {name} has {tensor.dtype}; weights must be floating point",
+                    hint="quantized weights are not supported; use half-precision weights",
                 )
         self.pieces = self.stored.pieces()
         self._kept: Mapping[str, Kept] = {}
@@ -204,16 +202,16 @@ class _Places:
         self._kept = keep(self.model)
 
     def fingerprint(self) -> str:
-        """The same on all ranks that find the same files."""
+        """Return a text that is equal on all ranks that found the same files."""
         tensors = self.stored.tensors.values()
         return repr([(t.name, t.dtype, t.shape, t.start, t.file.size, t.file.tag) for t in tensors])
 
     def is_whole(self, part: Part) -> bool:
-        """Whether all ranks keep all of the weight; it is the same on all."""
+        """Return whether every rank keeps the whole weight."""
         return self._kept[part.tensor.name].start is None
 
     def of(self, part: Part) -> Tensor:
-        """Where a part is read to."""
+        """Return the tensor that a part is read into."""
         if self.is_whole(part):
             return part.of(self._kept[part.tensor.name].elements)
         place = (part.tensor.name, part.begin)
@@ -222,7 +220,7 @@ class _Places:
         return self._waiting[place]
 
     def sent(self, part: Part, *, mine: bool) -> Tensor:
-        """A part on its way to all ranks: its content on the one that has read it, room for it on the others."""
+        """Return the tensor to broadcast: the content on the rank that read it, an empty tensor on the others."""
         if mine:
             return self._waiting.pop((part.tensor.name, part.begin)).to(self.device)
         return torch.empty(part.nbytes // part.tensor.dtype.itemsize, dtype=self.dtype, device=self.device)
@@ -231,12 +229,12 @@ class _Places:
         self._kept[part.tensor.name].take(content, part.begin // part.tensor.dtype.itemsize)
 
     def _read_to(self, part: Part) -> Tensor | None:
-        """The part's place, where its bytes can be read to it as they are."""
+        """Return the part's final tensor if its bytes can be read into it without conversion."""
         place = self.of(part)
         return place if place.dtype == part.tensor.dtype and place.device.type == "cpu" else None
 
-    def fill(self, pieces: Sequence[Piece], progress: Progress) -> tuple[list[PartSums], set[str]]:
-        """Read pieces to their places. Returns their checksums, and the names of weights that are not finite."""
+    def fill(self, pieces: Sequence[WeightPiece], progress: Progress) -> tuple[list[PartSums], set[str]]:
+        """Read pieces into their tensors. Returns checksums, and the names of weights that are not finite."""
         sums: list[PartSums] = []
         bad: set[str] = set()
         with one_thread():
@@ -253,15 +251,15 @@ class _Places:
 
 
 def base_digest(files: ModelFiles) -> str:
-    """Digest (64 hex digits) of all weights: names, dtypes, shapes, content. The same in either file format. Reads
-    them all: a model that was loaded has it already."""
+    """Digest (64 hex digits) of all weights: names, dtypes, shapes, content; equal for both file formats. Reads all
+    weights; a loaded model has it in `base_digest`."""
     stored = StoredWeights(files.weights)
     return stored.digest(sums for done in read_pieces(stored.pieces()) for sums in done.sums)
 
 
 def check_model(files: ModelFiles, stored: StoredWeights) -> CpmBee:
-    """The model that the config describes, its weights on the device `meta`. Raises `ModelError` where the stored ones
-    do not belong to it."""
+    """Create the model of the config with weights on the device `meta`. Raises `ModelError` if the stored weights do not
+    match."""
     config = ModelConfig.from_file(files.config)
     with torch.device("meta"):
         model = CpmBee(config)
@@ -274,9 +272,9 @@ def check_model(files: ModelFiles, stored: StoredWeights) -> CpmBee:
     ]
     if missing or extra or misshapen:
         raise ModelError(
-            f"{stored.source} and {files.config} do not belong together"
-            f"{listing('missing', missing)}{listing('extra', extra)}{listing('another shape', misshapen)}",
-            hint=_why(shapes, config, missing, extra),
+            f"{stored.source} does not match {files.config}"
+            f"{listing('missing', missing)}{listing('extra', extra)}{listing('wrong shape', misshapen)}",
+            hint=_likely_cause(shapes, config, missing, extra),
         )
     return model
 
@@ -286,26 +284,26 @@ def _shards_of(index: Path, there: Collection[str]) -> list[str]:
         weight_map: Any = documents.from_json(index.read_bytes())["weight_map"]
         names: list[str] = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not an index of safetensors files ({error})") from error
-    # A file name, never a path: an index from elsewhere must not point out of its folder.
+        raise ModelError(f"{index}: not a safetensors index ({error})") from error
+    # A file name, never a path: a downloaded index must not point outside its folder.
     if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise ModelError(f"{index}: {strange[0]!r} is no file name")
+        raise ModelError(f"{index}: invalid file name {strange[0]!r}")
     if missing := [name for name in names if name not in there]:
-        raise ModelError(f"{index}: files that it names are missing{listing('', missing)}", hint="copy them too")
+        raise ModelError(f"{index}: missing weight files{listing('', missing)}", hint="copy them too")
     return names
 
 
-def _why(
+def _likely_cause(
     shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, missing: list[str], extra: list[str]
 ) -> str | None:
-    """The likeliest reason why weights and config do not match."""
+    """Return the most likely reason why weights and config do not match."""
     num_entries, *_ = shapes.get(EMBEDDING, (config.vocab_size,))
     if num_entries != config.vocab_size:
-        return f"config.json says vocab_size {config.vocab_size}, the weights have {num_entries} entries"
+        return f"config.json has vocab_size {config.vocab_size}, the weights have {num_entries} entries"
     if any(".lora." in name for name in shapes):
-        return "this holds LoRA weights; give them as the delta, and the base as the model"
+        return "these are LoRA weights; use them as the delta, and the base as the model"
     if missing and not extra and all(".self_att." in name or ".ffn." in name for name in missing):
-        return "a pruned model's config.json says in mask_modules which blocks are absent; or num_layers is too large"
+        return "mask_modules in config.json must list the blocks that a pruned model does not have; or num_layers is too large"
     if extra and not missing and all(name.startswith("encoder.layers.") for name in extra):
-        return "num_layers in config.json is too small, or its mask_modules are another model's"
+        return "num_layers in config.json is too small, or mask_modules belongs to another model"
     return None

@@ -1,7 +1,7 @@
-"""Weights in pieces: each is one read, of bytes that lie together, and belongs to one rank.
+"""Read weights in pieces: contiguous byte ranges, each read at once by one rank.
 
-A tensor's checksums are those of its chunks, counted from its own beginning: the same whatever file it lies in, however
-it was cut for reading and whoever has read it.
+A tensor's checksums are those of its chunks, counted from the tensor's first byte. So they do not depend on the file,
+the pieces, or the rank that read them.
 """
 
 import hashlib
@@ -21,32 +21,32 @@ from cpmbee_job.model.weights.weight_file import WeightFile, tensor_bytes
 from cpmbee_job.process import activity
 
 CHUNK = 1 << 20
-"""Bytes that have a checksum of their own; part of what `digest` means."""
+"""Bytes per checksum; part of the definition of `digest`."""
 LARGEST_PIECE = 32 * CHUNK
 READERS = 8
-"""Threads: what a store needs to be at its best; a disk needs fewer."""
+"""Threads. An object store needs that many for full speed, a disk fewer."""
 _ALIGNMENT = 16
 _LARGEST_GAP = 4096
-"""Bytes between two tensors that are read along rather than make another read."""
+"""Bytes between two tensors that are read and dropped instead of starting another read."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """`nbytes` bytes of a tensor from its byte `begin`, which is the beginning of a chunk."""
+    """`nbytes` bytes of a tensor from byte `begin`, the start of a chunk."""
 
     tensor: StoredTensor
     begin: int
     nbytes: int
 
     def of(self, elements: Tensor) -> Tensor:
-        """This part of all the tensor's elements (flat, any dtype)."""
+        """Return this part of the tensor's elements (flat, any dtype)."""
         itemsize = self.tensor.dtype.itemsize
         return elements[self.begin // itemsize : (self.begin + self.nbytes) // itemsize]
 
 
 @dataclass(frozen=True)
 class PartSums:
-    """CRC-32 of the chunks of a part, the first of which is the tensor's chunk number `first`."""
+    """CRC-32 of the chunks of a part, from the tensor's chunk number `first`."""
 
     name: str
     first: int
@@ -54,7 +54,7 @@ class PartSums:
 
 
 @dataclass(frozen=True)
-class Piece:
+class WeightPiece:
     file: WeightFile
     start: int
     nbytes: int
@@ -65,30 +65,30 @@ class Piece:
 class ReadPiece:
     """A piece that has been read."""
 
-    piece: Piece
+    piece: WeightPiece
     contents: tuple[tuple[Part, Tensor], ...]
-    """Each part and its elements (flat, the file's dtype). Where they have no other place, they last until the next
-    piece is asked for."""
+    """Each part and its elements (flat, the file's dtype). Elements without a final tensor are valid until the next
+    piece is requested."""
     sums: tuple[PartSums, ...]
     scratch: Tensor
 
 
-def cut(tensors: Iterable[StoredTensor]) -> list[Piece]:
-    """All bytes of the tensors, file after file, in pieces of at most 32 MiB and 1/64 of the whole (but 1 MiB): what is
-    in memory while reading stays small beside the model."""
+def cut(tensors: Iterable[StoredTensor]) -> list[WeightPiece]:
+    """Split the tensors' bytes, file by file, into pieces of at most 32 MiB and 1/64 of the total (at least 1 MiB), so
+    that buffers stay small compared to the model."""
     tensors = list(tensors)
     order: dict[int, int] = {}
     for tensor in tensors:
         order.setdefault(id(tensor.file), len(order))
     in_order = sorted(tensors, key=lambda tensor: (order[id(tensor.file)], tensor.start, tensor.nbytes))
     limit = min(max(sum(tensor.nbytes for tensor in in_order) // 64, CHUNK), LARGEST_PIECE)
-    pieces: list[Piece] = []
+    pieces: list[WeightPiece] = []
     parts: list[Part] = []
     start = end = 0
 
     def close() -> None:
         if parts:
-            pieces.append(Piece(parts[0].tensor.file, start, end - start, tuple(parts)))
+            pieces.append(WeightPiece(parts[0].tensor.file, start, end - start, tuple(parts)))
             parts.clear()
 
     for tensor in in_order:
@@ -108,9 +108,9 @@ def cut(tensors: Iterable[StoredTensor]) -> list[Piece]:
     return pieces
 
 
-def share_out(pieces: Sequence[Piece], near: Sequence[Sequence[bool]]) -> list[int]:
-    """The rank that reads each piece, the same on all ranks: one that has it near where there is one, and among those
-    the one with the least to read. `near[rank][i]`: whether the rank's machine has piece i."""
+def share_out(pieces: Sequence[WeightPiece], near: Sequence[Sequence[bool]]) -> list[int]:
+    """Assign a rank to each piece, equally on all ranks: one whose machine has the piece if possible, and of those the
+    one with the least to read. `near[rank][i]`: whether the rank's machine has piece i."""
     loads = [0] * len(near)
     owners = []
     for number, piece in enumerate(pieces):
@@ -122,19 +122,19 @@ def share_out(pieces: Sequence[Piece], near: Sequence[Sequence[bool]]) -> list[i
 
 
 def nowhere(_part: Part) -> None:
-    """No place: a part's bytes are only looked at."""
+    """No final tensor: the bytes are only inspected."""
 
 
-def read_pieces(pieces: Sequence[Piece], place: Callable[[Part], Tensor | None] = nowhere) -> Iterator[ReadPiece]:
-    """Read in the order given, `READERS` at once. `place` may give the flat tensor (on the CPU, the file's dtype) that
-    a part is to be read to; other parts are read to memory that is used again."""
+def read_pieces(pieces: Sequence[WeightPiece], place: Callable[[Part], Tensor | None] = nowhere) -> Iterator[ReadPiece]:
+    """Read pieces in order, `READERS` at a time. `place` may return the flat tensor (on the CPU, the file's dtype) to
+    read a part into; other parts are read into buffers that are reused."""
     waiting = iter(pieces)
-    # Each part begins at a multiple of what any dtype needs.
+    # Each part is aligned for any dtype.
     size = max((sum(_aligned(part.nbytes) for part in piece.parts) for piece in pieces), default=0)
     with ThreadPoolExecutor(READERS, thread_name_prefix="weights") as pool:
         running: deque[Future[ReadPiece]] = deque()
 
-        def begin(piece: Piece, scratch: Tensor) -> None:
+        def begin(piece: WeightPiece, scratch: Tensor) -> None:
             running.append(pool.submit(_read, piece, [place(part) for part in piece.parts], scratch))
 
         for piece in islice(waiting, READERS + 1):
@@ -148,7 +148,7 @@ def read_pieces(pieces: Sequence[Piece], place: Callable[[Part], Tensor | None] 
 
 
 def whole_sums(parts: Iterable[PartSums]) -> dict[str, tuple[int, ...]]:
-    """The checksums of whole tensors, by name, from those of all their parts."""
+    """Combine the checksums of all parts into those of whole tensors, by name."""
     in_order = sorted(parts, key=lambda part: (part.name, part.first))
     return {
         name: tuple(chain.from_iterable(part.values for part in group))
@@ -165,7 +165,7 @@ def digest(tensors: Mapping[str, StoredTensor], sums: Mapping[str, Sequence[int]
     return whole.hexdigest()
 
 
-def _read(piece: Piece, places: Sequence[Tensor | None], scratch: Tensor) -> ReadPiece:
+def _read(piece: WeightPiece, places: Sequence[Tensor | None], scratch: Tensor) -> ReadPiece:
     contents, sums, buffers = [], [], []
     position, used = piece.start, 0
     for part, place in zip(piece.parts, places, strict=True):

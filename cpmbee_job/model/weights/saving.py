@@ -1,4 +1,4 @@
-"""Weights into files: safetensors, or the original's `torch.save`."""
+"""Write weights as safetensors, or with `torch.save` as the original does."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -26,8 +26,8 @@ def save_weights(
 ) -> list[Path]:
     """Write `model.safetensors` into `folder`, or shards of about `shard_bytes` and their index; returns the files.
 
-    `layout` names all tensors, with shape and dtype. Their content comes one by one from `tensors`, in any order, so
-    that they never have to be in memory together; without it, it is the layout's own.
+    `layout` has all tensors' names, shapes and dtypes. `tensors` yields their content one by one in any order, so that
+    they are never all in memory; the default is the layout's own content.
     """
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
@@ -67,17 +67,17 @@ def save_weights(
 
 def save_pickled(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a plain dict of tensors as the original does (`pytorch_model.bin`, `*.pt`)."""
-    torch.save({name: _alone(tensor.detach().cpu()) for name, tensor in state.items()}, path)
+    torch.save({name: _without_base(tensor.detach().cpu()) for name, tensor in state.items()}, path)
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """A view would drag all that it is a view of along."""
+def _without_base(tensor: Tensor) -> Tensor:
+    """Copy a view: `torch.save` would write all of the tensor that it is a view of."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _header(shard: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
-    """A safetensors file's header, and where each tensor begins after it. Like the library, which can't write what is
-    not all in memory: the widest types first, so that each lies at a multiple of its size."""
+    """Return a safetensors header, and the offset of each tensor after it. The library requires all tensors in memory.
+    Like there, the widest dtypes come first, so that every tensor is aligned."""
     document: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     starts: dict[str, int] = {}
     end = 0

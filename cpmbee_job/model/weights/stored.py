@@ -1,4 +1,4 @@
-"""All weights of a model as they are stored, in one or several files."""
+"""The stored weights of a model, in one or several files."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.weights.pieces import PartSums, Piece, cut, digest, read_pieces, whole_sums
+from cpmbee_job.model.weights.pieces import PartSums, WeightPiece, cut, digest, read_pieces, whole_sums
 from cpmbee_job.model.weights.tensor_table import StoredTensor, read_table
 from cpmbee_job.model.weights.weight_file import WeightFile
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes that have just been read."""
+"""Called with the number of bytes just read."""
 _HUB_PREFIX = "cpmbee."
 _TIED_HEAD = "lm_head.weight"
 EMBEDDING = "input_embedding.weight"
 _LISTED = 8
-"""Keys of one kind that an error spells out."""
+"""Maximum number of keys listed in an error."""
 
 
 def no_progress(_num_bytes: int) -> None:
@@ -26,22 +26,22 @@ def no_progress(_num_bytes: int) -> None:
 
 
 class StoredWeights:
-    """The tensors of several files together, under the original's names: known is where they lie, nothing is read."""
+    """The tensors of several files under the original's names. Only their positions are read."""
 
     def __init__(self, files: Sequence[WeightFile]) -> None:
         """Raises `ModelError` for files that are damaged or would run code."""
         first = files[0].name
         self.source = first if len(files) == 1 else f"{first.rpartition('/')[0]} ({len(files)} files)"
-        """For messages."""
+        """For error messages."""
         self.streamed_digest = ""
-        """Of all weights, once they have all been streamed."""
+        """Digest of all weights, set when all have been streamed."""
         self.tensors: dict[str, StoredTensor] = {}
         for file in files:
             for tensor in read_table(file):
                 name = tensor.name.removeprefix(_HUB_PREFIX)
                 if name in self.tensors:
                     raise ModelError(
-                        f"{file.name}: {tensor.name} is there twice", hint="the folder mixes the weights of two models"
+                        f"{file.name}: duplicate tensor {tensor.name}", hint="the folder mixes the weights of two models"
                     )
                 self.tensors[name] = replace(tensor, name=name)
         self._drop_tied_head()
@@ -52,20 +52,20 @@ class StoredWeights:
 
     @property
     def layout(self) -> dict[str, Tensor]:
-        """Names, shapes and dtypes of all tensors, without their content."""
+        """All tensors on the device `meta`: names, shapes and dtypes."""
         return {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in self.tensors.items()}
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[WeightPiece]:
         return cut(self.tensors.values())
 
     def digest(self, parts: Iterable[PartSums]) -> str:
-        """Of all weights, by the checksums of all pieces' parts."""
+        """Return the digest of all weights, given the checksums of all parts."""
         return digest(self.tensors, whole_sums(parts))
 
     def stream(self, progress: Progress = no_progress) -> Iterator[tuple[str, Tensor]]:
-        """All tensors in the order and dtypes of the files, of which no more are in memory than the caller keeps.
+        """Yield all tensors in the order and dtypes of the files. Only those that the caller keeps stay in memory.
 
-        Raises `ModelError` at the end where some were not finite.
+        Raises `ModelError` at the end if some are not finite.
         """
         for name, tensor in self.tensors.items():
             if not tensor.nbytes:
@@ -94,7 +94,7 @@ class StoredWeights:
 
     def not_finite(self, names: Collection[str], hint: str) -> ModelError:
         in_order = [name for name in self.tensors if name in names]
-        return ModelError(f"{self.source}: weights that are NaN or infinite{listing('', in_order)}", hint=hint)
+        return ModelError(f"{self.source}: NaN or infinite weights{listing('', in_order)}", hint=hint)
 
     def _drop_tied_head(self) -> None:
         if _TIED_HEAD not in self.tensors or EMBEDDING not in self.tensors:
@@ -107,19 +107,19 @@ class StoredWeights:
             sums = whole_sums(sums for done in read_pieces(cut([head, embedding])) for sums in done.sums)
             same = sums[_TIED_HEAD] == sums[EMBEDDING]
         if not same:
-            raise ModelError(f"{self.source}: {_TIED_HEAD} differs from {EMBEDDING}; CPM-Bee has one table for both")
+            raise ModelError(f"{self.source}: {_TIED_HEAD} differs from {EMBEDDING}, but CPM-Bee requires equal ones")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """In one pass and without a copy, which `isfinite` needs several of."""
-    if tensor.dtype.itemsize == 1:  # 8 bits have no minimum
+    """Check in one pass and without a copy; `isfinite` alone needs several copies."""
+    if tensor.dtype.itemsize == 1:  # aminmax does not support 8-bit dtypes
         tensor = tensor.half()
     return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Threads that read keep the cores busy; torch's own, which wait for each other, would wait for them."""
+    """Run torch on one thread: reader threads keep the cores busy, and torch's threads would wait for them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -129,7 +129,7 @@ def one_thread() -> Iterator[None]:
 
 
 def listing(title: str, items: list[str]) -> str:
-    """Lines to append to a message: the first few items, and how many more there are."""
+    """Format lines to append to a message: the first items, and the number of further ones."""
     if not items:
         return ""
     shown = [*items[:_LISTED], *([f"and {len(items) - _LISTED} more"] if len(items) > _LISTED else [])]

@@ -1,4 +1,4 @@
-"""Where each tensor's bytes lie, by the header of a safetensors file or the records of a file of `torch.save`."""
+"""Locate each tensor's bytes in a safetensors file (by its header) or a `torch.save` file (by its zip entries)."""
 
 import io
 import math
@@ -26,11 +26,11 @@ SAFETENSORS_DTYPES = {
 _LARGEST_HEADER = 100_000_000
 _ZIP_MAGIC = b"PK\x03\x04"
 _ZIP_HEADER = 30
-"""Bytes of a record's own header, of fixed size; its name comes after."""
+"""Size of the fixed part of a zip entry's header; the entry's name follows."""
 
 
 class _Entry(documents.Document):
-    """Of a safetensors header: a tensor."""
+    """A tensor in a safetensors header."""
 
     dtype: str
     shape: tuple[documents.Number, ...]
@@ -42,7 +42,7 @@ _HEADER: TypeAdapter[dict[str, _Entry | dict[str, str]]] = TypeAdapter(dict[str,
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: `nbytes` bytes from `start`, little-endian, in the order of its elements."""
+    """A tensor in a file: `nbytes` bytes from `start`, little-endian, contiguous."""
 
     name: str
     dtype: torch.dtype
@@ -56,53 +56,52 @@ class StoredTensor:
 
 
 def read_table(file: WeightFile) -> list[StoredTensor]:
-    """The tensors of one file, of which nothing but the table is read.
+    """Locate the tensors of a file without reading their content.
 
-    A file of `torch.save` that can't be read by ranges (the format before torch 1.6, compressed, tensors whose elements
-    do not lie one after the other) is loaded into memory. Raises `ModelError` for files that are damaged or would run
-    code.
+    A `torch.save` file that cannot be read by ranges (the format before torch 1.6, compressed entries, tensors that are
+    not contiguous) is loaded into memory. Raises `ModelError` for damaged files, and for files that would run code.
     """
     return _safetensors_table(file) if file.name.endswith(".safetensors") else _pickled_table(file)
 
 
 def load_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a small file of `torch.save`; nothing in it can run. Raises `ModelError`."""
+    """Load the tensors of a small `torch.save` file without running code from it. Raises `ModelError`."""
     return _unpickled(str(path), lambda: torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _safetensors_table(file: WeightFile) -> list[StoredTensor]:
     def damaged(what: str) -> ModelError:
-        return ModelError(f"{file.name}: {what}", hint="not a whole safetensors file; copy it again")
+        return ModelError(f"{file.name}: {what}", hint="incomplete or damaged safetensors file; copy it again")
 
     if file.size < 8:
         raise damaged(f"only {file.size} bytes")
     length = int.from_bytes(read_bytes(file, 0, 8), "little")
     if length > min(file.size - 8, _LARGEST_HEADER):
-        raise damaged(f"a header of {length} bytes, in a file of {file.size}")
+        raise damaged(f"header of {length} bytes in a file of {file.size} bytes")
     try:
         header = _HEADER.validate_json(read_bytes(file, 8, length))
     except ValueError as error:
-        raise damaged(f"its header is none ({documents.problem(error)})") from error
+        raise damaged(f"invalid header ({documents.problem(error)})") from error
     header.pop("__metadata__", None)
     fields = [(name, e) for name, e in header.items() if isinstance(e, _Entry)]
     if len(fields) < len(header):
-        raise damaged("its header is none")
+        raise damaged("invalid header")
     table, end = [], 0
     for name, entry in sorted(fields, key=lambda field: field[1].data_offsets):
         begin, stop = entry.data_offsets
         dtype = SAFETENSORS_DTYPES.get(entry.dtype)
         if dtype is None:
             raise ModelError(
-                f"{file.name}: {name} holds {entry.dtype}, where weights are real numbers",
-                hint="quantised weights can't be used; take those in half precision",
+                f"{file.name}: {name} has {entry.dtype}; weights must be floating point",
+                hint="quantized weights are not supported; use half-precision weights",
             )
         tensor = StoredTensor(name, dtype, entry.shape, file, 8 + length + begin)
         if begin != end or stop - begin != tensor.nbytes:
-            raise damaged(f"{name} does not lie where its header says")
+            raise damaged(f"the header gives a wrong position or size for {name}")
         table.append(tensor)
         end = stop
     if 8 + length + end != file.size:
-        raise damaged(f"{file.size} bytes, its header speaks of {8 + length + end}")
+        raise damaged(f"{file.size} bytes, but {8 + length + end} according to its header")
     return table
 
 
@@ -112,7 +111,7 @@ def _pickled_table(file: WeightFile) -> list[StoredTensor]:
         reader = io.BufferedReader(ranges)
         try:
             records = zipfile.ZipFile(reader).infolist()
-        except Exception as error:  # reading a damaged file can end in any of them
+        except Exception as error:  # a damaged file can raise any of them
             raise _not_whole(file.name, error) from error
         if all(record.compress_type == zipfile.ZIP_STORED for record in records):
             if not isinstance(file, LocalFile):
@@ -131,7 +130,7 @@ def _pickled_table(file: WeightFile) -> list[StoredTensor]:
 
 
 def _zip_table(file: WeightFile, reader: IO[bytes]) -> list[StoredTensor] | None:
-    """None where the records' bytes are not the tensors' as they are."""
+    """Return None if the zip entries do not contain the tensors' plain bytes."""
     state = _unpickled(file.name, lambda: torch.load(reader, map_location="meta", weights_only=True))
     table = []
     for name, tensor in state.items():
@@ -144,13 +143,13 @@ def _zip_table(file: WeightFile, reader: IO[bytes]) -> list[StoredTensor] | None
             name, tensor.dtype, tuple(tensor.shape), file, start + tensor.storage_offset() * tensor.element_size()
         )
         if found.start + found.nbytes > file.size:
-            raise _not_whole(file.name, f"{name} would end behind it")
+            raise _not_whole(file.name, f"{name} would end after the end of the file")
         table.append(found)
     return table
 
 
 def _headers(file: WeightFile, records: Iterable[zipfile.ZipInfo]) -> dict[int, bytes]:
-    """The records' own headers, which tell where their content begins: thousands of tiny reads, too slow one by one."""
+    """Read the zip entries' headers, which give the start of their content: thousands of tiny reads, done in parallel."""
     starts = [record.header_offset for record in records]
     with ThreadPoolExecutor(32) as pool:
         return dict(zip(starts, pool.map(lambda start: read_bytes(file, start, _ZIP_HEADER), starts), strict=True))
@@ -163,10 +162,10 @@ def _unpickled(name: str, load: Callable[[], Any]) -> dict[str, Tensor]:
         raise ModelError(f"{name}: no such file") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{name}: holds more than tensors, and reading that could run code",
+            f"{name}: contains more than tensors, and loading it could run code",
             hint="save a plain dict of tensors: torch.save(dict(model.state_dict()), ...)",
         ) from error
-    except Exception as error:  # reading a damaged file can end in any of them
+    except Exception as error:  # a damaged file can raise any of them
         raise _not_whole(name, error) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise ModelError(f"{name}: not a plain dict of named tensors")
@@ -174,4 +173,4 @@ def _unpickled(name: str, load: Callable[[], Any]) -> dict[str, Tensor]:
 
 
 def _not_whole(name: str, reason: object) -> ModelError:
-    return ModelError(f"{name}: not a whole file of torch.save ({reason})", hint="copy it again")
+    return ModelError(f"{name}: incomplete or damaged torch.save file ({reason})", hint="copy it again")

@@ -1,4 +1,4 @@
-"""Files of weights, wherever they lie: read by ranges, so that nobody needs a whole one in memory or on disk."""
+"""Weight files on disk, in memory or in an object store, read by ranges."""
 
 import io
 import os
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class WeightFile(Protocol):
-    """A file of weights. Several threads may read it at once."""
+    """A weight file. Thread-safe."""
 
     @property
     def name(self) -> str:
-        """Path or URL, for messages; its ending tells the format."""
+        """Path or URL. The suffix gives the format."""
 
     @property
     def size(self) -> int:
@@ -30,23 +30,23 @@ class WeightFile(Protocol):
 
     @property
     def tag(self) -> str:
-        """Another one when the content changes; empty where only reading would tell."""
+        """Changes when the content changes; empty if that is unknown without reading."""
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
-        """Fill one buffer after the other with the bytes from `start`. Raises an error of ours where they do not come,
-        or where the file is no longer the one that was found."""
+        """Fill the buffers one after the other with the bytes from `start`. Raises a `CpmbeeError` if the read fails or
+        the file has changed."""
 
     def is_near(self, start: int, length: int) -> bool:
-        """Whether this machine has these bytes, so that a rank on it should be the one to read them."""
+        """Return whether this machine has these bytes, so that one of its ranks should read them."""
 
 
 class LocalFile:
-    """A file of this machine. Read, not mapped: mapped pages would count as this process's memory."""
+    """A local file. It is read, not mapped: mapped pages would count as this process's memory."""
 
     tag = ""
 
     def __init__(self, path: Path) -> None:
-        """Raises `ModelError` where there is none."""
+        """Raises `ModelError` if it does not exist."""
         self.path = path
         self.name = str(path)
         try:
@@ -65,19 +65,19 @@ class LocalFile:
                     while count := file.readinto(buffer[filled:]):
                         filled += count
                     if filled < len(buffer):
-                        raise ModelError(f"{self.path}: ends at byte {file.tell()}", hint="copy it again")
-                # A change shows in its time, but only after the bytes that it has changed.
+                        raise ModelError(f"{self.path}: unexpected end of file at byte {file.tell()}", hint="copy it again")
+                # A writer updates the modification time only after the bytes.
                 if _identity(os.fstat(file.fileno())) != self._identity:
-                    raise ModelError(f"{self.path}: changed while it was read", hint="try again when it is complete")
+                    raise ModelError(f"{self.path}: changed while it was read", hint="try again when the copy is complete")
         except OSError as error:
             raise ModelError(f"{self.path}: {error.strerror}") from error
 
-    def is_near(self, start: int, length: int) -> bool:  # noqa: ARG002 (all of it is)
+    def is_near(self, start: int, length: int) -> bool:  # noqa: ARG002
         return True
 
 
 class MemoryFile:
-    """Tensors that had to be loaded whole, as a file that holds one after the other."""
+    """Tensors in memory, as a file that contains them one after the other."""
 
     tag = ""
 
@@ -85,7 +85,7 @@ class MemoryFile:
         self.name = name
         self._tensors = tensors
         self.starts = [0, *accumulate(tensor.numel() * tensor.element_size() for tensor in tensors)]
-        """Of each tensor, and where the last one ends."""
+        """Offset of each tensor, and the end of the last one."""
         self.size = self.starts[-1]
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
@@ -98,19 +98,19 @@ class MemoryFile:
                 filled, start = filled + len(content), start + len(content)
                 number += start == self.starts[number + 1]
 
-    def is_near(self, start: int, length: int) -> bool:  # noqa: ARG002 (all of it is)
+    def is_near(self, start: int, length: int) -> bool:  # noqa: ARG002
         return True
 
 
 class RangeReader(io.RawIOBase):
-    """A `WeightFile` as a file object, for libraries that want one (behind an `io.BufferedReader`)."""
+    """A `WeightFile` as a raw file object (to be wrapped in an `io.BufferedReader`)."""
 
     def __init__(self, file: WeightFile) -> None:
         super().__init__()
         self._file = file
         self._position = 0
         self.known: dict[int, bytes] = {}
-        """Bytes that were read in advance, by their start."""
+        """Prefetched bytes by offset."""
 
     def readable(self) -> bool:
         return True
@@ -138,14 +138,14 @@ class RangeReader(io.RawIOBase):
 
 
 def read_bytes(file: WeightFile, start: int, length: int) -> bytes:
-    """A short range, as bytes."""
+    """Read a short range."""
     data = bytearray(length)
     file.read_into(start, [memoryview(data)])
     return bytes(data)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor on the CPU, in the order of its elements; its own memory where it is contiguous."""
+    """Return the bytes of a CPU tensor in element order; its own memory if it is contiguous."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
