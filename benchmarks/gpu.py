@@ -250,7 +250,7 @@ def our_step(
 ) -> Callable[[], float]:
     model.encoder.recompute_layers = recompute_layers
     engine = kind(model, TRAIN, device)
-    inputs = ModelInputs.from_numpy(**vars(case.ours)).moved_ahead(device)
+    inputs = ModelInputs.from_numpy(**vars(case.ours)).prefetched(device)
     return lambda: engine.step(1, [inputs], TRAIN.lr, wants_stop=lambda: False).loss
 
 

@@ -26,7 +26,7 @@ from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.net.cpmbee import CpmBee
 from cpmbee_job.model.weights.model_folder import ModelFiles, load_model
-from cpmbee_job.model.weights.pieces import READERS, Piece
+from cpmbee_job.model.weights.pieces import READERS, WeightPiece
 from cpmbee_job.model.weights.saving import save_pickled, save_weights
 from cpmbee_job.model.weights.stored import StoredWeights
 from cpmbee_job.model.weights.weight_file import WeightFile
@@ -138,7 +138,7 @@ def _speed(store: S3Store, size: int, *, quick: bool) -> Iterator[Figure]:
     def read() -> None:
         memory = torch.empty(found.size, dtype=torch.uint8).numpy().data
 
-        def one(piece: Piece) -> None:
+        def one(piece: WeightPiece) -> None:
             piece.file.read_into(piece.start, [memory[piece.start : piece.start + piece.nbytes]])
 
         with ThreadPoolExecutor(READERS) as pool:

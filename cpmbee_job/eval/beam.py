@@ -34,7 +34,7 @@ class Candidate:
 
 @dataclass
 class BeamSearch:
-    """Beam search for one question with `num_answers` answers; `max_words` counts all their words, end tokens included."""
+    """Beam search for one question with `num_answers` answers; `max_words` counts their words, end tokens included."""
 
     num_beams: int
     num_answers: int

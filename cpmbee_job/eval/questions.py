@@ -33,7 +33,7 @@ class Question:
     answer_segments: tuple[int, ...]
     """The segment of each answer, in the order of the example's texts under `<ans>`."""
     texts: dict[Column, str]
-    """Tokens of the example that are missing in the vocabulary (`<option_2>`, an emoji). An answer can use no others."""
+    """Tokens of the example that the vocabulary does not contain (`<option_2>`, an emoji), by token and sub-number."""
 
     def answered(self, answers: Sequence[str | None]) -> dict[str, Any]:
         """Return the example with each text under `<ans>` replaced by its answer, or by None."""

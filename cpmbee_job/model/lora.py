@@ -218,8 +218,8 @@ def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:
     if not state or wanted != set(state):
         strange = sorted(wanted ^ set(state))
         raise ModelError(
-            f"{path}: not a LoRA delta{f' (unexpected or unpaired key {strange[0]})' if strange else ''}",
-            hint="a delta has pairs of keys like encoder.layers.0.self_att.self_attention.project_q.lora.lora_A and .lora_B",
+            f"{path}: not a LoRA delta{f' (unpaired key {strange[0]})' if strange else ''}",
+            hint="expected pairs like encoder.layers.0.self_att.self_attention.project_q.lora.lora_A and .lora_B",
         )
     for layer in sorted(layers):
         a, b = state[layer + _A], state[layer + _B]

@@ -122,4 +122,4 @@ class AllRows:
 def _inputs(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch, device: torch.device) -> ModelInputs:
     table = dataset.table(micro_batch.rows)
     batch = collate(table, vocabulary.size, vocabulary.bos_id, vocabulary.eos_id, weights=micro_batch.weights)
-    return ModelInputs.from_numpy(**vars(batch)).moved_ahead(device)
+    return ModelInputs.from_numpy(**vars(batch)).prefetched(device)

@@ -90,7 +90,7 @@ class World:
         self.gather(lambda: results.append(work()))
         return results[0]
 
-    def spread(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
+    def broadcast(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
         """Fill each tensor with what it holds on the rank beside it. The same tensors in the same order on all."""
         if self.size == 1:
             return

@@ -50,7 +50,7 @@ def engine(
 
 
 def steps(engine: TorchEngine, inputs: ModelInputs, first: int = 1, last: int = STEPS) -> list[float]:
-    there = inputs.moved_ahead(engine.device)
+    there = inputs.prefetched(engine.device)
     return [engine.step(n, [there], LEARNING_RATE, lambda: False).loss for n in range(first, last + 1)]
 
 

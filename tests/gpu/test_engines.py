@@ -85,7 +85,7 @@ def test_a_step_waits_for_the_gpu_once_at_its_end(run: Run, inputs: ModelInputs,
     if device.type != "cuda":
         pytest.skip("torch tells of waiting on a GPU alone")
     one = engine(run, device, precision="fp16")
-    there = inputs.moved_ahead(device)
+    there = inputs.prefetched(device)
     steps(one, inputs, 1, 1)
     torch.cuda.set_sync_debug_mode("error")
     try:

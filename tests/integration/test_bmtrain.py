@@ -69,5 +69,5 @@ def test_bmtrain_without_a_gpu_is_refused_for_good(job: Path, server: RankServer
     assert result is not None
     assert (result["state"], result["reason"].partition("\n")[0]) == (
         "failed",
-        "train.engine: bmtrain runs on GPUs, and there is none here",
+        "train.engine: bmtrain requires a GPU, and there is none",
     )

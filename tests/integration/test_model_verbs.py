@@ -80,7 +80,7 @@ def test_what_is_there_is_not_written_over(run, store):
     assert store.get("base/model.safetensors") == before
 
 
-def test_a_delta_that_is_not_there_is_named(store, s3_storage, bucket):
+def test_a_missing_delta_is_named(store, s3_storage, bucket):
     with pytest.raises(NotFoundError, match="nothing"):
         fetch_delta(f"{bucket}/nothing", s3_storage)
     with pytest.raises(NotFoundError, match=r"nothing\.pt"):

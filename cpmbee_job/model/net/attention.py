@@ -76,8 +76,8 @@ class GroupedAttention:
 
 
 class _Pad(torch.autograd.Function):
-    """Pad tokens (N, ...) to groups (P, ...). Padding has no gradient (it is masked as a key and dropped as a query), so
-    the backward pass is a gather too, instead of torch's sum over repeated tokens."""
+    """Pad tokens (N, ...) to groups (P, ...). Padding has no gradient (masked as a key, dropped as a query), so the
+    backward pass is a gather too, instead of torch's sum over repeated tokens."""
 
     @staticmethod
     def forward(ctx: Any, x_N: Tensor, gather_P: Tensor, restore_N: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """Undo `_Pad`: (P, ...) to (N, ...). Each token is selected once, so the backward pass is a copy."""
+    """Undo `_Pad`, (P, ...) to (N, ...). Each token occurs once, so the backward pass is a copy."""
 
     @staticmethod
     def forward(ctx: Any, x_P: Tensor, restore_N: Tensor) -> Tensor:

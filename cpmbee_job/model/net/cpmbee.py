@@ -1,7 +1,7 @@
 """CPM-Bee as a plain torch module with the original's state-dict keys and outputs, computed per example.
 
-Logits are computed at target positions only. Tensor names end in their shape: N tokens, D model width, T targets, V vocabulary,
-X extra output columns.
+Logits are computed at target positions only. Tensor names end in their shape: N tokens, D model width, T targets,
+V vocabulary, X extra output columns.
 """
 
 import torch

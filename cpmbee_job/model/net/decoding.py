@@ -76,7 +76,7 @@ class BeamDecoder:
         self.own_kv = {layer: (k[index_B1, index_BK], v[index_B1, index_BK]) for layer, (k, v) in self.own_kv.items()}
 
     def _step_bias(self, segments_BK: Tensor, positions_BK: Tensor) -> Tensor:
-        """Return the bias (B, H, K, L + S) of the newest tokens for the tokens of the question and of their own beam."""
+        """Return the bias (B, H, K, L + S) of the newest tokens: to the question and to their own beam."""
         num_segments_BK = self.question.num_segments[:, :1].expand_as(segments_BK)
         rel_offset_BK = self.question.rel_offset[:, :1].expand_as(segments_BK)
         query = _answer_tokens(positions_BK, segments_BK, num_segments_BK, rel_offset_BK)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _LENGTH_SPREAD = 1.25
-"""Maximum ratio of longest to shortest example in a group. Padding costs at most its square in attention."""
+"""Maximum ratio of longest to shortest example in a group. Padding costs at most its square."""
 _LENGTH_MULTIPLE = 8
 """Padded lengths are a multiple of this: fused attention kernels require it of a bias."""
 _MAX_GROUP_AREA = 2**22
@@ -32,7 +32,7 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """One batch. All tensors are on one device; `lengths` stays on the host. Fields are named as in the collated data."""
+    """One batch. All tensors are on one device; `lengths` stays on the host. Field names are those of the collated data."""
 
     ids: Tensor
     """(N,) int32 tokens of the vocabulary."""

@@ -258,8 +258,7 @@ def base_digest(files: ModelFiles) -> str:
 
 
 def check_model(files: ModelFiles, stored: StoredWeights) -> CpmBee:
-    """Create the model of the config with weights on the device `meta`. Raises `ModelError` if the stored weights do not
-    match."""
+    """Create the model of the config on the device `meta`. Raises `ModelError` if the stored weights do not match."""
     config = ModelConfig.from_file(files.config)
     with torch.device("meta"):
         model = CpmBee(config)
@@ -303,7 +302,7 @@ def _likely_cause(
     if any(".lora." in name for name in shapes):
         return "these are LoRA weights; use them as the delta, and the base as the model"
     if missing and not extra and all(".self_att." in name or ".ffn." in name for name in missing):
-        return "mask_modules in config.json must list the blocks that a pruned model does not have; or num_layers is too large"
+        return "list the missing blocks of a pruned model in config.json's mask_modules; or num_layers is too large"
     if extra and not missing and all(name.startswith("encoder.layers.") for name in extra):
         return "num_layers in config.json is too small, or mask_modules belongs to another model"
     return None

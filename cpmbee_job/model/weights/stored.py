@@ -41,7 +41,8 @@ class StoredWeights:
                 name = tensor.name.removeprefix(_HUB_PREFIX)
                 if name in self.tensors:
                     raise ModelError(
-                        f"{file.name}: duplicate tensor {tensor.name}", hint="the folder mixes the weights of two models"
+                        f"{file.name}: duplicate tensor {tensor.name}",
+                        hint="the folder mixes the weights of two models",
                     )
                 self.tensors[name] = replace(tensor, name=name)
         self._drop_tied_head()

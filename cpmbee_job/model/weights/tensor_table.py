@@ -149,7 +149,7 @@ def _zip_table(file: WeightFile, reader: IO[bytes]) -> list[StoredTensor] | None
 
 
 def _headers(file: WeightFile, records: Iterable[zipfile.ZipInfo]) -> dict[int, bytes]:
-    """Read the zip entries' headers, which give the start of their content: thousands of tiny reads, done in parallel."""
+    """Read the zip entries' headers, which give the start of their content: thousands of small reads in parallel."""
     starts = [record.header_offset for record in records]
     with ThreadPoolExecutor(32) as pool:
         return dict(zip(starts, pool.map(lambda start: read_bytes(file, start, _ZIP_HEADER), starts), strict=True))

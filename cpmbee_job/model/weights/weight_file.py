@@ -65,10 +65,14 @@ class LocalFile:
                     while count := file.readinto(buffer[filled:]):
                         filled += count
                     if filled < len(buffer):
-                        raise ModelError(f"{self.path}: unexpected end of file at byte {file.tell()}", hint="copy it again")
+                        raise ModelError(
+                            f"{self.path}: unexpected end of file at byte {file.tell()}", hint="copy it again"
+                        )
                 # A writer updates the modification time only after the bytes.
                 if _identity(os.fstat(file.fileno())) != self._identity:
-                    raise ModelError(f"{self.path}: changed while it was read", hint="try again when the copy is complete")
+                    raise ModelError(
+                        f"{self.path}: changed while it was read", hint="try again when the copy is complete"
+                    )
         except OSError as error:
             raise ModelError(f"{self.path}: {error.strerror}") from error
 

@@ -22,7 +22,7 @@ def test_scores_are_means_over_words():
     assert search.best() == [[4]]
 
 
-def test_new_beams_say_which_they_follow():
+def test_new_beams_have_their_parents():
     search = BeamSearch(num_beams=2, num_answers=1, max_words=5, end=END)
     search.advance([Candidate(-1.0, 0, 4), Candidate(-1.1, 0, 5), Candidate(-5.0, 0, 6), Candidate(-6.0, 0, 7)])
     best = [Candidate(-1.2, 1, 6), Candidate(-1.3, 1, 7), Candidate(-2.0, 0, 4), Candidate(-3.0, 0, 5)]
@@ -31,7 +31,7 @@ def test_new_beams_say_which_they_follow():
     assert [beam.position for beam in search.beams] == [2, 2]
 
 
-def test_an_answers_end_opens_the_next():
+def test_the_end_of_an_answer_starts_the_next():
     search = BeamSearch(num_beams=1, num_answers=2, max_words=9, end=END)
     search.advance([Candidate(-0.1, 0, 4), Candidate(-1.0, 0, 5)])
     search.advance([Candidate(-0.2, 0, END), Candidate(-1.0, 0, 5)])
@@ -47,7 +47,7 @@ def test_answers_that_were_not_reached_are_none():
     assert search.best() == [[], [5], None]
 
 
-def test_the_longest_search_ends_with_what_it_has():
+def test_a_search_at_the_maximum_length_returns_its_best():
     search = BeamSearch(num_beams=1, num_answers=1, max_words=2, end=END)
     for word in (1, 2):
         assert search.advance([Candidate(-0.1 * word, 0, word), Candidate(-5.0, 0, 8)]) == [0]
@@ -55,6 +55,6 @@ def test_the_longest_search_ends_with_what_it_has():
     assert search.best() == [[1, 2, 3]]
 
 
-def test_only_the_first_beam_proposes_at_first():
+def test_only_the_first_beam_proposes_in_the_first_step():
     search = BeamSearch(num_beams=3, num_answers=1, max_words=2, end=END)
     assert [beam.score for beam in search.beams] == [0.0, pytest.approx(-1e9), pytest.approx(-1e9)]

@@ -7,7 +7,7 @@ import torch
 from cpmbee_job.data.dataset.collate import collate_examples
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.errors import DataError, ModelError
-from cpmbee_job.eval.evaluate import Evaluator, Score, Summary
+from cpmbee_job.eval.evaluate import Evaluator, ExampleScore, Summary
 from cpmbee_job.model.net.inputs import ModelInputs
 
 OPTIONS = {"<option_0>": "很好", "<option_1>": "不错", "<option_2>": "天气"}
@@ -32,7 +32,7 @@ def alone(model, tokenizer, example) -> float:
 
 
 @pytest.mark.parametrize("budget", [1, 100, 8192])
-def test_every_example_is_scored_as_if_it_were_alone(model, tokenizer, budget):
+def test_the_score_of_an_example_does_not_depend_on_the_batch(model, tokenizer, budget):
     examples = [*CHOICES, PLAIN, NESTED, {"input": "x", "<ans>": ""}]
     expected = [alone(model, tokenizer, example) for example in examples]
     scores = scores_of(model, tokenizer, examples, budget)
@@ -47,24 +47,24 @@ def test_a_choice_is_the_most_likely_option(model, tokenizer):
         assert score.correct == (score.choice == example["<ans>"])
 
 
-def test_candidates_may_have_any_name(model, tokenizer):
+def test_options_may_have_any_key(model, tokenizer):
     (score,) = scores_of(model, tokenizer, [{"选项": {"甲": "1", "乙": "2"}, "<ans>": "乙"}])
     assert score.choice in ("甲", "乙")
 
 
 @pytest.mark.parametrize("example", [PLAIN, {**CHOICES[0], "<ans>": "很好"}, NESTED])
-def test_other_answers_are_no_choices(model, tokenizer, example):
+def test_other_answers_are_not_multiple_choice(model, tokenizer, example):
     (score,) = scores_of(model, tokenizer, [example])
     assert (score.choice, score.correct) == (None, None)
     assert score.to_dict().keys() == {"target_tokens", "logprob"}
 
 
-def test_nothing_to_predict_names_the_place(model, tokenizer):
+def test_an_example_without_a_target_is_named(model, tokenizer):
     with pytest.raises(DataError, match="f:1: <ans>"):
         scores_of(model, tokenizer, [PLAIN, {"input": "x", "<ans>": {}}])
 
 
-def test_scores_that_are_not_finite_name_the_place(model, tokenizer):
+def test_an_example_with_a_non_finite_score_is_named(model, tokenizer):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.encoder.output_layernorm.weight[0] = float("inf")
@@ -74,7 +74,7 @@ def test_scores_that_are_not_finite_name_the_place(model, tokenizer):
 
 def test_the_summary_is_a_mean_over_tokens():
     summary = Summary()
-    for score in (Score(2, -3.0, "a", True), Score(1, -3.0, "b", False), Score(3, -6.0)):
+    for score in (ExampleScore(2, -3.0, "a", True), ExampleScore(1, -3.0, "b", False), ExampleScore(3, -6.0)):
         summary.add(score)
     assert summary.to_dict() == {
         "examples": 3, "target_tokens": 6, "loss": 2.0, "perplexity": pytest.approx(math.exp(2)),
@@ -84,5 +84,5 @@ def test_the_summary_is_a_mean_over_tokens():
 
 def test_without_choices_there_is_no_accuracy():
     summary = Summary()
-    summary.add(Score(1, -2000.0))
+    summary.add(ExampleScore(1, -2000.0))
     assert summary.to_dict() == {"examples": 1, "target_tokens": 1, "loss": 2000.0, "perplexity": None}

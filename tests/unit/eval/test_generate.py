@@ -79,7 +79,7 @@ def test_answers_use_the_examples_own_special_tokens_only(model, tokenizer):
         assert all(f"<option_{other}>" not in row["<ans>"] for other in range(6) if other != number)
 
 
-def test_the_question_is_left_as_it_was(model, tokenizer):
+def test_the_question_is_not_changed(model, tokenizer):
     example = {**NESTED, "<ans>": {"a": "old", "b": "old"}}
     (row,) = Generator(model, tokenizer, BeamOptions(1, 3)).answer([example])
     assert example["<ans>"] == {"a": "old", "b": "old"}
@@ -96,6 +96,6 @@ def test_a_repetition_penalty_leads_to_fewer_repetitions(model, tokenizer):
 
 
 @pytest.mark.parametrize("options", [(0, 5, 1.0), (1, 0, 1.0), (1, 5, 0.5), (1, 5, float("nan"))])
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(UsageError):
         BeamOptions(*options)

@@ -21,14 +21,14 @@ def test_answers_have_a_segment_each(tokenizer):
     assert len(question.answer_segments) == 3
 
 
-def test_answers_take_the_places_of_the_texts(tokenizer):
+def test_answers_replace_the_texts(tokenizer):
     answered = ask(tokenizer, NESTED).answered(["1", None, "3"])
     assert answered == {**NESTED, "<ans>": {"a": "1", "b": {"c": None, "d": "3"}}}
     assert list(answered) == list(NESTED)
     assert ask(tokenizer, {"<ans>": ""}).answered(["z"]) == {"<ans>": "z"}
 
 
-def test_texts_name_the_tokens_that_the_vocabulary_lacks(tokenizer):
+def test_texts_lists_tokens_missing_in_the_vocabulary(tokenizer):
     mask, unknown = tokenizer.token_id("<mask>"), tokenizer.unk_id
     texts = {(mask, 0): "<mask_0>", (mask, 1): "<mask_7>", (unknown, 0): "🙂", (unknown, 1): "☃"}
     assert ask(tokenizer, NESTED).texts == texts
@@ -36,5 +36,5 @@ def test_texts_name_the_tokens_that_the_vocabulary_lacks(tokenizer):
 
 @pytest.mark.parametrize("answer", [{}, {"a": {}}])
 def test_nothing_to_answer_is_an_error(tokenizer, answer):
-    with pytest.raises(DataError, match="nothing to answer"):
+    with pytest.raises(DataError, match="contains no text"):
         ask(tokenizer, {"input": "x", "<ans>": answer})

@@ -44,14 +44,14 @@ def test_written_config_is_read_back(tmp_path):
         ({"half": 1}, "half"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused_by_key(change, word):
+def test_an_invalid_config_is_refused_with_the_key(change, word):
     with pytest.raises(ModelError, match=r"here\.json") as caught:
         ModelConfig.from_dict({**ORIGINAL, **change}, source="here.json")
     assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
-def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_not_a_config_is_refused_with_its_name(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ModelError, match=r"config\.json"):

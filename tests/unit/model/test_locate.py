@@ -24,7 +24,7 @@ def run_folder(model, tmp_path):
 
 @pytest.mark.parametrize("place", ["", "delta/10.1", "delta/10.1/mine.pt", "delta/10.1/delta.safetensors"])
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_delta_is_found_wherever_it_is_named(run_folder, place, scheme):
+def test_a_delta_is_found_by_every_kind_of_location(run_folder, place, scheme):
     delta = fetch_delta(f"{scheme}{run_folder}/{place}".rstrip("/"))
     assert all(not tensor.any() for tensor in delta.state.values())
 
@@ -32,23 +32,23 @@ def test_a_delta_is_found_wherever_it_is_named(run_folder, place, scheme):
 def test_a_run_without_a_best_delta_yet_is_refused(run_folder):
     (run_folder / "delta" / "BEST").unlink()
     (run_folder / "spec.yaml").touch()
-    with pytest.raises(ModelError, match="no delta in it"):
+    with pytest.raises(ModelError, match="contains no delta"):
         fetch_delta(str(run_folder))
 
 
-def test_a_pointer_that_names_nothing_is_refused(run_folder):
+def test_an_invalid_pointer_is_refused(run_folder):
     (run_folder / "delta" / "BEST").write_text("{}", encoding="utf-8")
     with pytest.raises(DamagedError, match="BEST: prefix"):
         fetch_delta(str(run_folder))
 
 
 @pytest.mark.parametrize("name", ["none", "none.pt"])
-def test_a_delta_that_is_not_there_is_named(tmp_path, name):
+def test_a_missing_delta_is_named(tmp_path, name):
     with pytest.raises(NotFoundError, match=name):
         fetch_delta(str(tmp_path / name))
 
 
-def test_all_weights_of_a_model_are_no_delta(model, tmp_path):
+def test_all_weights_of_a_model_are_not_a_delta(model, tmp_path):
     save_delta_folder(tmp_path, dict(model.state_dict()), {"kind": "full"}, save_name="mine")
-    with pytest.raises(ModelError, match="give this folder as the model"):
+    with pytest.raises(ModelError, match="use this folder as the model"):
         fetch_delta(str(tmp_path))

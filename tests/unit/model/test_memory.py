@@ -43,7 +43,7 @@ def model_of(config: ModelConfig, *, with_lora: bool = True) -> CpmBee:
 
 
 @pytest.mark.parametrize("config", [CONFIG, PRUNED])
-def test_parameters_are_counted_as_they_are(config: ModelConfig) -> None:
+def test_parameter_counts_match_the_model(config: ModelConfig) -> None:
     model = model_of(config)
     counts = {True: 0, False: 0}
     for parameter in model.parameters():
@@ -56,7 +56,7 @@ def test_parameters_are_counted_as_they_are(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("with_lora", [True, False])
-def test_activations_are_about_those_that_a_forward_pass_keeps(with_lora: bool) -> None:
+def test_calculated_activations_are_close_to_those_of_a_forward_pass(with_lora: bool) -> None:
     """What passes through on the way back, and biases, are counted besides. In fp32: in half precision a norm keeps an
     fp32 copy of its input on a CPU, but not on a GPU, of whose memory `tests/gpu` asks."""
     inputs = ModelInputs.from_numpy(**flatten_rows(random_rows(np.random.default_rng(0), 50, 4, 8)))
@@ -70,7 +70,7 @@ def test_activations_are_about_those_that_a_forward_pass_keeps(with_lora: bool) 
     assert 0.8 * kept <= said <= 1.25 * kept
 
 
-def test_a_layer_that_is_computed_again_keeps_its_input_alone() -> None:
+def test_a_recomputed_layer_keeps_only_its_input() -> None:
     """One such layer exists whole while its turn is, so the first saves least."""
     sizes = [
         footprint(CONFIG, rows=2, max_length=64, itemsize=2, lora=LORA, recompute_layers=n).activations
@@ -80,7 +80,7 @@ def test_a_layer_that_is_computed_again_keeps_its_input_alone() -> None:
     assert sizes[1] - sizes[2] == sizes[2] - sizes[3] > 0
 
 
-def test_shares_make_the_base_smaller_but_for_what_is_outside_the_layers() -> None:
+def test_sharding_splits_only_the_layers_of_the_base() -> None:
     ten_b = ModelConfig(vocab_size=86583, dim_model=4096, num_heads=32, dim_head=128, dim_ff=10240, num_layers=48)
     whole, share = (
         footprint(ten_b, rows=1, max_length=2048, itemsize=2, lora=(8, ("project_q", "project_v")), shares=n).base
@@ -90,6 +90,6 @@ def test_shares_make_the_base_smaller_but_for_what_is_outside_the_layers() -> No
     assert share == pytest.approx(0.71e9 + 18.5e9 / 8 + 2 * 18.5e9 / 48, rel=0.02)
 
 
-def test_the_original_s_lora_has_as_many_parameters_as_its_delta() -> None:
+def test_the_default_lora_has_as_many_parameters_as_the_originals_delta() -> None:
     ten_b = ModelConfig(vocab_size=86583, dim_model=4096, num_heads=32, dim_head=128, dim_ff=10240, num_layers=48)
     assert num_lora_parameters(ten_b, 8, ("project_q", "project_v")) == 6_291_456

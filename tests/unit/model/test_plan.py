@@ -30,25 +30,25 @@ def test_cpus_compute_in_fp32_and_keep_everything() -> None:
     assert chosen(CPUS) == Plan("torch", "replicated", "fp32", 0)
 
 
-def test_a_gpu_that_holds_the_base_whole_does() -> None:
+def test_the_base_is_replicated_if_it_fits() -> None:
     assert chosen(GPUS) == Plan("bmtrain", "replicated", "fp16", 0)
 
 
-def test_without_bmtrain_auto_is_torch_and_the_base_stays_whole() -> None:
+def test_without_bmtrain_auto_is_torch_and_replicated() -> None:
     plan = chosen(replace(CARDS, memory=16 * GIB, has_bmtrain=False))
     assert (plan.engine, plan.layout, plan.recompute_layers) == ("torch", "replicated", 48)
 
 
-def test_a_card_that_can_not_hold_the_base_takes_a_share() -> None:
+def test_a_base_that_does_not_fit_is_sharded() -> None:
     assert chosen(replace(CARDS, memory=16 * GIB)) == Plan("bmtrain", "sharded", "fp16", 48)
 
 
-def test_one_rank_has_nobody_to_share_with() -> None:
+def test_a_single_rank_does_not_shard() -> None:
     assert chosen(replace(CARDS, count=1, memory=16 * GIB)).layout == "replicated"
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 5])
-def test_so_many_layers_are_computed_again_as_it_takes_to_fit_and_no_more(batch_size: int) -> None:
+def test_as_few_layers_as_possible_are_recomputed(batch_size: int) -> None:
     spec = job(f"batch_size={batch_size}")
     plan = choose(spec, TEN_B, replace(GPUS, memory=40 * GIB))
     assert 0 < plan.recompute_layers < 48
@@ -57,7 +57,7 @@ def test_so_many_layers_are_computed_again_as_it_takes_to_fit_and_no_more(batch_
     assert needs(spec, TEN_B, fewer, 8).total > USABLE * 40 * GIB
 
 
-def test_what_the_spec_says_goes_before() -> None:
+def test_settings_of_the_spec_take_precedence() -> None:
     assert chosen(GPUS, "layout=sharded") == Plan("bmtrain", "sharded", "fp16", 48)
     assert chosen(replace(CARDS, memory=16 * GIB), "layout=replicated").layout == "replicated"
     assert chosen(GPUS, "engine=torch").engine == "torch"
@@ -67,24 +67,24 @@ def test_what_the_spec_says_goes_before() -> None:
     assert chosen(CPUS, "recompute_layers=99").recompute_layers == 48
 
 
-def test_a_model_that_is_not_for_half_precision_gets_none() -> None:
+def test_a_model_without_half_precision_is_trained_in_fp32() -> None:
     assert chosen(GPUS, config=replace(TEN_B, half=False, num_layers=2)).precision == "fp32"
 
 
 @pytest.mark.parametrize("setting", ["use_delta=false", "deterministic=true"])
-def test_what_can_not_be_sharded_is_not(setting: str) -> None:
+def test_full_and_deterministic_training_is_not_sharded(setting: str) -> None:
     assert chosen(replace(CARDS, memory=16 * GIB), setting).layout == "replicated"
 
 
 @pytest.mark.parametrize(
     ("devices", "overrides", "words"),
     [
-        (CPUS, ["engine=bmtrain"], r"train\.engine: bmtrain runs on GPUs"),
-        (CPUS, ["layout=sharded"], r"train\.layout: sharded takes"),
+        (CPUS, ["engine=bmtrain"], r"train\.engine: bmtrain requires a GPU"),
+        (CPUS, ["layout=sharded"], r"train\.layout: sharded requires"),
         (replace(GPUS, has_bmtrain=False), ["engine=bmtrain"], r"train\.engine: bmtrain is not installed"),
-        (replace(GPUS, has_bmtrain=False), ["layout=sharded"], r"train\.layout: sharded takes"),
+        (replace(GPUS, has_bmtrain=False), ["layout=sharded"], r"train\.layout: sharded requires"),
     ],
 )
-def test_what_can_not_be_had_is_an_error(devices: Devices, overrides: list[str], words: str) -> None:
+def test_unsupported_settings_are_an_error(devices: Devices, overrides: list[str], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         chosen(devices, *overrides)

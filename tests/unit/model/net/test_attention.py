@@ -18,7 +18,7 @@ def groups(config: ModelConfig, inputs: ModelInputs) -> GroupedAttention:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_no_query_is_without_a_key_and_none_sees_padding(config: ModelConfig, seed: int) -> None:
+def test_every_query_has_a_key_and_none_attends_to_padding(config: ModelConfig, seed: int) -> None:
     """Padding as a query sees its example's tokens, and what it gets is dropped."""
     inputs = ModelInputs.from_numpy(**flatten_rows(random_rows(np.random.default_rng(seed), 50, 2, 6)))
     attention = groups(config, inputs)
@@ -29,7 +29,7 @@ def test_no_query_is_without_a_key_and_none_sees_padding(config: ModelConfig, se
         assert not (seen & ~group.valid_BL[:, None, None, :]).any()
 
 
-def test_one_token_to_be_predicted_sees_itself(config: ModelConfig) -> None:
+def test_a_predicted_token_attends_to_itself(config: ModelConfig) -> None:
     """The least that an example can have: its output is its value, and no gradient is NaN."""
     arrays = flatten_rows(random_rows(np.random.default_rng(0), 50, 1, 1))
     one = {name: array[:1] for name, array in arrays.items() if len(array) == len(arrays["ids"])}

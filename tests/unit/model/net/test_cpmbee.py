@@ -18,7 +18,7 @@ def losses_of(model, rows):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_losses_are_those_of_the_dense_formulation(model, config, seed):
+def test_losses_equal_those_of_the_dense_formulation(model, config, seed):
     rng = np.random.default_rng(seed)
     rows = random_rows(rng, 50, int(rng.integers(1, 4)), int(rng.integers(1, 7)))
     torch.testing.assert_close(
@@ -26,14 +26,14 @@ def test_losses_are_those_of_the_dense_formulation(model, config, seed):
     )
 
 
-def test_logits_are_those_of_the_dense_formulation(model, config):
+def test_logits_equal_those_of_the_dense_formulation(model, config):
     rows = random_rows(np.random.default_rng(1), 50, 2, 3)
     inputs = ModelInputs.from_numpy(**flatten_rows(rows))
     dense = dense_logits(dict(model.state_dict()), config, rows)[torch.from_numpy(rows["target"] != IGNORED)]
     torch.testing.assert_close(model.target_logits(inputs, model(inputs)), dense, atol=5e-6, rtol=1e-5)
 
 
-def test_gradients_are_those_of_the_dense_formulation(model, config):
+def test_gradients_equal_those_of_the_dense_formulation(model, config):
     rows = random_rows(np.random.default_rng(2), 50, 2, 4)
     losses_of(model, rows).mean().backward()
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
@@ -45,7 +45,7 @@ def test_gradients_are_those_of_the_dense_formulation(model, config):
 
 
 @pytest.mark.parametrize("masks", [((True, False), (False, True)), ((False, False), (True, True))])
-def test_pruned_blocks_are_left_out(config, masks):
+def test_pruned_blocks_have_no_weights(config, masks):
     config = replace(config, mask_modules=masks)
     model = CpmBee(config)
     init_weights(model, seed=0)
@@ -63,7 +63,7 @@ def test_the_order_of_examples_does_not_matter(model):
     torch.testing.assert_close(losses_of(model, turned), torch.cat([parts[r] for r in order]), atol=2e-6, rtol=1e-5)
 
 
-def test_many_targets_are_done_in_chunks_with_the_same_gradient(model):
+def test_chunks_of_targets_give_the_same_gradient(model):
     inputs = ModelInputs.from_numpy(**flatten_rows(random_rows(np.random.default_rng(5), 50, 16, 12)))
     assert len(inputs.targets) > 1.5 * TARGETS_AT_ONCE
     whole = F.cross_entropy(model.target_logits(inputs, model(inputs)), inputs.targets.long(), reduction="none")
@@ -78,7 +78,7 @@ def test_many_targets_are_done_in_chunks_with_the_same_gradient(model):
         torch.testing.assert_close(model.target_losses(inputs, model(inputs)), whole, atol=2e-6, rtol=1e-5)
 
 
-def test_extra_columns_compete_only_where_they_are_asked_to(model):
+def test_extra_columns_compete_only_for_their_own_targets(model):
     rows = random_rows(np.random.default_rng(6), 50, 1, 2)
     inputs = ModelInputs.from_numpy(**flatten_rows(rows))
     inputs = replace(inputs, targets=inputs.targets % 50)
@@ -91,7 +91,7 @@ def test_extra_columns_compete_only_where_they_are_asked_to(model):
     torch.testing.assert_close(model.target_losses(replace(inputs, columns=~none), hidden), everything)
 
 
-def test_dropout_is_for_training_only(config):
+def test_dropout_is_used_in_training_only(config):
     model = CpmBee(replace(config, dropout_p=0.5))
     init_weights(model, seed=0)
     rows = random_rows(np.random.default_rng(7), 50, 1, 2)

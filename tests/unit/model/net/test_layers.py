@@ -21,7 +21,7 @@ def plain(layer: Linear, x: Tensor) -> Tensor:
     return x @ layer.weight.T / math.sqrt(6)
 
 
-def test_the_gradients_are_those_of_the_product_and_of_finite_differences() -> None:
+def test_gradients_equal_those_of_the_product_and_finite_differences() -> None:
     layer, x = linear(), torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(layer(x), plain(layer, x))
     g = torch.randn(5, 4, dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_an_input_that_needs_no_gradient_gets_none() -> None:
     torch.testing.assert_close(layer.weight.grad, torch.autograd.grad(plain(layer, x).sum(), layer.weight)[0])
 
 
-def test_no_tokens_at_all() -> None:
+def test_an_empty_batch() -> None:
     layer, x = linear(), torch.empty(0, 6, dtype=torch.float64, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad is not None

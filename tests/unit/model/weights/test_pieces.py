@@ -39,7 +39,7 @@ def contents(table: list[StoredTensor], pieces=None) -> dict[str, torch.Tensor]:
     return {name: torch.cat(parts).view(shapes[name]) for name, parts in read.items()}
 
 
-def test_what_is_read_is_what_is_stored():
+def test_content_is_read_as_stored():
     tensors = [torch.rand(700_000), torch.rand(5, 3).half(), torch.rand(1), torch.rand(400, 1000).bfloat16()]
     for gap in (0, 1, 5000):
         found = contents(stored(*tensors, gap=gap))
@@ -58,7 +58,7 @@ def test_tensors_that_share_bytes():
     assert torch.equal(found["part"], found["t0"][100:110])
 
 
-def test_pieces_are_small_beside_the_whole():
+def test_pieces_are_small_compared_to_the_model():
     table = [StoredTensor(f"t{n}", torch.float16, (1 << 29,), MemoryFile("a", []), 0) for n in range(4)]
     assert {piece.nbytes for piece in cut(table)} == {LARGEST_PIECE}
     small = cut(stored(*(torch.zeros(100) for _ in range(50))))
@@ -67,7 +67,7 @@ def test_pieces_are_small_beside_the_whole():
     assert max(piece.nbytes for piece in cut(stored(torch.zeros(1 << 25)))) * 64 <= total
 
 
-def test_shares_are_even_and_go_to_those_who_have_the_bytes():
+def test_pieces_are_assigned_evenly_and_to_ranks_that_have_them():
     pieces = cut(stored(torch.zeros(12 * CHUNK // 4)))
     nowhere = [False] * 12
     owners = share_out(pieces, [nowhere] * 3)
@@ -78,7 +78,7 @@ def test_shares_are_even_and_go_to_those_who_have_the_bytes():
     assert [owners.count(rank) for rank in range(3)] == [4, 4, 4]
 
 
-def test_the_digest_does_not_depend_on_how_tensors_lie_or_are_read():
+def test_the_digest_does_not_depend_on_file_or_pieces():
     tensors = [torch.rand(3 * CHUNK // 4 + 17), torch.rand(50), torch.rand(CHUNK // 2)]
 
     def digest_of(table, pieces):
