@@ -32,7 +32,7 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """One batch. All tensors are on one device; `lengths` stays on the host. Field names are those of the collated data."""
+    """One batch. All tensors are on one device; `lengths` stays on the host. Fields are named as in `collate`."""
 
     ids: Tensor
     """(N,) int32 tokens of the vocabulary."""
