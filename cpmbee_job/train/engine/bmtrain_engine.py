@@ -1,9 +1,9 @@
-"""The engine `bmtrain` with a sharded base: each rank holds a share of every layer, BMTrain gathers a layer's weights
-when it is its turn, forward and backward (ZeRO-3 without gradients, since the base has none).
+"""The engine `bmtrain` with a sharded base: each rank holds a shard of every layer, and BMTrain gathers the weights of
+one layer at a time, in the forward and the backward pass (ZeRO-3; the frozen base has no gradients).
 
-What is trained stays outside BMTrain, whole on each rank, so that a step's sums, clipping, update and state are those
-of `TorchEngine`, bit for bit. Written against BMTrain 1.0.1; tried on one GPU (`tests/gpu`), and over several processes
-with its own Python code on gloo (`tests/bmtrain_on_cpu.py`), not on several GPUs.
+Trained parameters stay outside BMTrain, replicated, so all-reduce, clipping, update and checkpoints are those of
+`TorchEngine`, bit for bit. Written against BMTrain 1.0.1. Tested on one GPU (`tests/gpu`), and with several processes
+by running its Python code over gloo (`tests/bmtrain_on_cpu.py`); not tested on several GPUs.
 """
 
 import os
@@ -14,47 +14,44 @@ from torch import Tensor, nn
 
 from cpmbee_job.model.lora import LowRank, insert_lora
 from cpmbee_job.model.net.cpmbee import CpmBee
-from cpmbee_job.model.net.inputs import ModelInputs
 from cpmbee_job.model.weights.model_folder import Kept, keep_whole
 from cpmbee_job.spec.training import LoraSpec
 from cpmbee_job.train.engine.torch_engine import TorchEngine
 
 
 class BmtrainEngine(TorchEngine):
-    """`TorchEngine` over a model of `sharded`."""
+    """`TorchEngine` for a model that `shard_model` has sharded."""
 
-    def _takes_part(self, batch: ModelInputs) -> bool:  # noqa: ARG002
-        """All ranks gather all layers as often: padding goes through the model too."""
-        return True
+    skips_padding = False  # all ranks must gather every layer equally often
 
 
-def sharded(model: CpmBee, *, lora: LoraSpec, seed: int, dtype: torch.dtype, device: torch.device) -> dict[str, Kept]:
-    """Put LoRA into a model (on the device `meta`), then spread its layers over all ranks; the places of this rank's
-    shares by name, which are still to be filled.
+def shard_model(model: CpmBee, *, lora: LoraSpec, seed: int, dtype: torch.dtype, device: torch.device) -> dict[str, Kept]:
+    """Insert LoRA into a model on the device `meta`, then shard its layers over all ranks.
 
-    In this order: wrapping a parameter that is trained would keep a gradient for it, frozen or not later.
+    Returns this rank's shards by name, still to be filled. LoRA comes first: BMTrain would keep a gradient buffer for
+    every parameter that requires gradients when it is wrapped, even if it is frozen later.
     """
     import bmtrain
 
     if not bmtrain.init.is_initialized():
-        _join(bmtrain, seed)
+        _init_bmtrain(bmtrain, seed)
     insert_lora(model, r=lora.r, alpha=lora.alpha, modules=lora.modules, seed=seed, device=device)
     blocks: list[nn.Module] = []
     kept: dict[str, Kept] = {}
     for number, layer in enumerate(model.encoder.layers):
-        block, shares = _block(bmtrain, layer, dtype)
+        block, shards = _shard_layer(bmtrain, layer, dtype)
         blocks.append(block)
-        kept |= {f"encoder.layers.{number}.{name}": share for name, share in shares.items()}
+        kept |= {f"encoder.layers.{number}.{name}": shard for name, shard in shards.items()}
     model.encoder.layers = bmtrain.TransformerBlockList(blocks)
-    # Embedding, output norm and the table of biases: used at places that no block surrounds.
+    # Embedding, output norm and position biases are used outside of any block.
     kept |= keep_whole(model, dtype=dtype, device=device)
-    model.encoder.register_forward_pre_hook(_begin_gradients)
+    model.encoder.register_forward_pre_hook(_require_input_gradient)
     return kept
 
 
-def _join(bmtrain: Any, seed: int) -> None:
-    """Make BMTrain's communicator, and take back what else that changes: it turns cuDNN off, which has the fastest
-    attention, and leaves the process a part of the CPUs."""
+def _init_bmtrain(bmtrain: Any, seed: int) -> None:
+    """Create BMTrain's communicator, then undo its side effects: it disables cuDNN, which has the fastest attention, and
+    restricts the process to some of the CPUs."""
     cudnn, cpus, threads = torch.backends.cudnn.enabled, os.sched_getaffinity(0), torch.get_num_threads()
     bmtrain.init_distributed(seed=seed)
     torch.backends.cudnn.enabled = cudnn
@@ -62,9 +59,9 @@ def _join(bmtrain: Any, seed: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _block(bmtrain: Any, layer: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Kept]]:
-    """A layer as a block that gathers its frozen weights and computes its activations again on the way back, and this
-    rank's shares of them."""
+def _shard_layer(bmtrain: Any, layer: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Kept]]:
+    """Return the layer as a block that gathers its frozen weights and recomputes its activations in the backward pass,
+    and this rank's shards of its weights by name."""
     trained = [
         (parent, name, m) for parent in layer.modules() for name, m in parent.named_children() if isinstance(m, LowRank)
     ]
@@ -75,17 +72,18 @@ def _block(bmtrain: Any, layer: nn.Module, dtype: torch.dtype) -> tuple[nn.Modul
             blank = torch.zeros((), dtype=dtype).expand(parameter.shape)  # takes no memory
             module.register_parameter(name, bmtrain.DistributedParameter(blank, requires_grad=False))
     block: nn.Module = bmtrain.CheckpointBlock(layer)
-    shares = {
-        # A parameter says where this rank's part of it begins; None where it has none.
+    shards = {
+        # `_start_partition`: where this rank's shard of the parameter begins; None if it has none.
         name: Kept(parameter.data, vars(parameter)["_start_partition"] or 0)
         for name, parameter in layer.named_parameters()
     }
     for parent, name, module in trained:
         parent.add_module(name, module)
-    return block, shares
+    return block, shards
 
 
-def _begin_gradients(_encoder: nn.Module, inputs: tuple[Tensor, Any]) -> None:
-    """A block whose input needs no gradient would never learn that its backward has ended, and keep its weights."""
+def _require_input_gradient(_encoder: nn.Module, inputs: tuple[Tensor, Any]) -> None:
+    """Make the first block's input require a gradient: a block without one never ends its backward pass, and keeps its
+    gathered weights."""
     if torch.is_grad_enabled():
         inputs[0].requires_grad_()

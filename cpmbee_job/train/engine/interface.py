@@ -1,4 +1,8 @@
-"""What executes a step. The loop knows only this; `torch_engine` is one, `bmtrain_engine` another."""
+"""The protocol of an engine: what executes the steps of a run on the devices of its world.
+
+`torch_engine`, `deterministic_engine` and `bmtrain_engine` implement it. To add an engine, implement `Engine` (or
+subclass `TorchEngine`), let `model.plan` choose it, and construct it in `build`; `loop` and `output` only use `Engine`.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,26 +15,29 @@ from cpmbee_job.model.net.inputs import ModelInputs
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step over all ranks. `loss` is the mean over the step's target tokens."""
+    """One step over all ranks. `loss` is the mean over the step's target tokens, in nats."""
 
     loss: float
     grad_norm: float
+    """L2 norm before clipping."""
     loss_scale: float
     tokens: int
     target_tokens: int
     stop: bool
-    """Whether any rank was asked to stop; the same on all ranks."""
+    """Whether any rank has requested a stop; the same on all ranks."""
 
 
 @dataclass(frozen=True)
 class EvalResult:
+    """Mean loss over the target tokens of an evaluation, in nats."""
+
     loss: float
     target_tokens: int
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """All that a checkpoint needs of an engine: tensors by name (on the CPU, fp32) and plain values."""
+    """What a checkpoint stores of an engine: tensors by name (on the CPU, fp32) and JSON values."""
 
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
@@ -45,26 +52,29 @@ class ParameterStatistics:
 
 
 class Engine(Protocol):
-    """Executes steps on all ranks together; every method is collective."""
+    """Executes steps. Every method is collective: all ranks call it."""
 
     def step(
         self, step: int, micro_batches: Sequence[ModelInputs], learning_rate: float, wants_stop: Callable[[], bool]
     ) -> StepResult:
-        """Forward, backward, reduce, clip, update: step number `step` over this rank's share of the global batch; the
-        number also seeds what is random in it. `wants_stop` is asked as late as can be, before the reduce. An overflow
-        in half precision is done again at a smaller loss scale. Raises `ModelError` for a loss that is not finite."""
+        """Run step number `step` (from 1) over this rank's micro-batches: forward, backward, all-reduce, clip, update.
+
+        `step` also seeds dropout. `wants_stop` is called as late as possible before the all-reduce. If half-precision
+        gradients overflow, repeat the step with a smaller loss scale. Raises `ModelError` for a loss that is not finite.
+        """
 
     def evaluate(self, micro_batches: Iterable[ModelInputs], wants_stop: Callable[[], bool]) -> EvalResult | None:
-        """Mean loss over all ranks' micro-batches, of which all ranks have equally many; None when any rank was asked
-        to stop in between."""
+        """Return the mean loss over the micro-batches of all ranks, or None if any rank requests a stop meanwhile.
+
+        Every rank has the same number of micro-batches."""
 
     def state(self) -> EngineState:
-        """A copy that later steps do not change."""
+        """Return a copy that later steps do not change."""
 
     def load_state(self, state: EngineState) -> None: ...
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """The delta (or, in full fine-tuning, all weights) under the original's names, on the CPU."""
+        """Return the delta (in full fine-tuning: all weights) by the original's names, in fp32 on the CPU."""
 
     def statistics(self) -> list[ParameterStatistics]:
-        """Of each trained parameter, after the last step."""
+        """Return statistics of each trained parameter after the last step."""

@@ -1,4 +1,4 @@
-"""The learning rate schedule and the loss scale, as state machines without tensors."""
+"""The learning rate schedule and the dynamic loss scale: plain numbers, no tensors."""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ _EXPONENTIAL_DECAY = 0.95
 
 
 def learning_rate(train: TrainSpec, step: int) -> float:
-    """The learning rate of step `step` (from 1), after BMTrain's `lr_scheduler` of the same style.
+    """Return the learning rate of step `step` (from 1), as BMTrain's `lr_scheduler` of the same style.
 
-    The original's first step runs at the rate of iteration 0, which is 0, and logs the next one; here a step runs at
-    the rate that is logged for it.
+    The original runs its first step at the rate of iteration 0, which is 0, and logs the rate of the next iteration.
+    Here a step runs at the rate that is logged for it.
     """
     iteration = train.start_step + step
     warmup, horizon = train.warmup_iters, train.lr_decay_iters or train.train_iters
@@ -38,7 +38,7 @@ def learning_rate(train: TrainSpec, step: int) -> float:
 class LossScale:
     """Dynamic loss scale: grows after `steps` updates without overflow, shrinks on each overflow.
 
-    Source: BMTrain's `OptimManager`. The counter is part of a checkpoint, so a resumed run grows it at the same step.
+    Source: BMTrain's `OptimManager`. Checkpoints include the counter, so a resumed run grows it at the same step.
     """
 
     value: float
@@ -47,16 +47,15 @@ class LossScale:
     clean_steps: int = 0
 
     def updated(self) -> None:
-        """An update went through."""
+        """Count an update without overflow."""
         self.clean_steps += 1
         if self.clean_steps >= self.steps:
             self.value *= self.factor
             self.clean_steps = 0
 
     def overflowed(self) -> None:
-        """The gradients overflowed; the step is done again with a smaller scale. Raises `ModelError` when the scale
-        can't be what makes them overflow."""
+        """Shrink the scale for a repetition of the step. Raises `ModelError` if it is 1 already."""
         if self.value <= 1.0:
-            raise ModelError("the gradients are not finite at loss scale 1", hint="lower train.lr or look at the data")
+            raise ModelError("the gradients are not finite at loss scale 1", hint="lower train.lr or check the data")
         self.value = max(1.0, self.value / self.factor)
         self.clean_steps = 0

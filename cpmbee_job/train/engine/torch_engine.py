@@ -1,11 +1,12 @@
-"""The engine `torch`: the base whole on each rank, gradients of the trained parameters summed over all ranks.
+"""The engine `torch`: each rank has the whole base model, gradients of the trained parameters are all-reduced.
 
-Runs on CPU over gloo, and on GPUs over NCCL. It is the engine `bmtrain` too where the base is whole on each GPU.
+Runs on CPUs with gloo and on GPUs with NCCL. The engine `bmtrain` with replicated weights is this engine too.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -20,13 +21,18 @@ from cpmbee_job.train.engine.optim import LossScale
 
 
 class TorchEngine:
-    """See `Engine`. The trained parameters are those of `model` that require gradients; whatever it computes in, they
-    are kept, updated and saved in fp32."""
+    """See `Engine`. Trains the parameters of `model` that require gradients.
+
+    Whatever precision the model computes in, their master weights, updates and checkpoints are fp32.
+    """
+
+    skips_padding: ClassVar[bool] = True
+    """Whether a micro-batch without targets, which only pads a rank's share, skips the forward and backward pass."""
 
     def __init__(self, model: CpmBee, train: TrainSpec, device: torch.device) -> None:
         self.model = model
         self.device = device
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.seed = train.seed
         self.clip_grad = train.clip_grad
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -39,126 +45,111 @@ class TorchEngine:
     def step(
         self, step: int, micro_batches: Sequence[ModelInputs], learning_rate: float, wants_stop: Callable[[], bool]
     ) -> StepResult:
-        while True:
-            loss_sum, targets, tokens, stop_votes, norm = self._gradients(step, micro_batches, wants_stop)
+        while True:  # again with a smaller loss scale if the gradients overflow
+            gradient: Tensor | None = None  # of all trained parameters, flat, fp32, summed over all ranks
+            sums: Tensor | None = None  # (4,) fp64 over all ranks: loss, target tokens, tokens, requests to stop
+            for number, group in enumerate(self._reduction_groups(micro_batches)):
+                # Dropout is a function of seed, step and rank: a checkpoint needs no random state.
+                torch.manual_seed(hash((self.seed, step, number * self.world_size + self.rank)))
+                for tensor in (*self.parameters.values(), *self.masters.values()):
+                    tensor.grad = None
+                own_sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+
+                # Forward and backward
+                for batch in group:
+                    if len(batch.targets) == 0 and self.skips_padding:
+                        continue
+                    inputs = batch.to(self.device, non_blocking=True)
+                    loss = self.model.target_losses(inputs, self.model(inputs)).sum()
+                    (loss * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
+                    own_sums[0] += loss.detach()
+                    own_sums[1] += len(batch.targets)
+                    own_sums[2] += len(batch.ids)
+                    del inputs, loss  # frees the graph before the next forward pass
+                own_sums[3] += float(wants_stop())  # an assignment would wait for the GPU
+
+                # All-reduce
+                gradient = self._all_reduce(gradient, self._flat_gradient())
+                sums = self._all_reduce(sums, own_sums)
+            assert gradient is not None
+            assert sums is not None
+
+            # Clip
+            gradient /= self.loss_scale.value * sums[1].clamp(min=1.0)
+            norm = gradient.norm()
+            if self.clip_grad:
+                gradient *= torch.clamp(self.clip_grad / (norm + 1e-6), max=1.0)
+            # The only wait for the GPU in a step
+            loss_sum, targets, tokens, stop_requests, grad_norm = torch.cat([sums, norm.double().reshape(1)]).tolist()
+            mean_loss = loss_sum / max(targets, 1.0)
             if not math.isfinite(loss_sum):
-                words = f"the loss is {loss_sum / max(targets, 1.0)}{self._first_bad_parameter()}"
-                hint = "fp16 ends at 65,504; set train.precision to bf16" if self._has_fp16() else None
-                raise ModelError(words, hint=hint)
-            if norm < float("inf"):
+                hint = "fp16 overflows above 65,504; set train.precision: bf16" if self._has_fp16() else None
+                raise ModelError(f"the loss is {mean_loss}{self._first_bad_parameter()}", hint=hint)
+            if grad_norm < float("inf"):
                 break
             self.loss_scale.overflowed()
-        scale = self.loss_scale.value
+
+        # Update
+        sizes = [master.numel() for master in self.masters.values()]
+        for master, part in zip(self.masters.values(), torch.split(gradient, sizes), strict=True):
+            master.grad = part.view_as(master)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
-        self._renew()
+        self._copy_masters_to_model()
+        scale = self.loss_scale.value
         self.loss_scale.updated()
-        return StepResult(
-            loss=loss_sum / max(targets, 1.0),
-            grad_norm=norm,
-            loss_scale=scale,
-            tokens=int(tokens),
-            target_tokens=int(targets),
-            stop=stop_votes > 0,
-        )
-
-    def _gradients(
-        self, step: int, micro_batches: Sequence[ModelInputs], wants_stop: Callable[[], bool]
-    ) -> list[float]:
-        """Leave the clipped gradient of the mean loss in every master's `.grad`. Returns, over all ranks, the sum
-        of losses, number of targets, number of tokens, votes to stop, and the gradient norm before clipping."""
-        flat, counts = self._summed(step, micro_batches, wants_stop)
-        flat /= self.loss_scale.value * counts[1].clamp(min=1.0)
-        norm = flat.norm()
-        if self.clip_grad:
-            flat *= torch.clamp(self.clip_grad / (norm + 1e-6), max=1.0)
-        sizes = [master.numel() for master in self.masters.values()]
-        for master, gradient in zip(self.masters.values(), torch.split(flat, sizes), strict=True):
-            master.grad = gradient.view_as(master)
-        return torch.cat([counts, norm.double().reshape(1)]).tolist()
-
-    def _summed(
-        self, step: int, micro_batches: Sequence[ModelInputs], wants_stop: Callable[[], bool]
-    ) -> tuple[Tensor, Tensor]:
-        """Over all ranks: the scaled gradient of all parameters, flat, and the counts (4,) fp64, which are the sum of
-        losses, targets, tokens, votes to stop."""
-        # Dropout, where a model has it, is a function of seed, step and rank: no random state to save.
-        torch.manual_seed(hash((self.seed, step, self.rank)))
-        self._clear_gradients()
-        counts = torch.zeros(4, dtype=torch.float64, device=self.device)
-        for batch in micro_batches:
-            self._backward(batch, counts)
-        counts[3] += float(wants_stop())  # to assign a number of the host would wait for the GPU
-        flat = self._flat_gradient()
-        if dist.is_initialized():
-            dist.all_reduce(flat)
-            dist.all_reduce(counts)
-        return flat, counts
-
-    def _clear_gradients(self) -> None:
-        for tensor in (*self.parameters.values(), *self.masters.values()):
-            tensor.grad = None
-
-    @torch.no_grad()
-    def _renew(self) -> None:
-        """Bring the masters' values into the model."""
-        for name, parameter in self.parameters.items():
-            if parameter is not self.masters[name]:
-                parameter.copy_(self.masters[name])
-
-    def _takes_part(self, batch: ModelInputs) -> bool:
-        """Whether it has to go through the model: one without targets only pads, for a rank with fewer rows."""
-        return len(batch.targets) > 0
-
-    def _backward(self, batch: ModelInputs, counts: Tensor) -> None:
-        """Add a micro-batch's scaled gradients to `.grad`, and its losses, targets and tokens to `counts`."""
-        if not self._takes_part(batch):
-            return
-        inputs = batch.to(self.device, non_blocking=True)
-        loss = self.model.target_losses(inputs, self.model(inputs)).sum()
-        (loss * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
-        counts[0] += loss.detach()
-        counts[1] += len(batch.targets)
-        counts[2] += len(batch.ids)
-
-    def _flat_gradient(self) -> Tensor:
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
-        return torch.cat([g.flatten().float() for g in gradients])
+        return StepResult(mean_loss, grad_norm, scale, int(tokens), int(targets), stop=stop_requests > 0)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[ModelInputs], wants_stop: Callable[[], bool]) -> EvalResult | None:
         self.model.eval()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in micro_batches:
-            if self._any_rank(wants_stop()):
-                self.model.train()
-                return None
-            own = torch.zeros_like(totals)
-            if self._takes_part(batch):
-                inputs = batch.to(self.device, non_blocking=True)
-                own[0] = self.model.target_losses(inputs, self.model(inputs)).sum()
-                own[1] = len(batch.targets)
-            self._count_evaluated(totals, own)
-        self.model.train()
-        self._sum_evaluated(totals)
-        loss_sum, targets = totals.tolist()
+        try:
+            sums: Tensor | None = None  # (2,) fp64 over all ranks: loss, target tokens
+            for group in self._reduction_groups(micro_batches):
+                own_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+                for batch in group:
+                    if self._any_rank(wants_stop()):
+                        return None
+                    if len(batch.targets) == 0 and self.skips_padding:
+                        continue
+                    inputs = batch.to(self.device, non_blocking=True)
+                    own_sums[0] += self.model.target_losses(inputs, self.model(inputs)).sum()
+                    own_sums[1] += len(batch.targets)
+                sums = self._all_reduce(sums, own_sums)
+        finally:
+            self.model.train()
+        assert sums is not None
+        loss_sum, targets = sums.tolist()
         return EvalResult(loss=loss_sum / max(targets, 1.0), target_tokens=int(targets))
 
-    def _count_evaluated(self, totals: Tensor, own: Tensor) -> None:
-        """Add the sum of losses and the targets of a micro-batch of this rank."""
-        totals += own
+    def _flat_gradient(self) -> Tensor:
+        """Return this rank's gradient of all trained parameters, flat, fp32."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
+        return torch.cat([g.flatten().float() for g in gradients])
 
-    def _sum_evaluated(self, totals: Tensor) -> None:
-        """Make of this rank's totals those of all."""
+    def _reduction_groups(self, micro_batches: Iterable[ModelInputs]) -> Iterable[Iterable[ModelInputs]]:
+        """Group the micro-batches whose sums are reduced together over all ranks: here all of them."""
+        return [micro_batches]
+
+    def _all_reduce(self, total: Tensor | None, own: Tensor) -> Tensor:
+        """Return `total` (None for the first group) plus the sum of every rank's `own`. May reuse both."""
+        assert total is None  # there is only one group
         if dist.is_initialized():
-            dist.all_reduce(totals)
+            dist.all_reduce(own)
+        return own
 
     def _any_rank(self, flag: bool) -> bool:
         if not dist.is_initialized():
             return flag
-        votes = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(votes)
-        return bool(votes.item())
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags)
+        return bool(flags.item())
+
+    @torch.no_grad()
+    def _copy_masters_to_model(self) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter is not self.masters[name]:
+                parameter.copy_(self.masters[name])
 
     def state(self) -> EngineState:
         tensors: dict[str, Tensor] = {}
@@ -177,11 +168,11 @@ class TorchEngine:
             }
             moments.pop("parameter")
             self.optimizer.state[master] = {
-                # `step` stays on the CPU, where AdamW keeps it
+                # AdamW keeps `step` on the CPU
                 key: value.clone() if key == "step" else value.to(master.device, copy=True)
                 for key, value in moments.items()
             }
-        self._renew()
+        self._copy_masters_to_model()
         self.loss_scale = LossScale(**state.values["loss_scale"])
 
     def trained_weights(self) -> dict[str, Tensor]:
