@@ -28,7 +28,7 @@ from cpmbee_job.spec import parse_spec
 from cpmbee_job.spec.training import TrainSpec
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.train.batches import Batch
-from cpmbee_job.train.engine.deterministic import DeterministicEngine
+from cpmbee_job.train.engine.deterministic_engine import DeterministicEngine
 from cpmbee_job.train.engine.torch_engine import TorchEngine
 from cpmbee_job.train.loop import Position
 from cpmbee_job.train.output.exports import NO_EXPORTS

@@ -37,7 +37,7 @@ from cpmbee_job.model.net.cpmbee import CpmBee
 from cpmbee_job.model.net.inputs import ModelInputs
 from cpmbee_job.model.plan import ITEMSIZES, USABLE, Precision
 from cpmbee_job.spec.training import LoraSpec, TrainSpec
-from cpmbee_job.train.engine.bmtrain_engine import BmtrainEngine, sharded
+from cpmbee_job.train.engine.bmtrain_engine import BmtrainEngine, shard_model
 from cpmbee_job.train.engine.build import DTYPES
 from cpmbee_job.train.engine.torch_engine import TorchEngine
 
@@ -229,7 +229,7 @@ def sharded_model(config: ModelConfig, dtype: torch.dtype, device: torch.device)
     os.environ |= rendezvous()  # for BMTrain's communicator
     with torch.device("meta"):
         model = CpmBee(config)
-    kept = sharded(model, lora=LORA, seed=0, dtype=dtype, device=device)
+    kept = shard_model(model, lora=LORA, seed=0, dtype=dtype, device=device)
     _draw({name: share.elements for name, share in kept.items()})
     return model
 

@@ -222,11 +222,11 @@ def _convert(url: str, out: str) -> dict[str, int]:
 
 
 def _rank(url: str) -> dict[str, int]:
-    world = World.form()
+    world = World.init()
     files = fetch_model(url)
     counted = tuple(map(Counted, files.weights))
     load_model(ModelFiles(files.config, files.vocab, counted), torch.float32, CPU, world)
-    world.leave()
+    world.destroy()
     return {"bytes": sum(file.num_bytes for file in counted)}
 
 

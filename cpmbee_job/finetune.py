@@ -166,7 +166,7 @@ def finetune(options: argparse.Namespace) -> int:
         except OSError as error:
             raise UsageError(f"{flag} {folder}: {error.strerror}") from error
     world = form_world()
-    run = Run.open(world.agree(lambda: begin(options, model, world.size)), StorageSpec())
+    run = Run.open(world.broadcast_object(lambda: begin(options, model, world.size)), StorageSpec())
     result = run.result()
     if result is not None:
         log.info("%s: %s already", run.url, result["state"])

@@ -35,7 +35,7 @@ from cpmbee_job.store.s3.traffic import observe
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
 from cpmbee_job.train.engine.build import build_engine, plan_for
-from cpmbee_job.train.engine.deterministic import compute_deterministically
+from cpmbee_job.train.engine.deterministic_engine import use_deterministic_algorithms
 from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, PEER_STOPPED, Failure, log_place, record_failure
 from cpmbee_job.train.loop import Position, train
 from cpmbee_job.train.output import metrics
@@ -85,7 +85,7 @@ def form_world() -> World:
     failure = Failure("not all ranks came", 0, permanent=False, exit_code=1)
     watchdog = Watchdog(LONGEST_FORMING, failure.write)
     try:
-        return World.form()
+        return World.init()
     finally:
         watchdog.stop()
 
@@ -135,12 +135,12 @@ class _Attempt:
         self.run, self.world = run, world
         self.position = Position()
         self.doing = "loading"
-        peers = world.exchange if world.size > 1 else None
+        peers = world.shared_counter if world.size > 1 else None
         self.watchdog = Watchdog(run.spec.train.stall_timeout, self._stalled, peers)
         self.stop = StopRequest()
         self.progress: Progress = Silent()
         self.run_name = keys.run_name(run.url)
-        self.number = world.agree(lambda: claim_attempt(run.store, world.size))
+        self.number = world.broadcast_object(lambda: claim_attempt(run.store, world.size))
         metrics.ATTEMPT.labels(self.run_name).set(self.number)
         self.log_file = _log_to_file(self.number) if world.local_rank == 0 else None
 
@@ -158,8 +158,8 @@ class _Attempt:
 
         # Model
         if spec.train.deterministic:
-            compute_deterministically(world.device)
-        files = world.together(locate_model)
+            use_deterministic_algorithms(world.device)
+        files = world.on_all_ranks(locate_model)
         plan = plan_for(spec, files, world)
         engine = build_engine(run, files, world, plan)
 
@@ -230,7 +230,7 @@ class _Attempt:
             Failure(PEER_STOPPED, self.position.step, permanent=False, exit_code=CancelledError.exit_code).write()
         if world.rank != 0:
             self._keep_log()
-        world.leave()
+        world.destroy()
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         """The same on all ranks, so one chooses: an attempt before this one may still be writing."""
@@ -244,7 +244,7 @@ class _Attempt:
             chosen.append(found)
             return Manifest(found.attempt, found.step, found.modified)
 
-        manifest = self.world.agree(choose)
+        manifest = self.world.broadcast_object(choose)
         if manifest is None:
             return None
         return chosen[0] if chosen else read_checkpoint(self.run.store, manifest)

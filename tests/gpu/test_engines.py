@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from cpmbee_job.model.memory import footprint
 from cpmbee_job.model.net.inputs import ModelInputs
 from cpmbee_job.model.plan import ITEMSIZES
 from cpmbee_job.run.run import Run
-from tests.gpu.golden import CPU, PLACE, engine, inputs_of, steps
+from tests.gpu.golden import CPU, LEARNING_RATE, PLACE, engine, inputs_of, steps
 from tests.integration.jobs import cli, losses, metrics, start, wait_for
 
 pytestmark = pytest.mark.gpu
@@ -83,15 +84,18 @@ def test_a_state_goes_from_engine_to_engine_bit_by_bit(run: Run, inputs: ModelIn
 
 def test_a_step_waits_for_the_gpu_once_at_its_end(run: Run, inputs: ModelInputs, device: torch.device) -> None:
     if device.type != "cuda":
-        pytest.skip("torch tells of waiting on a GPU alone")
+        pytest.skip("torch reports synchronization only on a GPU")
     one = engine(run, device, precision="fp16")
     there = inputs.prefetched(device)
     steps(one, inputs, 1, 1)
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("warn")
     try:
-        one._summed(2, [there], lambda: False)
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            one.step(2, [there], LEARNING_RATE, lambda: False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert ["synchronizing CUDA operation" in str(wait.message) for wait in waits] == [True]
 
 
 def test_bmtrain_leaves_the_process_as_it_was(run: Run, device: torch.device) -> None:
@@ -115,7 +119,7 @@ def test_an_overflow_in_fp16_is_done_again_and_counts_once(run, inputs, device, 
 def test_memory_is_about_what_arithmetic_says(device: torch.device, case: Callable[[int], Case]) -> None:
     """At the width of the 10b: beside a small model the libraries' own workspaces count for more than all else."""
     if device.type != "cuda":
-        pytest.skip("the allocator of a GPU counts")
+        pytest.skip("only the allocator of a GPU counts bytes")
     config = replace(TEN_B, num_layers=4)
     gc.collect()
     torch.cuda.reset_peak_memory_stats(device)

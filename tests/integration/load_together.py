@@ -54,9 +54,9 @@ def keep_shares(model: CpmBee, world: World, kept: dict[str, Kept]) -> dict[str,
 def main() -> None:
     url, endpoint_url, broken, place = [*sys.argv[1:], "", "", ""][:4]
     storage = StorageSpec(endpoint_url=endpoint_url or None)
-    world = World.form()
+    world = World.init()
     try:
-        files = world.together(lambda: fetch_model(url, storage))
+        files = world.on_all_ranks(lambda: fetch_model(url, storage))
         counted = [Counted(file, broken == str(world.rank)) for file in files.weights]
         files = ModelFiles(files.config, files.vocab, tuple(counted))
         if place:
@@ -70,7 +70,7 @@ def main() -> None:
             "sum": 0.0 if place else sum(parameter.double().sum().item() for parameter in model.parameters()),
             "bytes": sum(file.num_bytes for file in counted),
         }
-        world.leave()
+        world.destroy()
     except CpmbeeError as error:
         report = {"error": f"{type(error).__name__}: {error.message}"}
     sys.stdout.write(json.dumps(report))

@@ -53,7 +53,7 @@ class Ranks(Protocol):
     @property
     def size(self) -> int: ...
 
-    def gather(self, work: Callable[[], T]) -> list[T]:
+    def all_gather_object(self, work: Callable[[], T]) -> list[T]:
         """Return the result of `work` on each rank; an error on one rank is raised on all."""
 
     def broadcast(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
@@ -84,7 +84,7 @@ class Alone:
 
     rank, size = 0, 1
 
-    def gather(self, work: Callable[[], T]) -> list[T]:
+    def all_gather_object(self, work: Callable[[], T]) -> list[T]:
         return [work()]
 
     def broadcast(self, tensors: Iterable[tuple[Tensor, int]]) -> None:
@@ -144,7 +144,7 @@ def load_model(
         opened.append(places)
         return places.fingerprint(), [piece.file.is_near(piece.start, piece.nbytes) for piece in places.pieces]
 
-    plans = ranks.gather(prepare)
+    plans = ranks.all_gather_object(prepare)
     (places,) = opened
     if len({fingerprint for fingerprint, _ in plans}) > 1:
         raise ModelError(
@@ -154,7 +154,7 @@ def load_model(
     places.make(keep or partial(keep_whole, dtype=dtype, device=device))
     owned = list(zip(places.pieces, share_out(places.pieces, [near for _, near in plans]), strict=True))
     share = [piece for piece, owner in owned if owner == ranks.rank]
-    read = ranks.gather(lambda: places.fill(share, progress))
+    read = ranks.all_gather_object(lambda: places.fill(share, progress))
     if bad := {name for _, names in read for name in names}:
         raise places.stored.not_finite(bad, f"the file is damaged, or its values are out of range for {dtype}")
     parts = [(part, owner) for piece, owner in owned for part in piece.parts]

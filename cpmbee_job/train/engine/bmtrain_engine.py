@@ -25,7 +25,9 @@ class BmtrainEngine(TorchEngine):
     skips_padding = False  # all ranks must gather every layer equally often
 
 
-def shard_model(model: CpmBee, *, lora: LoraSpec, seed: int, dtype: torch.dtype, device: torch.device) -> dict[str, Kept]:
+def shard_model(
+    model: CpmBee, *, lora: LoraSpec, seed: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Kept]:
     """Insert LoRA into a model on the device `meta`, then shard its layers over all ranks.
 
     Returns this rank's shards by name, still to be filled. LoRA comes first: BMTrain would keep a gradient buffer for
@@ -50,7 +52,7 @@ def shard_model(model: CpmBee, *, lora: LoraSpec, seed: int, dtype: torch.dtype,
 
 
 def _init_bmtrain(bmtrain: Any, seed: int) -> None:
-    """Create BMTrain's communicator, then undo its side effects: it disables cuDNN, which has the fastest attention, and
+    """Create BMTrain's communicator and undo its side effects: it disables cuDNN, which has the fastest attention, and
     restricts the process to some of the CPUs."""
     cudnn, cpus, threads = torch.backends.cudnn.enabled, os.sched_getaffinity(0), torch.get_num_threads()
     bmtrain.init_distributed(seed=seed)

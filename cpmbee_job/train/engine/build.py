@@ -1,4 +1,4 @@
-"""Builds the engine of a run: decides the plan for the devices of a world, loads the base model, adds what is trained."""
+"""Builds the engine of a run: chooses the plan for the devices of a world, loads the base model, inserts LoRA."""
 
 from functools import partial
 from importlib.util import find_spec

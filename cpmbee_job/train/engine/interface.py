@@ -60,7 +60,8 @@ class Engine(Protocol):
         """Run step number `step` (from 1) over this rank's micro-batches: forward, backward, all-reduce, clip, update.
 
         `step` also seeds dropout. `wants_stop` is called as late as possible before the all-reduce. If half-precision
-        gradients overflow, repeat the step with a smaller loss scale. Raises `ModelError` for a loss that is not finite.
+        gradients overflow, the step is repeated with a smaller loss scale. Raises `ModelError` for a loss that is NaN
+        or infinite.
         """
 
     def evaluate(self, micro_batches: Iterable[ModelInputs], wants_stop: Callable[[], bool]) -> EvalResult | None:

@@ -56,7 +56,7 @@ class Publisher:
         self._eval_digest = cache(eval_digest)  # of many examples it takes a while: once, where nothing waits for it
         self._keep_log = keep_log  # of rank 0, before the result
         after = None if begun_at is None else {"step": begun_at.step, "attempt": begun_at.attempt}
-        self._rows = RowRecorder(world.to_first, after)
+        self._rows = RowRecorder(world.gather_object, after)
         self._uploader = Uploader()
         self._newest_delta = ""
 

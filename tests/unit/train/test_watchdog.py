@@ -90,8 +90,8 @@ RANK = """
     from cpmbee_job.process import activity
     from cpmbee_job.train.watchdog import Watchdog
     from cpmbee_job.train.world import World
-    world = World.form()
-    Watchdog(4.0, lambda: None, world.exchange)
+    world = World.init()
+    Watchdog(4.0, lambda: None, world.shared_counter)
     if world.rank == 0:
         for number in range(80):
             time.sleep(0.1)
