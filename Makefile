@@ -26,7 +26,7 @@ submit: setup  ## Run JOB=job.yaml on the cluster of the kubeconfig (ARGS="--fol
 	@test -n '$(JOB)' || { echo 'make submit JOB=job.yaml [ARGS=...]' >&2; exit 2; }
 	@$(BIN)/cpmbee-job submit '$(JOB)' $(ARGS)
 
-cluster: setup  ## Bring up a Kubernetes cluster of one node here (root on Debian; see docs/cluster.md)
+cluster: setup  ## Bring up a Kubernetes cluster of one node here (root on Debian; see docs/how-to/test-cluster.md)
 	$(BIN)/python -m tests.cluster up
 
 cluster-down: setup  ## Remove that cluster; what was built for it stays in the cache
@@ -42,7 +42,7 @@ define E2E
 	set -x; $(BIN)/pytest tests/cluster -m
 endef
 
-e2e: setup  ## Try the main way on a real cluster: submit, follow, fetch, cancel, resume (see docs/cluster.md)
+e2e: setup  ## Try the main way on a real cluster: submit, follow, fetch, cancel, resume (see docs/how-to/test-cluster.md)
 	$(E2E) e2e
 
 e2e-full: setup  ## The same and what goes wrong: images, quotas, memory, credentials, killed pods
@@ -68,7 +68,7 @@ coverage: setup  ## Run the tests and report line and branch coverage, subproces
 fuzz: setup  ## Look for inputs that break the readers (FUZZ_EXAMPLES=2000 of each kind)
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} $(BIN)/pytest tests/fuzz --timeout=0
 
-chaos: setup  ## One run under random faults, and what it lost (CHAOS_FAULTS=60 CHAOS_SEED=...; see docs/reliability.md)
+chaos: setup  ## One run under random faults, and what it lost (CHAOS_FAULTS=60 CHAOS_SEED=...; see docs/explanation/reliability.md)
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 # On the Python that GPU_PYTHON names, with its torch: default .venv, or python3 where that has torch and there is no
@@ -80,13 +80,13 @@ define GPU
 @set -e; python='$(GPU_PYTHON)'; $(if $(GPU_SETUP),,python=$$("$$python" tests/gpu/environment.py);) set -x; "$$python" -m
 endef
 
-test-gpu: $(GPU_SETUP)  ## Run the tests that take a GPU (CPMBEE_TEST_DEVICE=cpu: rehearse them; see docs/gpu.md)
+test-gpu: $(GPU_SETUP)  ## Run the tests that take a GPU (CPMBEE_TEST_DEVICE=cpu: rehearse them; see docs/how-to/gpus.md)
 	$(GPU) pytest tests/gpu -m gpu
 
 bench-gpu: $(GPU_SETUP)  ## Measure steps on a GPU (ARGS=--rehearse: see that it runs, on the CPU)
 	$(GPU) benchmarks.gpu $(ARGS)
 
-bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 2 minutes; see docs/performance.md)
+bench: setup  ## Measure speed and memory against baselines (BENCH_QUICK=1: in 2 minutes; see docs/explanation/performance.md)
 	@$(BIN)/python -m benchmarks
 
 check: setup  ## Format, lint, types, import rules, generated files

@@ -1,4 +1,4 @@
-"""`make bench`: every promise about speed and memory, measured; see docs/performance.md.
+"""`make bench`: every promise about speed and memory, measured; see docs/explanation/performance.md.
 
 `python -m benchmarks [SUBJECT ...]` prints the table, `--json` one document, `--write` records both in docs/. With
 BENCH_QUICK=1 inputs are smaller and repeats fewer: under 2 minutes on 2 quiet cores, and under 10 without.

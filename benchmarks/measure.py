@@ -27,7 +27,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Curve:
-    """What grows with what: a line of the plots in docs/performance.md."""
+    """What grows with what: a line of the plots in docs/explanation/performance.md."""
 
     title: str
     size_label: str

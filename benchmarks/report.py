@@ -1,4 +1,4 @@
-"""Figures as rows of a table, and as the measured part of docs/performance.md with its plots."""
+"""Figures as rows of a table, and as the measured part of docs/explanation/performance.md with its plots."""
 
 import os
 import platform

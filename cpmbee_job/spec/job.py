@@ -1,6 +1,6 @@
 """The job spec as a frozen pydantic model.
 
-Every field's description is its documentation: `docs/spec.md` and the JSON Schema are generated from here.
+Every field's description is its documentation: `docs/reference/spec.md` and the JSON Schema are generated from here.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""`make chaos`: one training run under random faults, and what it has lost; see docs/reliability.md.
+"""`make chaos`: one training run under random faults, and what it has lost; see docs/explanation/reliability.md.
 
 CHAOS_FAULTS says how many (60), CHAOS_SEED which (drawn, and printed). `python -m tests.chaos` prints the table,
-`--json` one document, `--write` also records it in docs/reliability.md. Ends with 1 where anything was lost, and after
+`--json` one document, `--write` also records it in docs/explanation/reliability.md. Ends with 1 where anything was lost, and after
 40 s a fault (8 minutes where they are few) at the latest.
 """
 
@@ -34,7 +34,7 @@ from tests.integration.faults import fault_proxy
 from tests.integration.jobs import cli, make_job
 from tests.paths import DOCS
 
-PAGE = DOCS / "reliability.md"
+PAGE = DOCS / "explanation" / "reliability.md"
 ROWS, GLOBAL_BATCH = 45, 4
 """Of the job of `make_job`."""
 LEAST_SECONDS, SECONDS_PER_FAULT = 480.0, 40.0
@@ -54,7 +54,7 @@ train: {{batch_size: 2, global_batch_size: {GLOBAL_BATCH}, max_length: 256, lr: 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--write", action="store_true", help="record the table in docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="record the table in docs/explanation/reliability.md")
     parser.add_argument("--plan", action="store_true", help="only print the faults")
     parser.add_argument("--keep", type=Path, help="folder that keeps the store and the pods' log")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A verdict as a table on the terminal, and as the measured part of docs/reliability.md."""
+"""A verdict as a table on the terminal, and as the measured part of docs/explanation/reliability.md."""
 
 from pathlib import Path
 

@@ -65,7 +65,7 @@ def test_an_inference_is_a_job_with_a_restricted_pod(path: Path, namespace: str)
 
 
 def test_the_recipe_for_argo_is_what_argo_takes(namespace: str) -> None:
-    dry_run(yaml.safe_load((ROOT / "docs/ci/argo.yaml").read_text()), namespace)
+    dry_run(yaml.safe_load((ROOT / "docs/how-to/ci/argo.yaml").read_text()), namespace)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -1,4 +1,4 @@
-"""What docs/operations.md does, command by command."""
+"""The commands of docs/how-to/schedule.md, one after the other."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tests.paths import DOCS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-PAGE = DOCS / "operations.md"
+PAGE = DOCS / "how-to" / "schedule.md"
 
 
 def blocks(language: str) -> list[str]:

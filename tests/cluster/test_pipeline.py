@@ -1,4 +1,4 @@
-"""A pipeline on a real cluster: docs/ci/pipeline.sh in a fresh environment, with only a service account's token."""
+"""A pipeline on a real cluster: docs/how-to/ci/pipeline.sh in a fresh environment, with only a service account's token."""
 
 import json
 import re
@@ -16,12 +16,12 @@ from tests.cluster import s3
 from tests.cluster.conftest import Laptop
 from tests.cluster.kubectl import get
 from tests.integration.jobs import install
-from tests.paths import ROOT
+from tests.paths import DOCS, ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-PAGE = ROOT / "docs" / "ci.md"
-SCRIPT = ROOT / "docs" / "ci" / "pipeline.sh"
+PAGE = DOCS / "how-to" / "pipeline.md"
+SCRIPT = DOCS / "how-to" / "ci" / "pipeline.sh"
 
 
 @pytest.fixture

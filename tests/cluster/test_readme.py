@@ -1,4 +1,4 @@
-"""What the README shows of a cluster, command by command."""
+"""The commands of docs/how-to/submit.md, one after the other."""
 
 import os
 import re
@@ -11,17 +11,16 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import Laptop
-from tests.paths import ROOT
+from tests.paths import DOCS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-README = ROOT / "README.md"
+PAGE = DOCS / "how-to" / "submit.md"
 
 
 def block(language: str) -> str:
-    """The first of that language in the chapter."""
-    chapter = README.read_text(encoding="utf-8").partition("## On a cluster\n")[2]
-    found = re.search(rf"^```{language}\n(.*?)^```$", chapter, flags=re.MULTILINE | re.DOTALL)
+    """The first one in that language."""
+    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert found
     return found[1]
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/ci/: their form, and every shell line of them, run against a real store and an API server. What
+"""The recipes of docs/how-to/ci/: their form, and every shell line of them, run against a real store and an API server. What
 their jobs say is trained on this machine."""
 
 import json
@@ -30,8 +30,8 @@ from tests.paths import DOCS
 
 pytestmark = pytest.mark.timeout(900)  # several trainings each
 
-RECIPES = DOCS / "ci"
-PAGE = RECIPES.with_name("ci.md")
+RECIPES = DOCS / "how-to" / "ci"
+PAGE = DOCS / "how-to" / "pipeline.md"
 KEY = "17"
 
 

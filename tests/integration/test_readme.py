@@ -1,4 +1,4 @@
-"""The README's tutorial, command by command, on rows and a model of our own."""
+"""The tutorial and the page of the original's commands, command by command, on records and a model of our own."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.paths import ROOT
+from tests.paths import DOCS
 
-README = ROOT / "README.md"
+PAGES = [DOCS / "tutorials" / "ccpm.md", DOCS / "how-to" / "original-commands.md"]
 VERSES = [
     "渔灯灭复明",
     "残灯灭又然",
@@ -28,8 +28,7 @@ SPECIAL = "<pad> <unk> <mask> <sep> </n> </_> <s> </s> <root> <ans> <option>".sp
 
 
 def tutorial() -> str:
-    text = README.read_text(encoding="utf-8")
-    return text[text.index("## The tutorial, with CCPM") : text.index("## On a cluster")]
+    return "".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def blocks(language: str) -> list[str]:

@@ -106,7 +106,7 @@ def gc(
 ) -> None:
     """Find what no run needs: superseded and half-written checkpoints, prepared data and uploads that no run names,
     what `evaluate` and `predict` have begun with --on-cluster and never ended, uploads that were cut. Their results
-    stay. Says what would go; docs/formats.md has the rules.
+    stay. Says what would go; docs/reference/formats.md has the rules.
 
     Example: cpmbee-job gc s3://bucket/runs --delete
     """

@@ -62,7 +62,7 @@ def status(
 ) -> None:
     """Show how far a run is, and what is in its way.
 
-    Ends with 0 whatever the run's state; `wait` tells its end. The fields of --json: docs/status.schema.json.
+    Ends with 0 whatever the run's state; `wait` tells its end. The fields of --json: docs/reference/status.schema.json.
 
     Example: cpmbee-job status ccpm/0a1b2c3d4e5f --watch
     """
@@ -91,7 +91,7 @@ def list_(
 ) -> None:
     """List the runs of a namespace and, with --output, those of the store.
 
-    The fields of --json: docs/list.schema.json.
+    The fields of --json: docs/reference/list.schema.json.
 
     Example: cpmbee-job list --output s3://bucket/runs
     """

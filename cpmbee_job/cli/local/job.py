@@ -29,7 +29,7 @@ class OnError(Enum):
 
 
 TEMPLATE = """\
-# A job for `cpmbee-job local {file}`. Every field is explained in docs/spec.md.
+# A job for `cpmbee-job local {file}`. Every field is explained in docs/reference/spec.md.
 name: {name}
 
 # A folder with vocab.txt, config.json and the weights (*.safetensors or pytorch_model.bin).

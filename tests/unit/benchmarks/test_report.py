@@ -49,7 +49,7 @@ def test_the_same_figures_write_the_same_files(docs):
 
 
 def test_the_page_in_the_docs_has_a_place_for_them(docs):
-    page = ROOT / "docs" / "performance.md"
+    page = ROOT / "docs" / "explanation" / "performance.md"
     (docs / "performance.md").write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
     report.write(docs, FIGURES, "a machine")
     assert "\na machine.\n" in (docs / "performance.md").read_text(encoding="utf-8")

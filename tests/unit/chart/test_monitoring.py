@@ -55,7 +55,7 @@ def test_the_pod_monitor_finds_training_pods_and_their_port() -> None:
 
 
 def test_the_pod_monitor_is_that_of_the_docs() -> None:
-    block = re.search(r"```yaml\n(apiVersion.*?)```", (ROOT / "docs" / "metrics.md").read_text(), re.DOTALL)
+    block = re.search(r"```yaml\n(apiVersion.*?)```", (ROOT / "docs" / "how-to" / "monitor.md").read_text(), re.DOTALL)
     assert block
     documents = (yaml.safe_load(block[1]), only(template(MONITORING), "PodMonitor"))
     written, made = ({key: part for key, part in one.items() if key != "metadata"} for one in documents)

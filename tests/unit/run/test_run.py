@@ -63,7 +63,7 @@ def test_more_workers_may_go_on_when_the_steps_stay_the_same(tmp_path: Path) -> 
 def may_change() -> list[str]:
     """The fields that docs/design.md lists, by dotted key."""
     text = " ".join((DOCS / "design.md").read_text().split())
-    (sentence,) = re.findall(r"\*\*What may change\*\* when a run goes on: (.*?)\. Anything else is refused", text)
+    (sentence,) = re.findall(r"\*\*What may change\*\* on resume: (.*?)\. Anything else is refused", text)
     sections, fields = (re.findall(r"`(\w+)`", part) for part in sentence.split("of `train`"))
     own = [section for section in sections if section in ("workers", "cluster", "storage", "image")]
     assert own == sections

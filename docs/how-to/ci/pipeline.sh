@@ -1,5 +1,5 @@
 #!/bin/sh
-# Any CI that runs a shell: train, wait, evaluate, promote. docs/ci.md says what may be in the way.
+# Any CI that runs a shell: train, wait, evaluate, promote. docs/how-to/pipeline.md explains exit codes and signals.
 #
 #   KEY             this pipeline's id: the same one goes on with the same run
 #   MODEL, EVAL     the base, and the rows of data.eval
