@@ -1,14 +1,15 @@
-# Two images: `launcher` is the command line without torch, `train` is what a training pod runs.
+# Two images: `launcher` is the command line without torch, `train` the image of training pods.
 #
 #     docker build --target launcher --tag cpmbee-job/launcher .
 #     docker build --target train --tag cpmbee-job/train .
 #
-# podman and buildah take the same options. Behind a proxy or a package index of your own (neither stays in a layer):
+# podman and buildah accept the same options. Behind a proxy, or with a private package index, add these secrets. Neither
+# is stored in a layer:
 #
-#     --secret id=ca,src=company-ca.pem          the certificates to trust, for pip and apt
-#     --secret id=pip_conf,src=pip.conf          pip's configuration, with an index and its credentials
+#     --secret id=ca,src=company-ca.pem          the CA certificates that pip and apt trust
+#     --secret id=pip_conf,src=pip.conf          pip's configuration, with the index and its credentials
 #
-# Any Debian or Ubuntu with Python 3.11 will do as a base. Pin it where builds must repeat, and take it from a registry
+# The base may be any Debian or Ubuntu with Python 3.11. Pin its digest for reproducible builds, and pull it from a registry
 # that you trust: --build-arg BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
@@ -21,11 +22,11 @@ RUN --mount=type=secret,id=ca \
  && apt-get "$@" install --quiet --yes --no-install-recommends $packages \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/log/apt /var/log/*.log \
  && python3 -m venv --without-pip /opt/venv
-# A name for whatever user id the cluster chooses: torch asks for it, and there is no such line in /etc/passwd.
+# The cluster may choose any user id. torch requires a user name, which /etc/passwd does not have for that id.
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp USER=cpmbee LOGNAME=cpmbee PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /tmp
 
-# Our own package, alone in a virtual environment; what builds it is pinned by the lock too.
+# Only our package, in a virtual environment. The lock also pins its build requirements.
 FROM base AS package
 COPY locks/train.txt /src/locks/
 RUN --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
@@ -36,7 +37,7 @@ RUN --mount=type=secret,id=ca --mount=type=secret,id=pip_conf \
  && /opt/build/bin/pip install --quiet --no-deps --require-hashes -r /src/build.txt
 COPY pyproject.toml README.md LICENSE /src/
 COPY cpmbee_job /src/cpmbee_job
-# The byte code does not depend on times, which not every tool copies.
+# Bytecode with hashes instead of modification times, which not every build tool copies.
 RUN /opt/build/bin/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /src/dist /src \
  && /opt/build/bin/pip --python /opt/venv/bin/python install --quiet --no-deps --no-index --no-compile /src/dist/*.whl \
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib/python3.11/site-packages

@@ -27,7 +27,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """All exit codes, each with its `meaning`. `docs/generate.py` writes them to docs/cli.md."""
+    """All exit codes, each with its `meaning`. `docs/generate.py` writes them to docs/reference/exit-codes.md."""
 
     meaning: str
 

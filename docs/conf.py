@@ -7,7 +7,7 @@ _project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_tex
 
 project = _project["name"]
 release = version = _project["version"]
-copyright = "the authors of cpmbee-job, Apache-2.0"
+copyright = "the authors of cpmbee-job, Apache-2.0"  # noqa: A001 (the name that Sphinx requires)
 
 extensions = ["myst_parser"]
 exclude_patterns = ["how-to/ci/*"]

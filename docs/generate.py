@@ -1,9 +1,9 @@
 """Write the generated files of docs/, k8s/ and helm/: `python docs/generate.py`. With `--check` only compare them.
 
-In docs/reference/, spec.md and job.schema.json come from the spec's model, cli/ from the help of the commands, the table
-of metrics.md from the metrics' definitions, and the other schemas from the documents that commands print with --json. In
-k8s/, roles come from the requests that the launcher makes, and each pytorchjob.yaml is the output of `render` for the
-job.yaml beside it. helm/ has the same roles, and what chart.py writes.
+docs/reference/: spec.md and job.schema.json from the model of the spec, cli/ from the help of the commands, the table
+of metrics.md from the definitions of the metrics, the other schemas from the documents that commands print with --json.
+k8s/: roles from the API requests of the launcher, and each pytorchjob.yaml with `render` from the job.yaml beside it.
+helm/: the same roles, and what chart.py renders.
 """
 
 import inspect
@@ -78,7 +78,10 @@ def choices(annotation: Any) -> str:
 def exit_codes_page() -> str:
     lines = [NOTE, "# Exit codes", "", "| code | meaning |", "|---|---|"]
     lines += [f"| {code.value} | {code.meaning} |" for code in ExitCode]
-    lines += ["", "The codes do not depend on where an error is found: an invalid record gives 3 in `validate`, in `local`"]
+    lines += [
+        "",
+        "The codes do not depend on where an error is found: an invalid record gives 3 in `validate`, in `local`",
+    ]
     lines += ["and after `submit --wait`."]
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,8 @@
 """Calculate the GPU memory that training needs, without allocating anything and without torch.
 
 The activations kept for the backward pass were counted on a CPU, tensor by tensor. On one H200, steps at the 10B's
-shape used 0.92 to 0.99 of the calculated memory (docs/explanation/gpus.md); reserved memory beyond that was not measured.
+shape used 0.92 to 0.99 of the calculated memory (docs/explanation/gpus.md); reserved memory beyond that was not
+measured.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """`make chaos`: one training run under random faults, and what it has lost; see docs/explanation/reliability.md.
 
 CHAOS_FAULTS says how many (60), CHAOS_SEED which (drawn, and printed). `python -m tests.chaos` prints the table,
-`--json` one document, `--write` also records it in docs/explanation/reliability.md. Ends with 1 where anything was lost, and after
-40 s a fault (8 minutes where they are few) at the latest.
+`--json` one document, `--write` also records it in docs/explanation/reliability.md. Exits with 1 if anything was lost,
+and takes at most 40 s for each fault (8 minutes if they are few).
 """
 
 import argparse

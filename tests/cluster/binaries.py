@@ -65,7 +65,7 @@ def _build(module: str) -> None:
     if all((BIN / program).exists() for program in programs) and stamp.exists() and stamp.read_text() == digest:
         return
     if not shutil.which("go"):
-        raise ClusterError("`go` is not in PATH: install Go (see docs/how-to/test-cluster.md), it builds Kubernetes here.")
+        raise ClusterError("`go` is not in PATH: install Go to build Kubernetes (see docs/how-to/test-cluster.md)")
     log.info("Building %s ...", ", ".join(programs) or module)
     started = time.monotonic()
     flags = " ".join(["-s -w", *(f"-X {name}={value}" for name, value in _versions(module).items())])

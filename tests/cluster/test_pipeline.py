@@ -1,4 +1,4 @@
-"""A pipeline on a real cluster: docs/how-to/ci/pipeline.sh in a fresh environment, with only a service account's token."""
+"""docs/how-to/ci/pipeline.sh on a real cluster, in a fresh environment, with only the token of a service account."""
 
 import json
 import re

@@ -1,5 +1,5 @@
-"""The recipes of docs/how-to/ci/: their form, and every shell line of them, run against a real store and an API server. What
-their jobs say is trained on this machine."""
+"""The recipes of docs/how-to/ci/: their schemas, and every shell line against a real object store and an API server. Their
+jobs train on this machine."""
 
 import json
 import re
@@ -130,7 +130,7 @@ def test_on_github(pipeline: Pipeline) -> None:
         return pipeline.run(step["run"], ("bash", "--noprofile", "--norc", "-eo", "pipefail"), **values, **runner)
 
     pipeline.environment["KUBECONFIG"] = "/nowhere"
-    assert run(steps.pop("Way to the cluster")) == 0
+    assert run(steps.pop("Configure cluster access")) == 0
     pipeline.environment |= dict(line.split("=") for line in (pipeline.folder / "env").read_text().splitlines())
 
     submitted = pipeline.submit()

@@ -59,7 +59,7 @@ def submit_job(
 ) -> None:
     """Run a job on a cluster. The same job again finds the same run.
 
-    In a pipeline: --wait with --key for a run of its own, --cancel-on-signal, --summary and --junit (docs/how-to/pipeline.md).
+    In a pipeline, use --wait, --key, --cancel-on-signal, --summary and --junit: docs/how-to/pipeline.md.
 
     Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
     """

@@ -1,16 +1,16 @@
 #!/bin/sh
 # Any CI that runs a shell: train, wait, evaluate, promote. docs/how-to/pipeline.md explains exit codes and signals.
 #
-#   KEY             this pipeline's id: the same one goes on with the same run
-#   MODEL, EVAL     the base, and the rows of data.eval
+#   KEY             this pipeline's id: the same id finds the same run
+#   MODEL, EVAL     the base model, and the records of data.eval
 #   CPMBEE_OUTPUT   `output` of job.yaml
-#   PRODUCTION      the folder that stands for the delta in use
+#   PRODUCTION      the folder of the delta in use
 set -eu
 
 run=$(cpmbee-job submit job.yaml --key "$KEY")
 cpmbee-job wait "$run" --timeout 5h --cancel-on-signal --summary summary.md --junit junit.xml
 
-# Both on the same rows: the one in use may have been trained when there were others. 102: there is none yet.
+# Evaluate both on the same records, which may have changed since the delta in use was trained. 102: there is none yet.
 cpmbee-job evaluate --model "$MODEL" --data "$EVAL" --delta "$CPMBEE_OUTPUT/$run" --record
 cpmbee-job evaluate --model "$MODEL" --data "$EVAL" --delta "$PRODUCTION" --record || test $? -eq 102
 

@@ -6,18 +6,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
-{{/* What stays the same over versions: pods are found by it. */}}
+{{/* Labels that do not change between versions, to select pods. */}}
 {{- define "cpmbee-job.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* Living runs need the object: neither an upgrade nor an uninstall deletes it. */}}
+{{/* Active runs need the object: neither an upgrade nor an uninstall deletes it. */}}
 {{- define "cpmbee-job.kept" -}}
 helm.sh/resource-policy: keep
 {{- end -}}
 
-{{/* "<release>-<name>" in at most `most` characters; of two long names that begin alike each is another. */}}
+{{/* "<release>-<name>" in at most `most` characters; long names end with a digest, to stay distinct. */}}
 {{- define "cpmbee-job.name" -}}
 {{- $name := printf "%s-%s" .root.Release.Name .name -}}
 {{- if gt (len $name) (int .most) -}}
@@ -31,13 +31,13 @@ helm.sh/resource-policy: keep
 {{- define "cpmbee-job.hasSecret" -}}
 {{- if or .Values.secret.accessKeyId .Values.secret.secretAccessKey -}}
 {{- if not (and .Values.secret.accessKeyId .Values.secret.secretAccessKey) -}}
-{{- fail "secret: give both accessKeyId and secretAccessKey" -}}
+{{- fail "secret: requires both accessKeyId and secretAccessKey" -}}
 {{- end -}}
 yes
 {{- end -}}
 {{- end -}}
 
-{{/* What all specs begin with: the store that the chart itself sets up, and `defaults`. */}}
+{{/* Defaults of all specs: the object store that the chart itself installs, and `defaults`. */}}
 {{- define "cpmbee-job.defaults" -}}
 {{- $storage := dict -}}
 {{- if .Values.s3.enabled -}}
@@ -57,7 +57,7 @@ yes
 {{- toYaml (mustMergeOverwrite $ours (deepCopy .Values.defaults)) -}}
 {{- end -}}
 
-{{/* The job spec of `name` as the launcher gets it. */}}
+{{/* The complete job spec of the job `name`. */}}
 {{- define "cpmbee-job.spec" -}}
 {{- $own := .job.spec -}}
 {{- if kindIs "string" $own -}}
@@ -68,13 +68,13 @@ yes
 {{- if not $spec.name }}{{ $_ := set $spec "name" .name }}{{ end -}}
 {{- $namespace := dig "cluster" "namespace" "" $spec -}}
 {{- if and $namespace (ne $namespace .root.Release.Namespace) -}}
-{{- fail (printf "jobs.%s: cluster.namespace is %s, and the release is in %s; install it there" .name $namespace .root.Release.Namespace) -}}
+{{- fail (printf "jobs.%s: cluster.namespace is %s, but the release is in %s: install a release in that namespace" .name $namespace .root.Release.Namespace) -}}
 {{- end -}}
 {{- toYaml $spec -}}
 {{- end -}}
 
-{{/* What `helm test` trains with: the defaults, or where these name no image or output, what is a job's of the cluster
-and of the store. Empty where no job says it either. */}}
+{{/* The spec that `helm test` trains with: the defaults. If they have no image or output, image, output, storage and cluster
+of a job; empty if no job has them either. */}}
 {{- define "cpmbee-job.testSpec" -}}
 {{- $spec := include "cpmbee-job.defaults" . | fromYaml -}}
 {{- range $name, $job := .Values.jobs -}}
@@ -86,7 +86,7 @@ and of the store. Empty where no job says it either. */}}
 {{- if and $spec.image $spec.output }}{{ toYaml $spec }}{{ end -}}
 {{- end -}}
 
-{{/* What all specs begin with, and all specs, as a list. */}}
+{{/* A list of the defaults and all specs. */}}
 {{- define "cpmbee-job.specs" -}}
 {{- $specs := list (include "cpmbee-job.defaults" . | fromYaml) -}}
 {{- range $name, $job := .Values.jobs -}}

@@ -48,7 +48,7 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end -}}
 
-{{/* The launcher reaches the store as the pods of its job do: same address, credentials and certificates. */}}
+{{/* The launcher reaches the object store like the pods of its job: same address, credentials and certificates. */}}
 {{- define "cpmbee-job.container" -}}
 {{- $storage := .spec.storage | default dict -}}
 name: {{ .container | default "launcher" }}

@@ -321,7 +321,7 @@ def test_the_notes_name_objects_that_are_there(tmp_path: Path) -> None:
     assert {cronjob for _, cronjob in by_hand} == {one["metadata"]["name"] for one in of_kind(made, "CronJob")}
     assert len({job for job, _ in by_hand}) == 2
     assert all(re.fullmatch(r"[a-z0-9-]{1,63}", job) for job, _ in by_hand)
-    assert "whether a tiny training works" in notes
+    assert "run a tiny training" in notes
     (selector,) = re.findall(r"logs -l (\S+)", notes)
     wanted = dict(term.split("=") for term in selector.split(","))
     for pod in pods(made).values():
