@@ -1,5 +1,7 @@
-"""The recipes of docs/how-to/ci/: their schemas, and every shell line against a real object store and an API server. Their
-jobs train on this machine."""
+"""The recipes of docs/how-to/ci/: their schemas, and every shell line against a real object store and an API server.
+
+Their jobs train on this machine.
+"""
 
 import json
 import re
