@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +31,11 @@ def digest(value: Any) -> str:
     """Hex digest (32 digits) of a JSON value, independent of the order of its keys."""
     canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def now() -> str:
+    """Return the time in UTC, as documents contain it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def problem(error: ValueError) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cpmbee_job.errors import CancelledError, CpmbeeError, JobFailedError
 from cpmbee_job.process import contract, parent_watch
+from cpmbee_job.run.resumable import may_resume
 from cpmbee_job.run.run import Run, exit_code
 
 
@@ -21,7 +22,7 @@ def run_local(run: Run, processes: int) -> dict[str, Any]:
     checkpoint. Raises the failure that ended the run, `CancelledError` after Ctrl-C, SIGTERM or a hangup.
     """
     result = run.result()
-    if result is not None and result["state"] == "succeeded":
+    if result is not None and not may_resume(result["state"]):
         return result
     environment = {contract.STORAGE_ENV: run.storage.model_dump_json()}
     with _stoppable() as children:

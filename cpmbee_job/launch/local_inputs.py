@@ -13,8 +13,9 @@ from pathlib import Path
 
 from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError, SpecError, StoreError
-from cpmbee_job.run import keys, records
-from cpmbee_job.run.identity import check_model
+from cpmbee_job.run import keys
+from cpmbee_job.run.deltas import DELTA_SUFFIXES, best_prefix
+from cpmbee_job.run.model_files import check_model
 from cpmbee_job.spec import JobSpec
 from cpmbee_job.store.base import Progress, Store, no_progress
 from cpmbee_job.store.files import COPY_BYTES, FileStore, explained
@@ -25,8 +26,6 @@ Bar = Callable[[str, int], AbstractContextManager[Progress]]
 THREADS = 8
 LARGE_BYTES = 16 << 20
 """A store moves what is larger in parallel parts by itself."""
-_DELTA_FILES = (".pt", ".bin", ".safetensors")
-_DELTA_MANIFEST = "manifest.json"
 
 
 def no_bar(_title: str, _num_bytes: int) -> AbstractContextManager[Progress]:
@@ -163,7 +162,7 @@ def _find(field: str, path: Path) -> LocalPlace:
             check_model(str(path), [file.name for file in files])
         return LocalPlace(True, files)
     files = (_file(field, path.name, path),)
-    beside = path.with_name(_DELTA_MANIFEST)  # it says r and alpha
+    beside = path.with_name(keys.DELTA_MANIFEST)  # it says r and alpha
     if field == "lora.init_from" and beside.is_file():
         files += (_file(field, beside.name, beside),)
     return LocalPlace(False, files)
@@ -172,16 +171,13 @@ def _find(field: str, path: Path) -> LocalPlace:
 def _delta(path: Path) -> Path:
     """The delta folder or file that is meant: of a run's folder its best delta."""
     if not path.is_dir():
-        if path.suffix not in _DELTA_FILES:
+        if path.suffix not in DELTA_SUFFIXES:
             raise SpecError(f"lora.init_from: {path}: no delta", hint="name a delta folder, or its .pt file")
         return path
-    pointer = path / keys.BEST
-    if (path / _DELTA_MANIFEST).is_file() or not pointer.is_file():
-        return path
     try:
-        return path / records.DeltaPointer.parse(pointer.read_bytes(), str(pointer)).prefix
+        return path / best_prefix(FileStore(str(path)))
     except DamagedError as error:
-        raise SpecError(f"lora.init_from: {pointer}: names no delta") from error
+        raise SpecError(f"lora.init_from: {path / keys.BEST}: names no delta") from error
 
 
 def _folder(field: str, root: Path, *, deep: bool) -> Iterator[LocalFile]:

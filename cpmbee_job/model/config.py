@@ -14,11 +14,6 @@ from typing import Any
 from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
 
-CONFIG = "config.json"
-VOCABULARY = "vocab.txt"
-SAFETENSORS_INDEX = "model.safetensors.index.json"
-"""File names in a model folder."""
-
 _HUB_NAMES = {"hidden_size": "dim_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 _SIZES = ("vocab_size", "dim_model", "num_heads", "dim_head", "dim_ff", "num_layers")
 _MIN_SEGMENT_BUCKETS = 64

@@ -4,17 +4,16 @@ from pathlib import Path
 
 from cpmbee_job import documents
 from cpmbee_job.errors import NotFoundError
-from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY
-from cpmbee_job.model.lora import DELTA_MANIFEST, DELTA_TENSORS, Delta, read_delta
-from cpmbee_job.model.weights.model_folder import ModelFiles, find_model, is_weights
-from cpmbee_job.run import keys, records
+from cpmbee_job.model.lora import Delta, read_delta
+from cpmbee_job.model.weights.model_folder import ModelFiles, find_model
+from cpmbee_job.run.deltas import DELTA_SUFFIXES, best_prefix
+from cpmbee_job.run.keys import DELTA_MANIFEST
+from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, is_weights
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Progress, Store, no_progress
+from cpmbee_job.store.base import Progress, no_progress
 from cpmbee_job.store.cache import default_cache_dir, fetch_folder
 from cpmbee_job.store.ranges import KeptObject
 from cpmbee_job.store.urls import open_object, open_store
-
-_FILE_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
 def fetch_model(url: str, storage: StorageSpec | None = None) -> ModelFiles:
@@ -37,7 +36,7 @@ def fetch_delta(url: str, storage: StorageSpec | None = None, progress: Progress
 
     Raises `NotFoundError` if it does not exist, `ModelError` for anything that is not a delta.
     """
-    if url.endswith(_FILE_SUFFIXES):
+    if url.endswith(DELTA_SUFFIXES):
         return read_delta(_fetch_file(url, storage, progress))
     return read_delta(fetch_folder(delta_folder(url, storage), storage, default_cache_dir(), progress))
 
@@ -45,17 +44,8 @@ def fetch_delta(url: str, storage: StorageSpec | None = None, progress: Progress
 def delta_folder(url: str, storage: StorageSpec | None = None) -> str:
     """Return the URL of the delta folder: `url` itself, or the best delta of the run's folder at `url`."""
     store = open_store(url, storage)
-    if _is_delta_folder(store) or store.info(keys.BEST) is None:
-        return url
-    return f"{store.url}/{_prefix(store)}"
-
-
-def _is_delta_folder(store: Store) -> bool:
-    return store.info(DELTA_MANIFEST) is not None or store.info(DELTA_TENSORS) is not None
-
-
-def _prefix(store: Store) -> str:
-    return records.DeltaPointer.parse(store.get(keys.BEST), f"{store.url}/{keys.BEST}").prefix
+    prefix = best_prefix(store)
+    return f"{store.url}/{prefix}" if prefix else url
 
 
 def _fetch_file(url: str, storage: StorageSpec | None, progress: Progress) -> Path:

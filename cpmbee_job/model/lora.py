@@ -7,7 +7,6 @@ A delta is the state dict of all A and B: `encoder.layers.N....project_q.lora.lo
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -29,9 +28,9 @@ from cpmbee_job.errors import ModelError
 from cpmbee_job.model.net.layers import Linear
 from cpmbee_job.model.weights.saving import save_pickled
 from cpmbee_job.model.weights.tensor_table import load_pickled
+from cpmbee_job.run.keys import DELTA_MANIFEST, DELTA_TENSORS
+from cpmbee_job.store.verified import file_sha256
 
-DELTA_TENSORS = "delta.safetensors"
-DELTA_MANIFEST = "manifest.json"
 DEFAULT_ALPHA = 16
 """The original's; used for files without a manifest."""
 _A, _B = ".lora.lora_A", ".lora.lora_B"
@@ -208,8 +207,7 @@ def save_delta_folder(
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:

@@ -1,40 +1,46 @@
-"""Where the objects of a run, and of an output, are in the store.
+"""Keys and URLs of the objects of a run and of an output.
 
 <output>/<name>/<run>/
     spec.yaml  data.json  status.json  metrics.jsonl  result.json
-    attempts/<attempt>.json                                    who tried when; numbered by conditional put
-    attempts/<attempt>.begin.json                              the checkpoint that it went on from
+    attempts/<attempt>.json                              which pod started when; numbered by conditional put
+    attempts/<attempt>.begin.json                        the checkpoint from which it continued
+    attempts/<attempt>.failure.json                      why it failed
     checkpoints/<step>/state.<attempt>.safetensors, manifest.<attempt>.json     checkpoints/LATEST
-    rows/<step>.<attempt>.jsonl                                 which rows were trained on since the checkpoint before
+    rows/<step>.<attempt>.jsonl                          packed rows trained on since the previous checkpoint
     delta/<step>.<attempt>/  delta/BEST  delta/LAST
-    delta/<step>.<attempt>/scores/<eval digest>.json            what `evaluate --record` has found
+    delta/<step>.<attempt>/scores/<eval digest>.json     results of `evaluate --record`
     tensorboard/  logs/<pod>/<attempt>.log
 <output>/prepared/<digest>/part-00000.arrow ...  index.json
-<output>/uploads/<digest of the content>/...                   files of the launcher's machine
+<output>/uploads/<digest of the content>/...             files of the launcher's machine
 <output>/inference/<digest>/request.json  scores.json, per-example.jsonl or rows.jsonl     `--on-cluster`
-<where promoted deltas lie>/
-    delta/<digest>/  delta/BEST                                 as in a run's folder, so that it may be named as one is
+<folder of promoted deltas>/
+    delta/<digest>/  delta/BEST                          as in a run's folder, so that either can be named
 """
 
 from typing import Literal
 
 SPEC = "spec.yaml"
 DATA = "data.json"
-"""The data that the run is bound to: listing and prepared digests of both splits, vocabulary."""
+"""The data to which the run is bound: listing and prepared digests of both splits, vocabulary."""
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 LATEST = "checkpoints/LATEST"
 BEST = "delta/BEST"
 LAST = "delta/LAST"
+DELTA_MANIFEST = "manifest.json"
+"""In a delta's folder; written after all files that it names."""
+DELTA_TENSORS = "delta.safetensors"
+RECORDED_SCORES = "scores/"
+"""In a delta's folder."""
 REQUEST = "request.json"
-"""What an inference was asked for; `InferenceRequest`."""
+"""The `InferenceRequest`."""
 SCORES = "scores.json"
 PER_EXAMPLE = "per-example.jsonl"
 ROWS = "rows.jsonl"
 InferenceCommand = Literal["evaluate", "predict"]
 INFERENCE_RESULTS: dict[InferenceCommand, str] = {"evaluate": SCORES, "predict": ROWS}
-"""What each writes last."""
+"""The object that each command writes last."""
 
 
 def run_url(output: str, name: str, run_id: str) -> str:
@@ -42,7 +48,7 @@ def run_url(output: str, name: str, run_id: str) -> str:
 
 
 def run_name(url: str) -> str:
-    """`<name>/<run id>` of the run at `url`."""
+    """Return `<name>/<run id>` of the run at `url`."""
     return "/".join(url.rsplit("/", 2)[1:])
 
 
@@ -59,7 +65,7 @@ def inference_url(output: str, digest: str) -> str:
 
 
 def inference_id(command: InferenceCommand, digest: str) -> str:
-    """What stands in the place of a run's id in the names of a Job and in its labels."""
+    """Return what replaces the run id in the name and the labels of an inference's Job."""
     return f"{command}-{digest[:12]}"
 
 
@@ -89,12 +95,6 @@ def rows_key(step: int, attempt: int) -> str:
 
 def delta_prefix(step: int, attempt: int) -> str:
     return f"delta/{step}.{attempt}/"
-
-
-DELTA_MANIFEST = "manifest.json"
-"""In a delta's folder; written after all that it names."""
-RECORDED_SCORES = "scores/"
-"""In a delta's folder."""
 
 
 def log_key(pod: str, attempt: int) -> str:

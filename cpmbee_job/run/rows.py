@@ -1,8 +1,8 @@
-"""The record of which rows have been trained on, as the ranks that did so tell it.
+"""The record of the packed rows that a run trained on: writer, reader and check.
 
-Before every checkpoint goes an object with a line of JSON for each step since the checkpoint before, which its first
-line names: the record of a run is the chain behind its newest checkpoint, whatever became of steps that were lost and
-done again. Writer and reader stand side by side.
+Before every checkpoint, rank 0 writes an object with a JSON line for each step since the previous checkpoint, which its
+first line names. The record of a run is the chain that ends at its newest checkpoint, whatever steps were lost and
+repeated.
 """
 
 import json
@@ -15,13 +15,14 @@ from pydantic import TypeAdapter
 
 from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError
-from cpmbee_job.run import keys, records
+from cpmbee_job.run import keys
+from cpmbee_job.run.pointers import CheckpointPointer
 from cpmbee_job.store.base import Store
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """The ids of the rows that a step was made of."""
+    """The ids of the packed rows of a step."""
 
     step: int
     epoch: int
@@ -31,67 +32,66 @@ class StepRows:
 _LINE = TypeAdapter(StepRows)
 
 
-class _Header(records.CheckpointPointer):
-    after: records.CheckpointPointer | None
+class _Header(CheckpointPointer):
+    after: CheckpointPointer | None
 
 
 class RowRecorder:
-    """Notes what this rank does, and on rank 0 writes what all have done."""
+    """Records the packed rows of this rank; on rank 0, writes those of all ranks."""
 
     def __init__(
-        self, to_first: Callable[[list[StepRows]], list[list[StepRows]]], after: Mapping[str, int] | None
+        self, gather: Callable[[list[StepRows]], list[list[StepRows]]], after: CheckpointPointer | None
     ) -> None:
-        """`to_first` brings a value of each rank to rank 0; `after` is the step and attempt of the checkpoint that
-        training goes on from."""
-        self._to_first = to_first
+        """`gather` gathers a value of each rank on rank 0; `after` is the checkpoint from which training continues."""
+        self._gather = gather
         self._after = after
         self._own: list[StepRows] = []
         self._all: list[StepRows] = []
 
     def note(self, step: int, epoch: int, rows: list[int]) -> None:
-        """This rank has trained on these rows."""
+        """Record that this rank trained on these rows."""
         self._own.append(StepRows(step, epoch, rows))
 
     def gather(self) -> None:
-        """Bring together what all ranks have noted; called by all."""
-        shares = self._to_first(self._own)
+        """Gather the records of all ranks; a collective."""
+        shares = self._gather(self._own)
         self._own = []
         self._all += [
-            StepRows(parts[0].step, parts[0].epoch, [row for part in parts for row in part.rows])
-            for parts in zip(*shares, strict=True)
+            StepRows(ranks[0].step, ranks[0].epoch, [row for rank in ranks for row in rank.rows])
+            for ranks in zip(*shares, strict=True)
         ]
 
     def write(self, store: Store, step: int, attempt: int) -> None:
-        """Write the steps until `step` that have not been written yet. May be called in another thread."""
+        """Write the unwritten steps up to `step`. May run in another thread."""
         lines = [line for line in self._all if line.step <= step]
-        checkpoint = {"step": step, "attempt": attempt}
-        records = [checkpoint | {"after": self._after}, *map(asdict, lines)]
-        text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
+        after = None if self._after is None else self._after.model_dump()
+        header = {"step": step, "attempt": attempt, "after": after}
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in [header, *map(asdict, lines)])
         store.put(keys.rows_key(step, attempt), text.encode())
         del self._all[: len(lines)]
-        self._after = checkpoint
+        self._after = CheckpointPointer(step=step, attempt=attempt)
 
 
 def read_rows(store: Store, step: int, attempt: int) -> list[StepRows]:
-    """What the checkpoint of that step and attempt has been trained on, from the first step.
+    """Return the rows of every step up to that checkpoint.
 
-    Raises `NotFoundError` where a part of the record is not there, `DamagedError` where it is none, or has a gap.
+    Raises `NotFoundError` if a part of the record is missing, `DamagedError` if it is corrupt or has a gap.
     """
     found: list[StepRows] = []
-    checkpoint: records.CheckpointPointer | None = records.CheckpointPointer(step=step, attempt=attempt)
+    checkpoint: CheckpointPointer | None = CheckpointPointer(step=step, attempt=attempt)
     while checkpoint is not None:
         key = keys.rows_key(checkpoint.step, checkpoint.attempt)
         header, *lines = store.get(key).split(b"\n")
-        after = _Header.parse(header, f"{store.url}/{key}: no record of rows").after
+        after = _Header.parse(header, f"{store.url}/{key}: not a record of rows").after
         try:
             steps = [_LINE.validate_json(line, strict=True) for line in lines if line]
         except ValueError as error:
-            raise DamagedError(f"{store.url}/{key}: no record of rows: {documents.problem(error)}") from error
+            raise DamagedError(f"{store.url}/{key}: not a record of rows: {documents.problem(error)}") from error
         begin = 0 if after is None else after.step
         if after is not None and (after.step, after.attempt) >= (checkpoint.step, checkpoint.attempt):
-            raise DamagedError(f"{store.url}/{key}: names a checkpoint before it that is none")  # or it has no end
+            raise DamagedError(f"{store.url}/{key}: the previous checkpoint must be older")  # or the chain is endless
         if len(steps) != checkpoint.step - begin or any(line.step != n for n, line in enumerate(steps, begin + 1)):
-            raise DamagedError(f"{store.url}/{key}: not the steps {begin + 1} to {checkpoint.step}")
+            raise DamagedError(f"{store.url}/{key}: must contain the steps {begin + 1} to {checkpoint.step}")
         found[:0] = steps
         checkpoint = after
     return found
@@ -99,7 +99,7 @@ def read_rows(store: Store, step: int, attempt: int) -> list[StepRows]:
 
 @dataclass(frozen=True)
 class RowCount:
-    """What a record says: how many steps and rows, and which rows came too often or not at all."""
+    """The number of steps and rows in a record, and the rows that occur too often or never."""
 
     steps: int
     rows: int
@@ -108,8 +108,8 @@ class RowCount:
 
 
 def count_rows(steps: Sequence[StepRows], split: Mapping[str, Any], steps_per_epoch: int, drop_last: bool) -> RowCount:
-    """Hold a record against the training split of `data.json`: in an epoch no row comes twice, and at its end all have
-    come (`drop_last`: but those of the step that is left out). In a mixture none comes again before all of its set."""
+    """Check a record against the training split of `data.json`. In an epoch, every row occurs once (with `drop_last`:
+    at most once). In a mixture, no row is repeated before every row of its set has occurred."""
     sizes = [int(one["rows"]) for one in split["sets"]]
     twice: set[int] = set()
     never: set[int] = set()

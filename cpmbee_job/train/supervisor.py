@@ -22,8 +22,8 @@ from cpmbee_job.errors import (
     StoreError,
 )
 from cpmbee_job.process import contract, parent_watch, pod
-from cpmbee_job.run import keys, records
-from cpmbee_job.run.attempts import deadline, deadline_words
+from cpmbee_job.run import keys
+from cpmbee_job.run.pointers import read_checkpoint_pointer
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.store.retry import patiently
 from cpmbee_job.train.failures import FAILURE_ENV, Failure
@@ -86,9 +86,9 @@ class Supervisor:
                     return End(failure.exit_code, failure.reason)
                 if self.stopping:
                     return End(CancelledError.exit_code, "stopped on request")
-                ends_at = patiently(partial(deadline, self.run), in_a_hurry=self._is_stopping)
+                ends_at = patiently(self.run.deadline, in_a_hurry=self._is_stopping)
                 if ends_at is not None and time.time() > ends_at:
-                    self._give_up(JobFailedError(deadline_words(self.run)))
+                    self._give_up(JobFailedError(self.run.deadline_reason))
                     continue
                 hung_at = [*hung_at, failure.step] if failure and failure.exit_code == ExitCode.STALLED else []
                 limit = self.run.spec.train.max_failures
@@ -206,8 +206,8 @@ class Supervisor:
     def _newest_checkpoint(self) -> int:
         """Step of the newest checkpoint, which is progress; 0 where there is none, or a damaged pointer."""
         try:
-            pointer = patiently(partial(self.run.store.get, keys.LATEST), in_a_hurry=self._is_stopping)
-            return records.CheckpointPointer.parse(pointer, keys.LATEST).step
+            latest = partial(read_checkpoint_pointer, self.run.store, keys.LATEST)
+            return patiently(latest, in_a_hurry=self._is_stopping).step
         except (NotFoundError, DamagedError):
             return 0
 

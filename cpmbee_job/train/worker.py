@@ -25,8 +25,8 @@ from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.weights.model_folder import ModelFiles
 from cpmbee_job.process import contract, parent_watch
 from cpmbee_job.run import keys
-from cpmbee_job.run.attempts import claim_attempt, deadline, deadline_words, newest_attempt
-from cpmbee_job.run.checkpoints import Manifest
+from cpmbee_job.run.attempts import claim_attempt, newest_attempt, record_begin
+from cpmbee_job.run.checkpoints import StoredCheckpoint
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.cache import default_cache_dir
@@ -39,7 +39,7 @@ from cpmbee_job.train.engine.deterministic_engine import use_deterministic_algor
 from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, PEER_STOPPED, Failure, log_place, record_failure
 from cpmbee_job.train.loop import Position, train
 from cpmbee_job.train.output import metrics
-from cpmbee_job.train.output.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, record_begin
+from cpmbee_job.train.output.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from cpmbee_job.train.output.exports import NO_EXPORTS, Exports
 from cpmbee_job.train.output.metered import Metered
 from cpmbee_job.train.output.progress import Journal, Progress, Silent, log_to_console
@@ -203,7 +203,7 @@ class _Attempt:
 
         # Train
         self.doing = "training"
-        ends_at = deadline(run)
+        ends_at = run.deadline()
         batch_size = 1 if spec.train.deterministic else spec.train.batch_size
         share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
         share["device"] = world.device
@@ -224,7 +224,7 @@ class _Attempt:
         if outcome != "stopped":
             publisher.finish(self.position, outcome)
         elif ends_at is not None and time.time() > ends_at:
-            publisher.fail(self.position, deadline_words(run))
+            publisher.fail(self.position, run.deadline_reason)
         else:
             publisher.suspend()
             Failure(PEER_STOPPED, self.position.step, permanent=False, exit_code=CancelledError.exit_code).write()
@@ -236,13 +236,13 @@ class _Attempt:
         """The same on all ranks, so one chooses: an attempt before this one may still be writing."""
         chosen: list[Checkpoint] = []
 
-        def choose() -> Manifest | None:
+        def choose() -> StoredCheckpoint | None:
             found = newest_checkpoint(self.run.store, warn=log.warning)
-            record_begin(self.run.store, self.number, found)
+            record_begin(self.run.store, self.number, None if found is None else found.pointer)
             if found is None:
                 return None
             chosen.append(found)
-            return Manifest(found.attempt, found.step, found.modified)
+            return StoredCheckpoint(found.attempt, found.step, found.modified)
 
         manifest = self.world.broadcast_object(choose)
         if manifest is None:

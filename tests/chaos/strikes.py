@@ -10,7 +10,8 @@ from typing import Protocol
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import newest_attempt
-from cpmbee_job.run.checkpoints import Manifest, manifests, read_state, usable
+from cpmbee_job.run.checkpoints import StoredCheckpoint, read_state, stored_checkpoints
+from cpmbee_job.run.resumable import resumable_checkpoints
 from cpmbee_job.run.run import Run
 from tests.chaos.plan import Fault
 from tests.chaos.pod import Pod, send
@@ -58,7 +59,7 @@ def strike(fault: Fault, target: Target, held: Held | None) -> None:
 
 def newest_valid(run: Run) -> int:
     """The step that the run has to go on after, at least."""
-    for manifest in usable(run.store):
+    for manifest in resumable_checkpoints(run.store):
         with suppress(DamagedError, NotFoundError):
             read_state(run.store, manifest)
             return manifest.step
@@ -170,13 +171,13 @@ def _reading(fault: Fault, target: Target, held: Held | None) -> None:
 def _damage(fault: Fault, target: Target, held: Held | None) -> None:
     target.pod.kill()
     store = target.run.store
-    found = manifests(store)
+    found = stored_checkpoints(store)
     if found:
         _damage_checkpoint(fault.variant, target.run, found[0])
     target.replace_pod(fault.size)
 
 
-def _damage_checkpoint(how: str, run: Run, manifest: Manifest) -> None:
+def _damage_checkpoint(how: str, run: Run, manifest: StoredCheckpoint) -> None:
     state = run.store.get(manifest.state_key)
     if how == "altered":
         middle = len(state) // 2

@@ -21,15 +21,16 @@ from cpmbee_job.launch.runs.observe import _read_heartbeat
 from cpmbee_job.launch.runs.verify import list_checkpoints, verify_run
 from cpmbee_job.model.locate import fetch_delta
 from cpmbee_job.process import contract
-from cpmbee_job.run import keys, records
-from cpmbee_job.run.attempts import deadline
+from cpmbee_job.run import keys
+from cpmbee_job.run.inferences import InferenceRequest
+from cpmbee_job.run.pointers import move_pointer
 from cpmbee_job.run.rows import RowRecorder, read_rows
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.s3.begun_uploads import Begun
 from cpmbee_job.train.engine.interface import EngineState
 from cpmbee_job.train.failures import Failure, record_failure
-from cpmbee_job.train.output.checkpoint import move_pointer, newest_checkpoint, write_checkpoint
+from cpmbee_job.train.output.checkpoint import newest_checkpoint, write_checkpoint
 from cpmbee_job.train.output.exports import NO_EXPORTS
 from cpmbee_job.train.output.progress import Journal
 from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
@@ -113,7 +114,7 @@ READERS: dict[str, list[Callable[[Run], object]]] = {
     keys.state_key(2, 1): [lambda run: newest_checkpoint(run.store, lambda _: None)],
     keys.rows_key(2, 1): [lambda run: read_rows(run.store, 2, 1), verify_run],
     f"{DELTA}manifest.json": [verify_run],
-    keys.attempt_key(1): [deadline],
+    keys.attempt_key(1): [lambda run: run.deadline()],
     keys.begin_key(2): [
         lambda run: list_checkpoints(run.store),
         lambda run: newest_checkpoint(run.store, lambda _: None),
@@ -198,7 +199,7 @@ def test_damaged_small_records(tmp_path_factory: pytest.TempPathFactory, data: b
 def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     """Those of a prepared data set, of this machine's uploads, of a container, of an inference."""
     try:
-        records.InferenceRequest.parse(data, keys.REQUEST)
+        InferenceRequest.parse(data, keys.REQUEST)
     except CpmbeeError as error:
         assert error.message.startswith(keys.REQUEST)  # noqa: PT017
     try:

@@ -91,7 +91,7 @@ def test_checkpoints_are_listed_and_verified(undisturbed: Path, tmp_path: Path) 
     assert damaged.code == 4
     assert "would go on after step 8" in damaged.err
     problems = [one["problem"] for one in json.loads(damaged.out)["checkpoints"]]
-    assert "not those that the manifest names" in problems[0]
+    assert "size or SHA-256 differs from its manifest" in problems[0]
     assert "no such file" in problems[1]
     assert problems[2] is None
 

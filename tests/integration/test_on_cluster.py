@@ -20,7 +20,8 @@ from cpmbee_job.demo import make_model, reports
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import JOBS, PODS, Object
 from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
-from cpmbee_job.run import keys, records
+from cpmbee_job.run import keys
+from cpmbee_job.run.pointers import read_delta_pointer
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from cpmbee_job.store.urls import open_store
@@ -145,7 +146,7 @@ def test_a_run_gives_image_and_store_for_its_own_delta(
     (created,) = cluster.objects[JOBS].values()
     (container,) = created["spec"]["template"]["spec"]["containers"]
     delta = container["args"][container["args"].index("--delta") + 1]
-    best = records.DeltaPointer.parse(run.store.get(keys.BEST), "BEST").prefix
+    best = read_delta_pointer(run.store, keys.BEST)
     assert delta == f"{run.url}/{best}"
 
     what = ("evaluate", "--model", tmp_path / "model", "--delta", run.url, "--data", tmp_path / "rows.jsonl")

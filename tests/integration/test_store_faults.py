@@ -14,7 +14,7 @@ import pytest
 
 from cpmbee_job.errors import AccessError, DiskError
 from cpmbee_job.run import keys
-from cpmbee_job.run.checkpoints import manifests, read_state
+from cpmbee_job.run.checkpoints import read_state, stored_checkpoints
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.s3.bucket import S3Store
 from cpmbee_job.store.urls import open_store
@@ -56,7 +56,7 @@ def test_training_goes_on_through_bursts_of_errors_and_an_outage_of_a_minute(
     record = json.loads(store.get(keys.RESULT))
     assert (record["state"], record["attempts"]) == ("succeeded", 1)
     assert losses(store.url, s3_storage) == pytest.approx(losses(tmp_path / "runs/weather/calm"), rel=1e-4)
-    for manifest in manifests(store):
+    for manifest in stored_checkpoints(store):
         read_state(store, manifest)
 
 
@@ -145,7 +145,7 @@ def test_a_full_disk_ends_the_command_in_words_and_the_run_goes_on_when_there_is
     assert "Traceback" not in done.err
     run = one_megabyte / "runs" / "weather" / "full"
     store = open_store(str(run))
-    for manifest in manifests(store):
+    for manifest in stored_checkpoints(store):
         read_state(store, manifest)  # no half of one counts
     filler.unlink()
     again = cli("local", job, *options, "--set", "train.keep_checkpoints=2")

@@ -15,7 +15,7 @@ import pytest
 
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
-from cpmbee_job.run.checkpoints import manifests
+from cpmbee_job.run.checkpoints import stored_checkpoints
 from cpmbee_job.run.rows import StepRows, count_rows, read_rows
 from cpmbee_job.run.run import Run
 from tests.integration.jobs import delta, losses, make_job, metrics, numbers
@@ -58,7 +58,7 @@ def undisturbed(job: Path, server: RankServer) -> Path:
 
 def rows_of(run: Run) -> list[StepRows]:
     """The record behind the newest checkpoint."""
-    newest = manifests(run.store)[0]
+    newest = stored_checkpoints(run.store)[0]
     return read_rows(run.store, newest.step, newest.attempt)
 
 

@@ -20,7 +20,6 @@ from cpmbee_job.errors import DataError, ModelError, NotFoundError, RefusedError
 from cpmbee_job.process import contract
 from cpmbee_job.process.pod import num_cpus, require_contract
 from cpmbee_job.run import keys
-from cpmbee_job.run.run import now
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_object, open_store
 
@@ -164,7 +163,7 @@ def evaluate(
     else:
         report = _score(model, delta, source, format_name, per_example, batch_tokens, settings, kept)
     if kept is not None:
-        _record(kept, {**report, "data": source, "model": model, "evaluated_at": now()})
+        _record(kept, {**report, "data": source, "model": model, "evaluated_at": documents.now()})
     if output is not None:
         store, key = open_object(output, settings)
         store.put(key, documents.to_json(report))

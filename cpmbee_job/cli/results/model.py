@@ -119,9 +119,10 @@ def init(
     import torch
 
     from cpmbee_job.data.encode.tokenizer import Tokenizer
-    from cpmbee_job.model.config import CONFIG, VOCABULARY, ModelConfig, read_config
+    from cpmbee_job.model.config import ModelConfig, read_config
     from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
     from cpmbee_job.model.weights.saving import save_weights
+    from cpmbee_job.run.model_files import CONFIG, VOCABULARY
 
     settings = storage(endpoint_url, path_style)
     vocab_size = Tokenizer.from_file(vocab).vocab_size
@@ -158,8 +159,8 @@ def _write_model(
     *,
     as_bin: bool = False,
 ) -> None:
-    from cpmbee_job.model.config import CONFIG, VOCABULARY
     from cpmbee_job.model.weights.saving import save_pickled, save_weights
+    from cpmbee_job.run.model_files import CONFIG, VOCABULARY
 
     if as_bin:
         save_pickled(dict(tensors), folder / "pytorch_model.bin")

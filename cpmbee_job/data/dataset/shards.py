@@ -6,7 +6,6 @@ made of a long piece has several record batches, each packed on its own.
 """
 
 import fcntl
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +23,7 @@ from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.cache import default_cache_dir
 from cpmbee_job.store.files import explained, sync
+from cpmbee_job.store.verified import is_intact
 
 _ROW_SCHEMA = pa.schema(
     [
@@ -93,12 +93,6 @@ class ExampleWriter:
         self._writer.close()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_index(store: Store) -> Index:
     """The index of a prepared data set. Raises `DataError` where it is missing or of an unknown version."""
     place = f"{store.url}/{INDEX}"
@@ -142,7 +136,7 @@ def _local_part(store: Store, key: str, size: int, sha256: str, cache: Path | No
 def _verify(path: Path, size: int, sha256: str, place: str) -> None:
     if not path.exists():
         raise DataError(f"{place}: missing, but its index names it", hint="delete the folder and prepare it again")
-    if path.stat().st_size != size or file_digest(path) != sha256:
+    if not is_intact(path, size, sha256):
         raise DataError(f"{place}: not the bytes that its index names", hint="delete the folder and prepare it again")
 
 

@@ -14,10 +14,10 @@ from cpmbee_job.data.prepare.parts import PrepareSettings
 from cpmbee_job.data.prepare.prepare import PrepareProgress, no_prepare_progress, prepare_split
 from cpmbee_job.errors import ModelError, NotFoundError
 from cpmbee_job.process.pod import num_cpus
+from cpmbee_job.run.model_files import VOCABULARY
 from cpmbee_job.spec import DataSetSpec, JobSpec, StorageSpec
 from cpmbee_job.store.urls import open_store
 
-VOCABULARY = "vocab.txt"
 _COUNTS = ("rows", "examples", "tokens", "target_tokens")
 _COUNTERS = ("skipped", "warnings")
 

@@ -14,7 +14,7 @@ from cpmbee_job import documents
 from cpmbee_job.data.dataset.collate import Table
 from cpmbee_job.data.dataset.index import PART, PartInfo
 from cpmbee_job.data.dataset.pack import pack
-from cpmbee_job.data.dataset.shards import ExampleWriter, RowWriter, file_digest
+from cpmbee_job.data.dataset.shards import ExampleWriter, RowWriter
 from cpmbee_job.data.encode.encoder import Encoded, answer_order, encode_example
 from cpmbee_job.data.encode.examples import Example
 from cpmbee_job.data.encode.in_context import InContext, Samples
@@ -25,6 +25,7 @@ from cpmbee_job.data.read.sources import Kind, Piece, Rejection, read_piece
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Progress, Store, no_progress
+from cpmbee_job.store.verified import file_sha256
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class PartMaker:
             warnings["in-context samples that a row had no room for"] += in_context.num_left_out
         return PartInfo(
             key=path.name,
-            sha256=file_digest(path),
+            sha256=file_sha256(path),
             size=path.stat().st_size,
             rows=writer.num_rows,
             examples=counts["examples"],

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from cpmbee_job import documents
 from cpmbee_job.data.dataset.index import INDEX, VERSION, Index, PartInfo, UnknownVersionError
-from cpmbee_job.data.dataset.shards import file_digest
 from cpmbee_job.data.prepare.parts import Job, PartMaker, PrepareSettings
 from cpmbee_job.data.read.reformat import converter
 from cpmbee_job.data.read.sources import Piece, Source, open_source
@@ -32,6 +31,7 @@ from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Progress, Store
 from cpmbee_job.store.urls import open_store
+from cpmbee_job.store.verified import file_sha256
 
 PrepareProgress = Callable[[int, int, int], None]
 """Called with examples done, bytes of input done, bytes of input in all."""
@@ -304,4 +304,4 @@ def _format_digest(format_name: str) -> str | None:
     converter(format_name)  # imports it
     module = sys.modules.get(format_name.partition(":")[0])
     path = getattr(module, "__file__", None)
-    return None if path is None else file_digest(Path(path))
+    return None if path is None else file_sha256(Path(path))

@@ -10,8 +10,9 @@ from cpmbee_job.launch.checks.capacity import PRODUCT_LABEL
 from cpmbee_job.launch.checks.findings import Finding, is_denied
 from cpmbee_job.launch.checks.store_checks import model_config
 from cpmbee_job.launch.kube.protocol import NODES, Cluster, Object
-from cpmbee_job.model.config import CONFIG, ModelConfig
+from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.plan import USABLE, Devices, choose, needs
+from cpmbee_job.run.model_files import CONFIG
 from cpmbee_job.spec import JobSpec
 from cpmbee_job.store.urls import open_store
 

@@ -9,8 +9,8 @@ from rich.filesize import decimal
 from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, CpmbeeError, ModelError, NotFoundError
 from cpmbee_job.launch.checks.findings import Finding
-from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY, ModelConfig
-from cpmbee_job.run.identity import check_model
+from cpmbee_job.model.config import ModelConfig
+from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, check_model
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.urls import list_objects

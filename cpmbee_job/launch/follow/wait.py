@@ -18,7 +18,8 @@ from cpmbee_job.launch.kube.protocol import Cluster
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.observe import observe
 from cpmbee_job.launch.runs.status import RunStatus
-from cpmbee_job.run import keys, records
+from cpmbee_job.run import keys
+from cpmbee_job.run.pointers import read_delta_pointer
 from cpmbee_job.run.run import Run
 
 INTERVALS = (2.0, 15.0)
@@ -105,7 +106,7 @@ def _missing_delta(run: Run) -> str | None:
     """The key that the store lacks of what a success leaves."""
     for pointer in (keys.BEST, keys.LAST):
         try:
-            manifest = f"{records.DeltaPointer.parse(run.store.get(pointer), pointer).prefix}manifest.json"
+            manifest = read_delta_pointer(run.store, pointer) + keys.DELTA_MANIFEST
         except NotFoundError:
             return pointer
         except DamagedError:

@@ -19,7 +19,8 @@ from cpmbee_job.launch.kube.protocol import JOBS, Cluster, Object, ignore_warnin
 from cpmbee_job.launch.lifecycle.pytorchjob import SPARE_SECONDS, remove_job
 from cpmbee_job.launch.local_inputs import Bar, find_places, hash_places, no_bar, send
 from cpmbee_job.launch.runs.find import FoundRun, job_url
-from cpmbee_job.run import identity, keys, records
+from cpmbee_job.run import identity, keys
+from cpmbee_job.run.deltas import best_prefix
 from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -124,11 +125,8 @@ def _fixed_delta(place: str, storage: StorageSpec) -> str:
     if not place.startswith("s3://"):
         return place
     store = open_store(place, storage)
-    try:
-        pointer = records.DeltaPointer.parse(store.get(keys.BEST), f"{store.url}/{keys.BEST}")
-    except NotFoundError:
-        return place
-    return f"{store.url}/{pointer.prefix}"
+    prefix = best_prefix(store)
+    return f"{store.url}/{prefix}" if prefix else place
 
 
 def _request(spec: JobSpec, question: Question, storage: StorageSpec) -> dict[str, Any]:

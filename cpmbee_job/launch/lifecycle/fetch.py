@@ -2,7 +2,6 @@
 
 import fcntl
 import filecmp
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,12 @@ from pathlib import Path
 from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, StoreError, UsageError
 from cpmbee_job.launch.local_inputs import Bar, no_bar
-from cpmbee_job.run import keys, records
-from cpmbee_job.run.deltas import pointed_delta, read_delta
-from cpmbee_job.store.base import ObjectInfo, Progress, Store
-from cpmbee_job.store.checksums import file_digest
+from cpmbee_job.run import keys
+from cpmbee_job.run.deltas import read_delta
+from cpmbee_job.run.pointers import read_delta_pointer
+from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.files import explained, is_open_file, temporary_name
+from cpmbee_job.store.verified import download_verified
 
 OBJECTS = {"metrics": keys.METRICS, "result": keys.RESULT, "spec": keys.SPEC, "status": keys.STATUS}
 FOLDERS = {"logs": "logs/", "tensorboard": "tensorboard/"}
@@ -76,37 +76,22 @@ def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
     """Returns the names of its files, below `folder`."""
     pointer = keys.LAST if last else keys.BEST
     for attempt in range(1, _TRIES + 1):
-        prefix = pointed_delta(store, pointer)
+        prefix = read_delta_pointer(store, pointer)
         try:
             files = read_delta(store, prefix).files
             with bar("delta", sum(file.size for file in files.values())) as progress:
                 for name, file in files.items():
-                    fetch_checked(store, prefix + name, folder / DELTA_FOLDER / name, file, progress)
+                    path = folder / DELTA_FOLDER / name
+                    download_verified(store, prefix + name, path, file.size, file.sha256, progress)
             store.download(prefix + keys.DELTA_MANIFEST, folder / DELTA_FOLDER / keys.DELTA_MANIFEST)
         except NotFoundError:
-            if attempt == _TRIES or pointed_delta(store, pointer) == prefix:
+            if attempt == _TRIES or read_delta_pointer(store, pointer) == prefix:
                 raise
             continue  # there is a better one by now
         break
     # So `--delta` takes the whole folder too, as it takes a run's.
     (folder / keys.BEST).write_bytes(documents.to_json({"prefix": f"{DELTA_FOLDER}/"}))
     return [keys.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*files, keys.DELTA_MANIFEST))]
-
-
-def fetch_checked(store: Store, key: str, path: Path, file: records.DeltaFile, progress: Progress) -> None:
-    """The object, in a file, where it is what its manifest says. Raises `DamagedError`."""
-    if _holds(path, file):  # it came before the cut
-        progress(file.size)
-        return
-    store.download(key, path, progress)
-    if not _holds(path, file):
-        raise DamagedError(f"{store.url}/{key}: its bytes are not those that the manifest names")
-
-
-def _holds(path: Path, file: records.DeltaFile) -> bool:
-    if not path.is_file() or path.stat().st_size != file.size:
-        return False
-    return file_digest(path, hashlib.sha256()).hex() == file.sha256
 
 
 def _keep_only(folder: Path, names: list[str]) -> None:

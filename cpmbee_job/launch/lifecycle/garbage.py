@@ -22,8 +22,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cpmbee_job.errors import CpmbeeError, DamagedError, NotFoundError
-from cpmbee_job.run import keys, records
-from cpmbee_job.run.checkpoints import DeltaFolder, delta_folders, manifests, pointed_deltas, superseded
+from cpmbee_job.run import keys
+from cpmbee_job.run.checkpoints import stored_checkpoints, superseded
+from cpmbee_job.run.deltas import DeltaFolder, delta_folders, pointed_deltas
+from cpmbee_job.run.inferences import InferenceRequest, read_request
+from cpmbee_job.run.pointers import read_checkpoint_pointer
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.spec.types import RESERVED_NAMES
@@ -187,10 +190,9 @@ class _Needs:
         )
 
 
-def _request(store: Store, folder: str) -> records.InferenceRequest | None:
-    key = f"{folder}/{keys.REQUEST}"
+def _request(store: Store, folder: str) -> InferenceRequest | None:
     try:
-        return records.InferenceRequest.parse(store.get(key), f"{store.url}/{key}")
+        return read_request(store, folder)
     except NotFoundError:
         return None
 
@@ -206,7 +208,7 @@ def _checkpoints(run: Run, before: float) -> Iterator[Garbage]:
         match = re.fullmatch(r"checkpoints/(\d+)/(?:manifest|state)\.(\d+)\.\w+", entry.key)
         if match:
             entries[int(match[1]), int(match[2])].append(entry)
-    whole = [found for found in manifests(run.store) if len(entries[found.step, found.attempt]) == 2]
+    whole = [found for found in stored_checkpoints(run.store) if len(entries[found.step, found.attempt]) == 2]
     beyond = {(found.step, found.attempt) for found in superseded(whole, run.spec.train.keep_checkpoints)}
     latest = _latest(run.store)
     for (step, attempt), parts in sorted(entries.items()):
@@ -219,7 +221,7 @@ def _checkpoints(run: Run, before: float) -> Iterator[Garbage]:
 
 def _latest(store: Store) -> tuple[int, int] | None:
     try:
-        latest = records.CheckpointPointer.parse(store.get(keys.LATEST), keys.LATEST)
+        latest = read_checkpoint_pointer(store, keys.LATEST)
         return latest.step, latest.attempt
     except (NotFoundError, DamagedError):
         return None
@@ -232,7 +234,7 @@ def _deltas(run: Run, before: float) -> Iterator[Garbage]:
         folder: [entry for entry in listed if entry.key.startswith(folder.prefix)]
         for folder in delta_folders(entry.key for entry in listed)
     }
-    whole = [folder for folder, parts in entries.items() if f"{folder.prefix}manifest.json" in {p.key for p in parts}]
+    whole = [folder for folder, parts in entries.items() if folder.manifest_key in {p.key for p in parts}]
     kept = set(whole[: run.spec.train.keep_checkpoints])
     for folder, parts in entries.items():
         if folder not in kept and folder.prefix not in pointed and _all_before(parts, before):

@@ -20,12 +20,13 @@ from cpmbee_job.errors import (
     UnfinishedError,
     UsageError,
 )
-from cpmbee_job.launch.lifecycle.fetch import fetch_checked
 from cpmbee_job.launch.local_inputs import Bar, no_bar
-from cpmbee_job.run import keys, records
-from cpmbee_job.run.deltas import StoredDelta, copy_scores, pointed_delta, read_delta
-from cpmbee_job.run.run import Run, now
+from cpmbee_job.run import keys
+from cpmbee_job.run.deltas import StoredDelta, copy_scores, read_delta
+from cpmbee_job.run.pointers import read_delta_pointer, read_delta_pointer_with_etag, replace_pointer
+from cpmbee_job.run.run import Run
 from cpmbee_job.store.base import Store
+from cpmbee_job.store.verified import download_verified
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def promote(
     _require_success(run)
     if target.info(keys.SPEC) is not None:
         raise RefusedError(f"{target.url}: a run's folder", hint="deltas are promoted to a folder of their own")
-    candidate = read_delta(run.store, pointed_delta(run.store, keys.BEST))
+    candidate = read_delta(run.store, read_delta_pointer(run.store, keys.BEST))
     prefix = f"delta/{hashlib.sha256(candidate.text).hexdigest()[:16]}/"
     copied = False
     while True:
@@ -120,16 +121,13 @@ def promote(
         pointer = {
             "prefix": prefix,
             "run": run.url,
-            "promoted_at": now(),
+            "promoted_at": documents.now(),
             "eval_digest": verdict.eval_digest,
             "eval_loss": verdict.candidate,
             "before": None if incumbent is None else incumbent.prefix,
         }
         try:
-            if etag is None:
-                target.put(keys.BEST, documents.to_json(pointer), if_none_match=True)
-            else:
-                target.put(keys.BEST, documents.to_json(pointer), if_match=etag)
+            replace_pointer(target, keys.BEST, pointer, etag)
         except ConflictError:
             continue  # somebody else has promoted meanwhile
         return Promotion(True, True, verdict=verdict, **ends)
@@ -203,12 +201,11 @@ def _require_success(run: Run) -> None:
 
 def _incumbent(target: Store) -> tuple[StoredDelta | None, str | None]:
     """The delta that the folder stands for, and the tag of the pointer that says so."""
-    try:
-        pointer, etag = target.get_with_etag(keys.BEST)
-    except NotFoundError:
+    if target.info(keys.BEST) is None:
         return None, None
     try:
-        return read_delta(target, records.DeltaPointer.parse(pointer, f"{target.url}/{keys.BEST}").prefix), etag
+        prefix, etag = read_delta_pointer_with_etag(target, keys.BEST)
+        return read_delta(target, prefix), etag
     except (DamagedError, NotFoundError) as error:
         raise DamagedError(
             f"{target.url}/{keys.BEST}: names no delta that is there",
@@ -225,6 +222,6 @@ def _copy(delta: StoredDelta, target: Store, prefix: str, bar: Bar) -> None:
         for name, file in delta.files.items():
             with tempfile.TemporaryDirectory(prefix="cpmbee-promote-") as folder:
                 path = Path(folder) / name
-                fetch_checked(delta.store, delta.prefix + name, path, file, progress)
+                download_verified(delta.store, delta.prefix + name, path, file.size, file.sha256, progress)
                 target.upload(path, prefix + name, sha256=file.sha256)
     target.put(prefix + keys.DELTA_MANIFEST, delta.text)

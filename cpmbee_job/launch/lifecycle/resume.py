@@ -13,7 +13,7 @@ from cpmbee_job.launch.lifecycle.submit import look
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run import keys
-from cpmbee_job.run.identity import training_fields
+from cpmbee_job.run.resumable import may_resume
 from cpmbee_job.spec import parse_spec
 
 
@@ -45,7 +45,7 @@ def resume(
             raise StoreError(found.store_problem)
         raise NotFoundError(f"{found.url}: no run there (it has no {keys.SPEC})", hint="submit its spec again")
     status = look(found, cluster)
-    if status.phase == "succeeded":
+    if not may_resume(status.phase):
         raise RefusedError(f"{name} has succeeded; there is nothing left to do", hint="`submit --new` begins another")
     if not status.ended:
         return Resumption(False, f"it goes on already, {status.phase}")
@@ -60,7 +60,7 @@ def resume(
     spec = spec.with_fields({"cluster.namespace": cluster.namespace})
     if (spec.name, spec.output) != (run.spec.name, run.spec.output):
         raise UsageError("--set: name and output say where the run lies; they stay")
-    run.require_same(training_fields(spec), training_fields(run.spec), "the spec")
+    run.require_compatible(spec)
     manifest = render(spec, found.run_id, cluster.namespace)
     if found.job is not None:
         remove_job(cluster, found.job, timeout=spec.cluster.grace_period + SPARE_SECONDS)

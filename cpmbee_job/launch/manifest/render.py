@@ -13,14 +13,13 @@ from typing import Any
 import yaml
 
 import cpmbee_job
-from cpmbee_job import documents
 from cpmbee_job.errors import SpecError
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import INDEX_LABEL, QUEUE_LABEL, Object
 from cpmbee_job.launch.manifest.overlay import merge
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
-from cpmbee_job.run.identity import training_fields
+from cpmbee_job.run.resumable import spec_digest
 from cpmbee_job.spec import JobSpec
 from cpmbee_job.spec.cluster import SchedulingPolicySpec, WorkersSpec
 
@@ -97,7 +96,7 @@ def pod_template(spec: JobSpec, metadata: Object, url: str) -> Object:
 
 def default_run_id(spec: JobSpec) -> str:
     """The id under which a spec is shown when nobody names one."""
-    return documents.digest(training_fields(spec))[:12]
+    return spec_digest(spec)[:12]
 
 
 def to_yaml(manifest: Object) -> str:

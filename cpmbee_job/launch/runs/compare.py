@@ -6,8 +6,9 @@ from typing import Any
 
 from cpmbee_job.errors import NotFoundError
 from cpmbee_job.run import keys
-from cpmbee_job.run.deltas import Score, pointed_delta, read_delta
-from cpmbee_job.run.identity import flatten
+from cpmbee_job.run.deltas import EvalScore, read_delta
+from cpmbee_job.run.pointers import read_delta_pointer
+from cpmbee_job.run.resumable import flatten
 from cpmbee_job.run.run import Run
 
 
@@ -22,7 +23,7 @@ class RunSummary:
     duration_s: float | None
     world_size: int | None
     base_digest: str | None
-    scores: dict[str, Score]
+    scores: dict[str, EvalScore]
     """Of its best delta, by eval digest."""
 
 
@@ -44,7 +45,7 @@ class Comparison:
     """Between what they were bound to; nothing where one of them is not yet."""
 
     @property
-    def scores(self) -> dict[str, tuple[Score | None, Score | None]]:
+    def scores(self) -> dict[str, tuple[EvalScore | None, EvalScore | None]]:
         """Side by side, by eval digest; those that both have first."""
         digests = sorted(
             {**self.first.scores, **self.second.scores},
@@ -71,7 +72,7 @@ def _summary(run: Run) -> RunSummary:
     result = run.result() or {}
     scores = result.get("scores") or {}
     try:
-        of_delta = read_delta(run.store, pointed_delta(run.store, keys.BEST)).scores
+        of_delta = read_delta(run.store, read_delta_pointer(run.store, keys.BEST)).scores
     except NotFoundError:
         of_delta = {}
     return RunSummary(

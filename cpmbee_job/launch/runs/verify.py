@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 from cpmbee_job.errors import DamagedError, NotFoundError
-from cpmbee_job.run.checkpoints import check_delta, delta_folders, manifests, read_manifest, read_state, usable
+from cpmbee_job.run.checkpoints import read_manifest, read_state, stored_checkpoints
+from cpmbee_job.run.deltas import check_delta, delta_folders
+from cpmbee_job.run.resumable import resumable_checkpoints
 from cpmbee_job.run.rows import RowCount, count_rows, read_rows
 from cpmbee_job.run.run import Run
 from cpmbee_job.store.base import Store
@@ -37,8 +39,8 @@ def list_checkpoints(store: Store) -> list[CheckpointEntry]:
     """All that have a manifest, newest first; looked for, not read."""
     sizes = {entry.key: entry.size for entry in store.list("checkpoints/")}
     entries = []
-    going_on = set(usable(store))
-    for found in manifests(store):
+    going_on = set(resumable_checkpoints(store))
+    for found in stored_checkpoints(store):
         size, problem = None, None
         try:
             size = read_manifest(store, found.key).size
@@ -78,10 +80,10 @@ def verify_run(run: Run) -> Verification:
     store = run.store
     checkpoints = [
         replace(entry, problem=_problem(partial(read_state, store, manifest)))
-        for entry, manifest in zip(list_checkpoints(store), manifests(store), strict=True)
+        for entry, manifest in zip(list_checkpoints(store), stored_checkpoints(store), strict=True)
     ]
     folders = delta_folders(entry.key for entry in store.list("delta/"))
-    deltas = {folder.prefix: _problem(partial(check_delta, store, folder)) for folder in folders}
+    deltas = {folder.prefix: _problem(partial(check_delta, store, folder.prefix)) for folder in folders}
     rows, rows_problem = None, "no checkpoint has a record of them"
     newest = next((entry for entry in checkpoints if entry.can_be_gone_on_from), None)
     if newest is not None:

@@ -4,7 +4,6 @@ Weights are read by ranges into their final tensors, so there is never a second 
 reads a part and broadcasts it. State-dict keys are the original's; keys of the hub have the prefix `cpmbee.`.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.config import CONFIG, SAFETENSORS_INDEX, VOCABULARY, ModelConfig
+from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.net.cpmbee import CpmBee
 from cpmbee_job.model.weights.pieces import Part, PartSums, WeightPiece, read_pieces, share_out
 from cpmbee_job.model.weights.stored import (
@@ -29,10 +28,9 @@ from cpmbee_job.model.weights.stored import (
     one_thread,
 )
 from cpmbee_job.model.weights.weight_file import LocalFile, WeightFile
+from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, is_weights, weight_files
 
 T = TypeVar("T")
-_WEIGHTS = (re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
-"""Names of weight files. If both kinds are present, the first is used."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +107,10 @@ def find_model(folder: Path, remote: Mapping[str, WeightFile] | None = None) -> 
     index = folder / SAFETENSORS_INDEX
     if remote is None:
         remote = {path.name: LocalFile(path) for path in folder.iterdir() if is_weights(path.name)}
-    if index.is_file():
-        names = _shards_of(index, remote)
-    else:
-        by_kind = [sorted(filter(kind.fullmatch, remote)) for kind in _WEIGHTS]
-        names = next(filter(None, by_kind), [])
+    names = _shards_of(index, remote) if index.is_file() else weight_files(remote)
     if not names:
         raise ModelError(f"{folder}: contains no weights", hint="expected *.safetensors or pytorch_model.bin")
     return ModelFiles(config, folder / VOCABULARY, tuple(remote[name] for name in names))
-
-
-def is_weights(name: str) -> bool:
-    """Return whether a file of this name in a model folder contains weights."""
-    return any(kind.fullmatch(name) for kind in _WEIGHTS)
 
 
 def load_model(

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from cpmbee_job.model.config import SAFETENSORS_INDEX
 from cpmbee_job.model.weights.tensor_table import SAFETENSORS_DTYPES
 from cpmbee_job.model.weights.weight_file import tensor_bytes
+from cpmbee_job.run.model_files import SAFETENSORS_INDEX
 
 SHARD_BYTES = 1 << 30
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}

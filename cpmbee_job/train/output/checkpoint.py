@@ -8,16 +8,17 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
 from cpmbee_job import documents
-from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError, RefusedError
+from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run import keys
-from cpmbee_job.run.attempts import newest_attempt
-from cpmbee_job.run.checkpoints import FORMAT_VERSION, Manifest, read_state, usable
+from cpmbee_job.run.attempts import require_newest
+from cpmbee_job.run.checkpoints import FORMAT_VERSION, StoredCheckpoint, read_state
+from cpmbee_job.run.pointers import CheckpointPointer, move_pointer
+from cpmbee_job.run.resumable import resumable_checkpoints
 from cpmbee_job.store.base import Store
 from cpmbee_job.train.engine.interface import EngineState
 
@@ -53,8 +54,12 @@ class Checkpoint:
     modified: float | None = None
     """When its manifest was written, in seconds since 1970 by the store's clock."""
 
+    @property
+    def pointer(self) -> CheckpointPointer:
+        return CheckpointPointer(step=self.step, attempt=self.attempt)
 
-def read_checkpoint(store: Store, manifest: Manifest) -> Checkpoint:
+
+def read_checkpoint(store: Store, manifest: StoredCheckpoint) -> Checkpoint:
     """The checkpoint behind a manifest. Raises `DamagedError` when anything about it is not as the
     manifest says, `NotFoundError` when a part is missing, `StoreError` when the store fails."""
     data = read_state(store, manifest)
@@ -67,59 +72,9 @@ def read_checkpoint(store: Store, manifest: Manifest) -> Checkpoint:
 def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint whose hashes hold, or None where there is none. Those that don't hold are passed over, and
     said; a store that fails is no reason to pass over one."""
-    for found in usable(store):
+    for found in resumable_checkpoints(store):
         try:
             return read_checkpoint(store, found)
         except (DamagedError, NotFoundError, KeyError, TypeError, ValueError) as error:
             warn(f"the checkpoint of step {found.step} can't be used, going back to the one before: {error}")
     return None
-
-
-def record_begin(store: Store, attempt: int, found: Checkpoint | None) -> None:
-    """Put on record, before anything else is written, that `attempt` goes on from there: see `usable`."""
-    after = {"attempt": 0, "step": 0} if found is None else {"attempt": found.attempt, "step": found.step}
-    store.put(keys.begin_key(attempt), documents.to_json(after))
-
-
-def write_folder(store: Store, prefix: str, folder: Path) -> None:
-    """Write the files of a delta folder; the manifest comes last."""
-    for path in sorted(folder.iterdir(), key=lambda path: (path.name == "manifest.json", path.name)):
-        store.upload(path, prefix + path.name)
-
-
-def require_newest(store: Store, attempt: int) -> None:
-    """Raise `RefusedError` when a newer attempt has begun: the run is in its hands."""
-    newest = newest_attempt(store)
-    if newest > attempt:
-        raise RefusedError(f"{store.url}: a newer attempt ({newest}) has taken over")
-
-
-def move_pointer(store: Store, key: str, record: Mapping[str, Any], attempt: int) -> None:
-    """Point `key` to what `record` names, by conditional put. Raises `RefusedError` when a newer attempt has."""
-    data = documents.to_json({**record, "attempt": attempt})
-    while True:
-        try:
-            old, etag = store.get_with_etag(key)
-        except NotFoundError:
-            condition: dict[str, Any] = {"if_none_match": True}
-        else:
-            if (newest := _attempt_of(old)) > attempt:
-                raise RefusedError(f"{store.url}/{key}: a newer attempt ({newest}) has taken over")
-            condition = {"if_match": etag}
-        try:
-            store.put(key, data, **condition)
-        except ConflictError:
-            continue
-        return
-
-
-class _Attempt(documents.Document):
-    attempt: documents.Number
-
-
-def _attempt_of(pointer: bytes) -> int:
-    """The attempt that wrote it, 0 for one that is damaged and may be written again."""
-    try:
-        return _Attempt.parse(pointer, "").attempt
-    except DamagedError:
-        return 0

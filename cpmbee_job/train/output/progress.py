@@ -21,11 +21,10 @@ from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, StoreError
 from cpmbee_job.process import activity, contract
 from cpmbee_job.run import keys
-from cpmbee_job.run.run import now
+from cpmbee_job.run.attempts import require_newest
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.retry import patiently
 from cpmbee_job.train.engine.interface import EvalResult, StepResult
-from cpmbee_job.train.output.checkpoint import require_newest
 from cpmbee_job.train.output.exports import Exports
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class Journal:
             "pod": contract.pod_name(),
             "step": start_step,
             "total_steps": total_steps,
-            "stepped_at": now(),
+            "stepped_at": documents.now(),
         }
         self._terminal = _Terminal(total_steps, start_step)
         self._exports = exports
@@ -143,7 +142,11 @@ class Journal:
         with self._lock:
             self._lines["step", step] = json.dumps(line)
             self._status |= {"step": step, "epoch": epoch, "loss": result.loss, "tokens_per_s": round(rate, 1)}
-            self._status |= {"progress": round(step / self._total, 4), "eta_s": round(eta), "stepped_at": now()}
+            self._status |= {
+                "progress": round(step / self._total, 4),
+                "eta_s": round(eta),
+                "stepped_at": documents.now(),
+            }
         self._draw(line)
         self._terminal.step(step, epoch, result.loss, rate, eta)
 
@@ -152,7 +155,7 @@ class Journal:
         line |= {"target_tokens": result.target_tokens, "best": best}
         with self._lock:
             self._lines["eval", step] = json.dumps(line)
-            self._status["stepped_at"] = now()
+            self._status["stepped_at"] = documents.now()
             if best:
                 self._status["best"] = {"step": step, "loss": result.loss}
         self._draw(line)
@@ -175,7 +178,7 @@ class Journal:
         with self._flushing:
             with self._lock:
                 metrics = "".join(line + "\n" for line in self._lines.values())
-                status = {**self._status, "updated_at": now()}
+                status = {**self._status, "updated_at": documents.now()}
             if self._exports.metrics is not None:
                 self._exports.metrics.write_text(metrics, encoding="utf-8")
             self._put(keys.METRICS, metrics.encode())

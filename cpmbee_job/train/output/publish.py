@@ -17,16 +17,19 @@ from cpmbee_job.model.lora import save_delta_folder
 from cpmbee_job.model.weights.model_folder import ModelFiles
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import first_start
-from cpmbee_job.run.checkpoints import prune_checkpoints, prune_deltas
-from cpmbee_job.run.identity import training_fields
+from cpmbee_job.run.checkpoints import prune_checkpoints
+from cpmbee_job.run.deltas import prune_deltas, upload_delta
+from cpmbee_job.run.model_files import CONFIG, VOCABULARY
+from cpmbee_job.run.pointers import move_pointer
+from cpmbee_job.run.resumable import spec_digest
 from cpmbee_job.run.rows import RowRecorder
-from cpmbee_job.run.run import Run, now
+from cpmbee_job.run.run import Run
 from cpmbee_job.store.retry import patiently
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.interface import Engine
 from cpmbee_job.train.loop import Position
 from cpmbee_job.train.output import metrics
-from cpmbee_job.train.output.checkpoint import Checkpoint, move_pointer, write_checkpoint, write_folder
+from cpmbee_job.train.output.checkpoint import Checkpoint, write_checkpoint
 from cpmbee_job.train.output.exports import Exports
 from cpmbee_job.train.output.progress import Progress
 from cpmbee_job.train.output.uploader import Uploader, num_bytes
@@ -55,8 +58,7 @@ class Publisher:
         self._base_digest = base_digest
         self._eval_digest = cache(eval_digest)  # of many examples it takes a while: once, where nothing waits for it
         self._keep_log = keep_log  # of rank 0, before the result
-        after = None if begun_at is None else {"step": begun_at.step, "attempt": begun_at.attempt}
-        self._rows = RowRecorder(world.gather_object, after)
+        self._rows = RowRecorder(world.gather_object, None if begun_at is None else begun_at.pointer)
         self._uploader = Uploader()
         self._newest_delta = ""
 
@@ -130,7 +132,7 @@ class Publisher:
         if prefix != self._newest_delta:
             with tempfile.TemporaryDirectory(prefix="cpmbee-delta-") as name:
                 self._fill_folder(Path(name), weights, position)
-                write_folder(run.store, prefix, Path(name))
+                upload_delta(run.store, prefix, Path(name))
                 if keys.BEST in pointers and self._exports.best is not None:
                     draft = self._exports.best.with_name(f".{self._exports.best.name}.draft")
                     shutil.copy(Path(name) / f"{run.spec.train.save_name}.pt", draft)
@@ -149,19 +151,19 @@ class Publisher:
             "attempt": self._attempt,
             "kind": "lora" if is_delta else "full",
             "base_digest": self._base_digest,
-            "spec_digest": documents.digest(training_fields(run.spec)),
+            "spec_digest": spec_digest(run.spec),
             "data_digest": documents.digest(run.data()),
             "scores": {
                 "eval_loss": position["best_loss"] if position["best_step"] == step else None,
                 "eval_digest": self._eval_digest(),
             },
-            "created_at": now(),
+            "created_at": documents.now(),
         }
         if is_delta:
             manifest |= run.spec.lora.model_dump(mode="json", include={"r", "alpha", "modules"})
         if not is_delta:  # with these it is a model folder
-            shutil.copy(self._model.config, folder / "config.json")
-            shutil.copy(self._model.vocab, folder / "vocab.txt")
+            shutil.copy(self._model.config, folder / CONFIG)
+            shutil.copy(self._model.vocab, folder / VOCABULARY)
         save_delta_folder(folder, weights, manifest, save_name=run.spec.train.save_name)
 
     def _record(self) -> dict[str, Any]:
@@ -172,7 +174,7 @@ class Publisher:
             "duration_s": round(time.time() - patiently(partial(first_start, self._run.store)), 1),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
             "digests": {
-                "spec": documents.digest(training_fields(self._run.spec)),
+                "spec": spec_digest(self._run.spec),
                 "data": documents.digest(patiently(self._run.data)),
                 "base": self._base_digest,
             },

@@ -6,6 +6,7 @@ import pytest
 
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run import keys
+from cpmbee_job.run.pointers import CheckpointPointer
 from cpmbee_job.run.rows import RowRecorder, StepRows, count_rows, read_rows
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -18,7 +19,7 @@ def store(tmp_path: Path) -> Store:
 
 def record(store: Store, attempt: int, first: int, last: int, after: int | None = None, after_attempt: int = 1) -> None:
     """As one rank leaves it that does the steps `first` to `last`, each of two rows."""
-    begun_at = None if after is None else {"step": after, "attempt": after_attempt}
+    begun_at = None if after is None else CheckpointPointer(step=after, attempt=after_attempt)
     recorder = RowRecorder(lambda own: [own], begun_at)
     for step in range(first, last + 1):
         recorder.note(step, 1, [2 * step, 2 * step + 1])
@@ -70,13 +71,13 @@ def test_a_write_that_failed_is_done_again_with_the_same_steps(store: Store) -> 
 def test_a_gap_in_the_record_is_said(store: Store) -> None:
     record(store, 1, 1, 4)
     record(store, 2, 6, 8, after=4)
-    with pytest.raises(DamagedError, match="not the steps 5 to 8"):
+    with pytest.raises(DamagedError, match="must contain the steps 5 to 8"):
         read_rows(store, 8, 2)
     record(store, 3, 5, 6, after=4, after_attempt=9)
     with pytest.raises(NotFoundError, match=r"rows/4\.9\.jsonl"):
         read_rows(store, 6, 3)
     store.put(keys.rows_key(1, 1), b"{}\n")
-    with pytest.raises(DamagedError, match="no record of rows"):
+    with pytest.raises(DamagedError, match="not a record of rows"):
         read_rows(store, 1, 1)
 
 

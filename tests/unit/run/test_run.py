@@ -162,7 +162,7 @@ def test_a_run_s_spec_may_change_in_what_changes_no_step(tmp_path: Path) -> None
 def test_of_two_who_change_a_spec_at_once_one_is_told(tmp_path: Path) -> None:
     run = Run.begin(job(tmp_path), "r1")
     run.change_spec(job(tmp_path, "train.deadline=60"))
-    with pytest.raises(ConflictError, match="somebody else"):
+    with pytest.raises(ConflictError, match="another process"):
         run.change_spec(job(tmp_path, "train.deadline=70"))
 
 

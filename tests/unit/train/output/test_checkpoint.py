@@ -9,13 +9,15 @@ import torch
 from cpmbee_job.errors import RefusedError, StoreError
 from cpmbee_job.launch.runs.verify import list_checkpoints
 from cpmbee_job.run import keys
-from cpmbee_job.run.attempts import claim_attempt
-from cpmbee_job.run.checkpoints import prune_checkpoints, prune_deltas
+from cpmbee_job.run.attempts import claim_attempt, record_begin
+from cpmbee_job.run.checkpoints import prune_checkpoints
+from cpmbee_job.run.deltas import prune_deltas
+from cpmbee_job.run.pointers import move_pointer
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.engine.interface import EngineState
-from cpmbee_job.train.output.checkpoint import move_pointer, newest_checkpoint, record_begin, write_checkpoint
+from cpmbee_job.train.output.checkpoint import newest_checkpoint, write_checkpoint
 
 
 @pytest.fixture
@@ -80,7 +82,7 @@ def test_what_an_attempt_has_passed_over_stays_so(store: Store) -> None:
     """Also while a record of where an attempt has begun can't be read: it tells nothing."""
     write(store, 5)
     before = newest_checkpoint(store, warn=pytest.fail)
-    record_begin(store, 2, before)
+    record_begin(store, 2, before and before.pointer)
     write(store, 10)  # of attempt 1, which has only seemed to be dead
     assert newest_step(store) == 5
     listed = list_checkpoints(store)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cpmbee_job import documents
 from cpmbee_job.errors import RefusedError
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import claim_attempt
-from cpmbee_job.run.run import now
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.engine.interface import EvalResult, StepResult
@@ -97,7 +97,7 @@ def test_an_older_attempt_ends_at_its_next_step(store: Store) -> None:
 def test_the_status_says_when_the_last_step_was(store: Store) -> None:
     running = journal(store)
     running.flush()
-    assert json.loads(store.get(keys.STATUS))["stepped_at"] <= now()
+    assert json.loads(store.get(keys.STATUS))["stepped_at"] <= documents.now()
     time.sleep(1.1)  # the records' clock has whole seconds
     running.flush()
     idle = json.loads(store.get(keys.STATUS))
