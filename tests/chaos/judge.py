@@ -132,7 +132,7 @@ def _judge_store(run: Run, verdict: Verdict, complain: Any) -> None:
     wanted = run.spec.train.epochs * data["rows"]
     verdict.rows, verdict.twice, verdict.never = report.rows.rows, len(report.rows.twice), len(report.rows.never)
     if report.rows.rows != wanted or report.rows.twice or report.rows.never:
-        complain(f"{report.row_words()}; {wanted:,} rows were to be seen")
+        complain(f"{report.row_summary()}; {wanted:,} rows were to be seen")
 
 
 def _delta_difference(run: str, undisturbed: str, storage: StorageSpec, complain: Any) -> float:

@@ -17,7 +17,7 @@ from cpmbee_job.launch.follow.wait import _missing_delta
 from cpmbee_job.launch.lifecycle.garbage import find_garbage
 from cpmbee_job.launch.local_inputs import _delta
 from cpmbee_job.launch.runs.listing import list_runs
-from cpmbee_job.launch.runs.observe import _read_heartbeat
+from cpmbee_job.launch.runs.observe import read_heartbeat
 from cpmbee_job.launch.runs.verify import list_checkpoints, verify_run
 from cpmbee_job.model.locate import fetch_delta
 from cpmbee_job.process import contract
@@ -98,7 +98,7 @@ READERS: dict[str, list[Callable[[Run], object]]] = {
     keys.SPEC: [lambda run: Run.open(run.url)],
     keys.DATA: [lambda run: run.data(), verify_run],
     keys.RESULT: [lambda run: exit_code(run.result() or {})],
-    keys.STATUS: [_read_heartbeat],
+    keys.STATUS: [read_heartbeat],
     keys.METRICS: [journal],
     keys.LATEST: [lambda run: move_pointer(run.store, keys.LATEST, {"step": 2}, 2**62)],
     keys.BEST: [

@@ -14,7 +14,7 @@ from cpmbee_job.errors import PreflightError, UsageError
 from cpmbee_job.spec import load_spec
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.checks.findings import Finding
+    from cpmbee_job.launch.checks.check_result import CheckResult
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red", "not_permitted": "cyan"}
 
@@ -70,7 +70,7 @@ def doctor(
         raise PreflightError(f"{problems} of {len(findings)} checks found something missing")
 
 
-def _show(finding: "Finding") -> None:
+def _show(finding: "CheckResult") -> None:
     line = Text(f"{finding.state.replace('_', ' '):<14}", style=STYLES[finding.state])
     line.append(f"{finding.check}: {finding.detail}", style="default")
     if finding.hint is not None and finding.state != "ok":

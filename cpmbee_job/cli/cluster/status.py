@@ -17,7 +17,7 @@ from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.cluster_options import Context, Namespace, Output, Reference, connect_unless, find
 from cpmbee_job.cli.shared.storage_options import EndpointUrl, PathStyle, storage
 from cpmbee_job.errors import UsageError
-from cpmbee_job.launch.runs.containers import duration
+from cpmbee_job.launch.runs.durations import duration
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.runs.listing import RunEntry

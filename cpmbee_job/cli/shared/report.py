@@ -12,7 +12,7 @@ import typer
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.errors import CpmbeeError, ExitCode, UsageError
-from cpmbee_job.launch.runs.containers import duration
+from cpmbee_job.launch.runs.durations import duration
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.runs.status import RunStatus

@@ -1,4 +1,8 @@
-"""What a pod asks for, and what nodes and quotas have to give. Pure: objects of the API in, numbers and words out."""
+"""Compare what a pod requests with what nodes and quotas have. Pure: takes objects of the API.
+
+Follows a few of the scheduler's rules: node readiness, node selector, taints, and the sum of requests. Affinity and
+topology are left to the scheduler; `status` shows its message.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,56 +10,53 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
-from cpmbee_job.launch.checks.placement import refusal
-from cpmbee_job.launch.checks.quantities import parse_quantity, show_quantity
-from cpmbee_job.launch.kube.protocol import Object
+from cpmbee_job.launch.kube.fields import is_true, name_of, part, parts, text
+from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, Object
+from cpmbee_job.launch.kube.quantities import parse_quantity, show_quantity
 
 Amounts = dict[str, Decimal]
 """By resource, like `cpu`, `memory`, `nvidia.com/gpu`."""
+ZERO = Decimal(0)
 
-PRODUCT_LABEL = "nvidia.com/gpu.product"
 
-
-def pod_amounts(pod_spec: Mapping[str, Any], kind: Literal["requests", "limits"] = "requests") -> Amounts:
-    """What a pod's containers ask for together, as the scheduler counts: init steps run one after the other, before."""
-    together = _sum(_amounts(container, kind) for container in pod_spec["containers"])
-    for container in pod_spec.get("initContainers") or ():
-        if container.get("restartPolicy") == "Always":  # runs beside the others
-            together = _sum([together, _amounts(container, kind)])
-    for container in pod_spec.get("initContainers") or ():
-        for resource, amount in _amounts(container, kind).items():
-            together[resource] = max(together.get(resource, Decimal(0)), amount)
-    return _sum([together, _parsed(pod_spec.get("overhead") or {})])
+def pod_amounts(pod_spec: Object, kind: Literal["requests", "limits"] = "requests") -> Amounts:
+    """Return what a pod requests, as the scheduler counts it: init containers run before the others, one by one."""
+    init = parts(pod_spec, "initContainers")
+    sidecars = [container for container in init if container.get("restartPolicy") == "Always"]
+    total = _sum(_container_amounts(container, kind) for container in [*parts(pod_spec, "containers"), *sidecars])
+    for container in init:
+        for resource, amount in _container_amounts(container, kind).items():
+            total[resource] = max(total.get(resource, ZERO), amount)
+    return _sum([total, _parse(part(pod_spec, "overhead"))])
 
 
 @dataclass
 class NodeRoom:
-    """A node, and what the pods on it have asked for."""
+    """A node, and what its pods request together."""
 
     node: Object
     used: Amounts = field(default_factory=dict)
 
     @property
     def allocatable(self) -> Amounts:
-        return _parsed(self.node["status"].get("allocatable") or {})
+        return _parse(part(self.node, "status", "allocatable"))
 
     @property
     def free(self) -> Amounts:
-        return {resource: amount - self.used.get(resource, Decimal(0)) for resource, amount in self.allocatable.items()}
+        return {resource: amount - self.used.get(resource, ZERO) for resource, amount in self.allocatable.items()}
 
     @property
-    def product(self) -> str | None:
-        """Of its GPUs."""
-        label: str | None = (self.node["metadata"].get("labels") or {}).get(PRODUCT_LABEL)
-        return label
+    def product(self) -> str:
+        """Product name of its GPUs, "" if the label is missing."""
+        return text(self.node, "metadata", "labels", GPU_PRODUCT_LABEL)
 
 
 def node_rooms(nodes: Iterable[Object], pods: Iterable[Object]) -> list[NodeRoom]:
-    """The nodes with what is used of them; pods that have ended use nothing."""
-    rooms = {node["metadata"]["name"]: NodeRoom(node) for node in nodes}
+    """Return the nodes with what their pods use; pods that have ended use nothing."""
+    rooms = {name_of(node): NodeRoom(node) for node in nodes}
     for pod in pods:
-        room = rooms.get(pod["spec"].get("nodeName", ""))
-        if room is not None and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
+        room = rooms.get(text(pod, "spec", "nodeName"))
+        if room is not None and text(pod, "status", "phase") not in ("Succeeded", "Failed"):
             room.used = _sum([room.used, pod_amounts(pod["spec"]), {"pods": Decimal(1)}])
     return list(rooms.values())
 
@@ -69,88 +70,109 @@ class GpuCount:
 
 
 def count_gpus(rooms: Sequence[NodeRoom], resource: str) -> list[GpuCount]:
-    """GPUs by product, of nodes that have any."""
-    counts = []
-    for product in sorted({room.product or resource for room in rooms if room.allocatable.get(resource)}):
-        those = [r for r in rooms if (r.product or resource) == product and r.allocatable.get(resource)]
-        total = sum((room.allocatable[resource] for room in those), Decimal(0))
-        counts.append(GpuCount(product, len(those), total, sum((r.free[resource] for r in those), Decimal(0))))
-    return counts
+    """Count the GPUs by product, on the nodes that have any."""
+    by_product: dict[str, list[NodeRoom]] = {}
+    for room in rooms:
+        if room.allocatable.get(resource):
+            by_product.setdefault(room.product or resource, []).append(room)
+    return [
+        GpuCount(
+            product,
+            len(those),
+            sum((room.allocatable[resource] for room in those), ZERO),
+            sum((room.free[resource] for room in those), ZERO),
+        )
+        for product, those in sorted(by_product.items())
+    ]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How many pods of a kind find room: on empty nodes, and now. `obstacles`: why nodes take none, in words."""
+    """How many pods of a kind fit: if the nodes were empty, and now. `obstacles`: why nodes cannot run any."""
 
-    ever: int
+    empty: int
     now: int
     obstacles: tuple[str, ...]
 
 
-def fit(rooms: Sequence[NodeRoom], pod_spec: Mapping[str, Any]) -> Fit:
-    """Where a pod would find room."""
+def fit(rooms: Sequence[NodeRoom], pod_spec: Object) -> Fit:
+    """Count how many pods with this spec fit on the nodes."""
     request = {**pod_amounts(pod_spec), "pods": Decimal(1)}
-    ever = now = 0
+    empty = now = 0
     reasons: Counter[str] = Counter()
     short: dict[str, list[Decimal]] = {}
     for room in rooms:
-        reason = refusal(room.node, pod_spec)
-        if reason is not None:
+        if (reason := obstacle(room.node, pod_spec)) is not None:
             reasons[reason] += 1
             continue
-        ever += _times(room.allocatable, request)
+        allocatable = room.allocatable
+        empty += _times(allocatable, request)
         now += _times(room.free, request)
         for resource, amount in request.items():
-            if room.allocatable.get(resource, Decimal(0)) < amount:
-                short.setdefault(resource, []).append(room.allocatable.get(resource, Decimal(0)))
-    words = [f"{nodes_in_words(count)} {reason}" for reason, count in reasons.most_common()]
-    words += [
-        f"{nodes_in_words(len(there))} of at most {show_quantity(resource, max(there))} {resource}, where a pod asks "
-        f"for {show_quantity(resource, request[resource])}"
-        for resource, there in short.items()
-    ]
-    return Fit(ever, now, tuple(words))
+            if allocatable.get(resource, ZERO) < amount:
+                short.setdefault(resource, []).append(allocatable.get(resource, ZERO))
+    obstacles = [f"{count_nodes(count)} {reason}" for reason, count in reasons.most_common()]
+    for resource, there in short.items():
+        most, wanted = show_quantity(resource, max(there)), show_quantity(resource, request[resource])
+        obstacles.append(f"{count_nodes(len(there))} with at most {most} {resource}, a pod requests {wanted}")
+    return Fit(empty, now, tuple(obstacles))
 
 
-def quota_shortages(quota: Object, pod_spec: Mapping[str, Any], count: int) -> list[str]:
-    """What `count` pods and their job ask for that the ResourceQuota no longer has, in words."""
-    if not _counts(quota, pod_spec):
+def obstacle(node: Object, pod_spec: Object) -> str | None:
+    """Return why the node cannot run the pod however much room it has, like `not ready`; None if it can."""
+    if not is_true(node, "Ready"):
+        return "not ready"
+    for label, value in part(pod_spec, "nodeSelector").items():
+        if part(node, "metadata", "labels").get(label) != value:
+            return f"without label {label}={value}"
+    for taint in parts(node, "spec", "taints"):
+        key, value, effect = (text(taint, name) for name in ("key", "value", "effect"))
+        if effect != "PreferNoSchedule" and not any(_tolerates(one, taint) for one in parts(pod_spec, "tolerations")):
+            if key == "node.kubernetes.io/unschedulable":
+                return "cordoned"
+            return f"with untolerated taint {key}{f'={value}' if value else ''}:{effect}"
+    return None
+
+
+def quota_shortages(quota: Object, pod_spec: Object, count: int) -> list[str]:
+    """Return what `count` pods and their job request in excess of the ResourceQuota."""
+    if not _in_scope(quota, pod_spec):
         return []
-    wanted = _quota_names(pod_spec, count)
-    status = quota.get("status") or {}
-    hard, used = _parsed(status.get("hard") or {}), _parsed(status.get("used") or {})
-    words = []
-    for resource, amount in wanted.items():
-        if resource in hard and amount > hard[resource] - used.get(resource, Decimal(0)):
-            shown = [show_quantity(resource, n) for n in (amount, used.get(resource, Decimal(0)), hard[resource])]
-            words.append(
-                f"{resource}: the job asks for {shown[0]}, {shown[1]} of {shown[2]} are used"
-                + (", so it never fits" if amount > hard[resource] else "")
-            )
-    return words
+    hard, used = _parse(part(quota, "status", "hard")), _parse(part(quota, "status", "used"))
+    shortages = []
+    for resource, amount in _quota_amounts(pod_spec, count).items():
+        if resource in hard and amount > hard[resource] - used.get(resource, ZERO):
+            shown = [show_quantity(resource, n) for n in (amount, used.get(resource, ZERO), hard[resource])]
+            never = ", so it can never fit" if amount > hard[resource] else ""
+            shortages.append(f"{resource}: the job requests {shown[0]}, {shown[1]} of {shown[2]} are used{never}")
+    return shortages
 
 
-def _quota_names(pod_spec: Mapping[str, Any], count: int) -> Amounts:
-    """The job's amounts under all names that a quota may have for them. The operator makes a Service for each pod."""
+def count_nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _quota_amounts(pod_spec: Object, count: int) -> Amounts:
+    """Return the job's amounts under all names of a quota. The operator creates a Service for each pod."""
     each = Decimal(count)
-    wanted = {"pods": each, "count/pods": each, "services": each, "count/services": each}
-    wanted["count/pytorchjobs.kubeflow.org"] = Decimal(1)
+    amounts = {"pods": each, "count/pods": each, "services": each, "count/services": each}
+    amounts["count/pytorchjobs.kubeflow.org"] = Decimal(1)
     for resource, amount in pod_amounts(pod_spec).items():
-        wanted[f"requests.{resource}"] = amount * each
+        amounts[f"requests.{resource}"] = amount * each
         if resource in ("cpu", "memory", "ephemeral-storage"):
-            wanted[resource] = amount * each
+            amounts[resource] = amount * each
     for resource, amount in pod_amounts(pod_spec, "limits").items():
-        wanted[f"limits.{resource}"] = amount * each
-    return wanted
+        amounts[f"limits.{resource}"] = amount * each
+    return amounts
 
 
-def _counts(quota: Object, pod_spec: Mapping[str, Any]) -> bool:
-    """Whether the quota's scopes mean such a pod."""
-    terminating, priority = "activeDeadlineSeconds" in pod_spec, pod_spec.get("priorityClassName")
-    for scope in quota["spec"].get("scopes") or ():
-        if scope == "BestEffort" or scope == ("NotTerminating" if terminating else "Terminating"):
-            return False
-    for term in (quota["spec"].get("scopeSelector") or {}).get("matchExpressions") or ():
+def _in_scope(quota: Object, pod_spec: Object) -> bool:
+    """Return whether the quota's scopes include such a pod."""
+    other = "NotTerminating" if "activeDeadlineSeconds" in pod_spec else "Terminating"
+    if {"BestEffort", other} & set(part(quota, "spec").get("scopes") or ()):
+        return False
+    priority = pod_spec.get("priorityClassName")
+    for term in parts(quota, "spec", "scopeSelector", "matchExpressions"):
         if term["scopeName"] == "PriorityClass":
             matches = {
                 "In": priority in (term.get("values") or ()),
@@ -163,13 +185,22 @@ def _counts(quota: Object, pod_spec: Mapping[str, Any]) -> bool:
     return True
 
 
-def _amounts(container: Mapping[str, Any], kind: str) -> Amounts:
-    resources = container.get("resources") or {}
-    # a limit without a request is a request too
-    return _parsed({**((resources.get("limits") or {}) if kind == "requests" else {}), **(resources.get(kind) or {})})
+def _tolerates(toleration: Object, taint: Object) -> bool:
+    if toleration.get("effect") not in (None, "", taint["effect"]):
+        return False
+    if toleration.get("operator") == "Exists":
+        return toleration.get("key") in (None, "", taint["key"])
+    return text(toleration, "key") == text(taint, "key") and text(toleration, "value") == text(taint, "value")
 
 
-def _parsed(quantities: Mapping[str, Any]) -> Amounts:
+def _container_amounts(container: Object, kind: Literal["requests", "limits"]) -> Amounts:
+    limits = part(container, "resources", "limits")
+    if kind == "limits":
+        return _parse(limits)
+    return _parse({**limits, **part(container, "resources", "requests")})  # a limit alone is a request too
+
+
+def _parse(quantities: Mapping[str, Any]) -> Amounts:
     return {resource: parse_quantity(quantity) for resource, quantity in quantities.items()}
 
 
@@ -177,14 +208,10 @@ def _sum(many: Iterable[Amounts]) -> Amounts:
     total: Amounts = {}
     for amounts in many:
         for resource, amount in amounts.items():
-            total[resource] = total.get(resource, Decimal(0)) + amount
+            total[resource] = total.get(resource, ZERO) + amount
     return total
 
 
 def _times(room: Amounts, request: Amounts) -> int:
-    """How often the request fits."""
-    return max(0, min(int(room.get(name, Decimal(0)) / amount) for name, amount in request.items() if amount > 0))
-
-
-def nodes_in_words(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
+    """Return how often the request fits into the room."""
+    return max(0, min(int(room.get(name, ZERO) / amount) for name, amount in request.items() if amount > 0))

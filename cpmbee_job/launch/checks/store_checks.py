@@ -1,4 +1,4 @@
-"""What the doctor looks at in the object store: rights, conditional puts, and whether model and data are there."""
+"""Checks of `doctor` in the object store: permissions, conditional puts, and whether model and data exist."""
 
 import re
 import secrets
@@ -8,80 +8,75 @@ from rich.filesize import decimal
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, CpmbeeError, ModelError, NotFoundError
-from cpmbee_job.launch.checks.findings import Finding
+from cpmbee_job.launch.checks.check_result import CheckResult
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, check_model
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.urls import list_objects
 
-_NEEDS_CONDITIONS = "use a server that honours conditional puts, as AWS does: runs and attempts are agreed on by them"
+_CONDITIONAL_PUT = "conditional put"
+_REQUIRES_CONDITIONS = "use a server with conditional puts, like AWS: concurrent runs and attempts depend on them"
 
 
-def check_output(store: Store) -> Iterator[Finding]:
-    """Whether runs can be written there: each right, and conditional puts, tried on an object of our own that
-    is removed again.
-    """
+def check_output(store: Store) -> Iterator[CheckResult]:
+    """Check that runs can be written: each permission, and conditional puts, with an object that is deleted again."""
     key = f".cpmbee-job-doctor-{secrets.token_hex(8)}"
-    problems: list[tuple[str, CpmbeeError]] = []
+    failed: dict[str | None, tuple[list[str], CpmbeeError]] = {}
 
-    def attempt(right: str, action: Callable[[], object]) -> bool:
+    def attempt(permission: str, action: Callable[[], object]) -> bool:
         try:
             action()
         except CpmbeeError as error:
-            problems.append((right, error))
+            failed.setdefault(error.hint, ([], error))[0].append(permission)
             return False
         return True
 
+    conditions: list[CheckResult] = []
     attempt("list", lambda: list(store.list(key)))
-    findings: list[Finding] = []
     if attempt("write", lambda: store.put(key, b"1", if_none_match=True)):
         attempt("read", lambda: store.get(key))
-        findings = list(_conditions(store, key))
+        conditions = [_check_conditions(store, key)]
         attempt("delete", lambda: store.delete(key))
-    first = problems[0][1] if problems else None
-    if first is not None:
-        same = [right for right, error in problems if error.hint == first.hint]
-        yield Finding("output", "problem", f"cannot {', '.join(same)}: {first.message}", first.hint)
-        for right, error in problems:
-            if right not in same:
-                yield Finding("output", "problem", f"cannot {right}: {error.message}", error.hint)
-    else:
-        yield Finding("output", "ok", f"{store.url}: objects can be listed, written, read and deleted")
-    yield from findings
+    for permissions, error in failed.values():
+        yield CheckResult("output", "problem", f"cannot {', '.join(permissions)}: {error.message}", error.hint)
+    if not failed:
+        yield CheckResult("output", "ok", f"{store.url}: can list, write, read and delete objects")
+    yield from conditions
 
 
-def check_model_folder(store: Store) -> Iterator[Finding]:
-    """Whether all files of the model are there, as far as it shows without reading weights."""
+def check_model_folder(store: Store) -> Iterator[CheckResult]:
+    """Check that all files of the model exist, without reading weights."""
     files = {entry.key: entry for entry in store.list() if "/" not in entry.key}
     if not files:
-        raise NotFoundError(f"{store.url}: no folder with files in it", hint="`model` names the folder itself")
+        raise NotFoundError(f"{store.url}: no such folder, or no files in it", hint="`model` names the folder itself")
     check_model(store.url, list(files))
     if not files[VOCABULARY].size:
         raise ModelError(f"{store.url}: {VOCABULARY} is empty", hint="copy it again")
     config = model_config(store)
-    weights = _weights(store, files)
+    weights = _find_weights(store, files)
     size = sum(entry.size for entry in weights)
     shape = f"{config.num_layers} layers of width {config.dim_model}"
-    yield Finding("model", "ok", f"{store.url}: {shape}, {decimal(size)} of weights in {_files(len(weights))}")
+    yield CheckResult("model", "ok", f"{store.url}: {shape}, {decimal(size)} of weights in {_count(weights)}")
 
 
 def model_config(store: Store) -> ModelConfig:
-    return ModelConfig.from_dict(_json(store, CONFIG), source=f"{store.url}/{CONFIG}")
+    """Read the model's configuration. Raises `ModelError` for an invalid one."""
+    return ModelConfig.from_dict(_read_json(store, CONFIG), source=f"{store.url}/{CONFIG}")
 
 
-def check_data(field: str, url: str, storage: StorageSpec) -> Iterator[Finding]:
-    """Whether something lies where a field of the spec says."""
+def check_data(field: str, url: str, storage: StorageSpec) -> Iterator[CheckResult]:
+    """Check that there is data at the URL of this field of the spec."""
     _, objects = list_objects(url, storage)
     size = sum(entry.size for entry in objects)
-    if not size:
-        yield Finding(field, "problem", f"{url}: {_files(len(objects))}, all empty", "name the data")
-        return
-    yield Finding(field, "ok", f"{url}: {decimal(size)} in {_files(len(objects))}")
+    if size:
+        yield CheckResult(field, "ok", f"{url}: {decimal(size)} in {_count(objects)}")
+    else:
+        yield CheckResult(field, "problem", f"{url}: {_count(objects)}, all empty", "name a file or folder with data")
 
 
-def _conditions(store: Store, key: str) -> Iterator[Finding]:
-    """Whether puts with a condition that does not hold are refused, and those with one that holds are not."""
+def _check_conditions(store: Store, key: str) -> CheckResult:
+    """Check that puts are refused if their condition does not hold, and only then."""
     ignored = []
     try:
         try:
@@ -97,48 +92,42 @@ def _conditions(store: Store, key: str) -> Iterator[Finding]:
         except ConflictError:
             pass
     except CpmbeeError as error:
-        yield Finding("conditional put", "problem", error.message, error.hint or _NEEDS_CONDITIONS)
-        return
+        return CheckResult(_CONDITIONAL_PUT, "problem", error.message, error.hint or _REQUIRES_CONDITIONS)
     if ignored:
-        yield Finding(
-            "conditional put", "problem", f"the store takes no notice of {' and '.join(ignored)}", _NEEDS_CONDITIONS
-        )
-    else:
-        yield Finding("conditional put", "ok", "If-None-Match and If-Match are honoured")
+        detail = f"the object store ignores {' and '.join(ignored)}"
+        return CheckResult(_CONDITIONAL_PUT, "problem", detail, _REQUIRES_CONDITIONS)
+    return CheckResult(_CONDITIONAL_PUT, "ok", "If-None-Match and If-Match work")
 
 
-def _weights(store: Store, files: dict[str, ObjectInfo]) -> list[ObjectInfo]:
-    """The files that hold weights. Raises `ModelError` where the index names others."""
+def _find_weights(store: Store, files: dict[str, ObjectInfo]) -> list[ObjectInfo]:
+    """Return the files of the weights. Raises `ModelError` if the index names missing ones."""
     if SAFETENSORS_INDEX not in files:
         safetensors = [entry for name, entry in files.items() if name.endswith(".safetensors")]
         return safetensors or [e for name, e in files.items() if re.fullmatch(r"pytorch_model.*\.bin", name)]
-    index = _json(store, SAFETENSORS_INDEX)
-    weight_map = index.get("weight_map")
+    index = _read_json(store, SAFETENSORS_INDEX)
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{store.url}/{SAFETENSORS_INDEX}: not an index of safetensors files")
     names = sorted(set(map(str, weight_map.values())))
     if missing := [name for name in names if name not in files]:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ModelError(
-            f"{store.url}: {SAFETENSORS_INDEX} names files that are not there: {shown}", hint="copy them too"
-        )
+        raise ModelError(f"{store.url}: {SAFETENSORS_INDEX} names missing files: {shown}", hint="copy them too")
     found = [files[name] for name in names]
-    metadata = index.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     if isinstance(total, int) and sum(entry.size for entry in found) < total:
         raise ModelError(
-            f"{store.url}: {SAFETENSORS_INDEX} counts {total:,} bytes of weights, its files have fewer",
+            f"{store.url}: the weights are smaller than the {total:,} bytes that {SAFETENSORS_INDEX} names",
             hint="copy them again",
         )
     return found
 
 
-def _json(store: Store, key: str) -> dict[str, object]:
+def _read_json(store: Store, key: str) -> dict[str, object]:
     try:
         return documents.from_json(store.get(key))
     except ValueError as error:
         raise ModelError(f"{store.url}/{key}: not valid JSON: {error}") from error
 
 
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+def _count(files: list[ObjectInfo]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files"

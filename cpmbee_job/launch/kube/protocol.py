@@ -29,6 +29,8 @@ INDEX_LABEL = "training.kubeflow.org/replica-index"
 """The training operator's, of a pod."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 """Kueue's, of a job."""
+GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
+"""NVIDIA's feature discovery's, of a node."""
 
 CLUSTER_WIDE = {NODES, NAMESPACES, ACCESS_REVIEWS, KUBEFLOW_VERSIONS, KUEUE_VERSIONS}
 """Kinds that lie in no namespace."""

@@ -22,7 +22,7 @@ def require_accepted(cluster: Cluster, spec: JobSpec, manifest: Object, warn: Ca
     """Raises `RejectedError` or `PreflightError` for a job that the cluster would not take. A quota that is used up is
     worth a warning only: the job waits for it."""
     verdict = dry_run(cluster, spec, manifest)
-    for words in [*verdict.warnings, *verdict.used_up]:
+    for words in [*verdict.warnings, *verdict.exhausted]:
         warn(words)
     verdict.require_accepted(spec.name, f"{cluster.address}, namespace {cluster.namespace}")
 

@@ -15,7 +15,7 @@ import yaml
 import cpmbee_job
 from cpmbee_job.errors import SpecError
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.protocol import INDEX_LABEL, QUEUE_LABEL, Object
+from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, INDEX_LABEL, QUEUE_LABEL, Object
 from cpmbee_job.launch.manifest.overlay import merge
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
@@ -159,7 +159,7 @@ def _scheduling_policy(policy: SchedulingPolicySpec, workers: WorkersSpec) -> Ob
 
 def _pod(spec: JobSpec, url: str) -> Object:
     cluster, workers = spec.cluster, spec.workers
-    node_labels = {"nvidia.com/gpu.product": workers.gpu_product} if workers.gpu_product else {}
+    node_labels = {GPU_PRODUCT_LABEL: workers.gpu_product} if workers.gpu_product else {}
     optional = {
         "serviceAccountName": spec.storage.service_account,
         "priorityClassName": cluster.priority_class,

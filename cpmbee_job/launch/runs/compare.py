@@ -1,4 +1,4 @@
-"""Two runs side by side: in what their specs and data differ, and how well they did."""
+"""Compare two runs: their specs, their data, and how well they did."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from cpmbee_job.run.run import Run
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run has come to; None where it has not."""
+    """The results of a run; None for what it does not have (yet)."""
 
     url: str
     state: str | None
@@ -24,12 +24,12 @@ class RunSummary:
     world_size: int | None
     base_digest: str | None
     scores: dict[str, EvalScore]
-    """Of its best delta, by eval digest."""
+    """Scores of its best delta, by eval digest."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A field and its values in the two; None where one of them has no such field."""
+    """A field and its values in the two runs; None for a missing field."""
 
     key: str
     first: Any
@@ -42,48 +42,46 @@ class Comparison:
     second: RunSummary
     spec: tuple[Difference, ...]
     data: tuple[Difference, ...]
-    """Between what they were bound to; nothing where one of them is not yet."""
+    """Differences of the prepared data; empty if one of the runs has none yet."""
 
     @property
     def scores(self) -> dict[str, tuple[EvalScore | None, EvalScore | None]]:
-        """Side by side, by eval digest; those that both have first."""
-        digests = sorted(
-            {**self.first.scores, **self.second.scores},
-            key=lambda digest: not (digest in self.first.scores and digest in self.second.scores),
-        )
-        return {digest: (self.first.scores.get(digest), self.second.scores.get(digest)) for digest in digests}
+        """Pairs of scores by eval digest; those that both runs have come first."""
+        first, second = self.first.scores, self.second.scores
+        digests = sorted({**first, **second}, key=lambda digest: not (digest in first and digest in second))
+        return {digest: (first.get(digest), second.get(digest)) for digest in digests}
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the JSON object."""
         return asdict(self)
 
 
 def compare(first: Run, second: Run) -> Comparison:
-    """Raises `DamagedError` for a delta whose manifest can't be read."""
+    """Compare two runs. Raises `DamagedError` for a delta whose manifest cannot be read."""
+    data = _data(first), _data(second)
     return Comparison(
-        _summary(first),
-        _summary(second),
+        _summarize(first),
+        _summarize(second),
         _differences(first.spec.model_dump(mode="json"), second.spec.model_dump(mode="json")),
-        _differences(*data) if (data := (_data(first), _data(second))) and all(data) else (),
+        _differences(*data) if all(data) else (),
     )
 
 
-def _summary(run: Run) -> RunSummary:
+def _summarize(run: Run) -> RunSummary:
     result = run.result() or {}
-    scores = result.get("scores") or {}
     try:
-        of_delta = read_delta(run.store, read_delta_pointer(run.store, keys.BEST)).scores
+        scores = read_delta(run.store, read_delta_pointer(run.store, keys.BEST)).scores
     except NotFoundError:
-        of_delta = {}
+        scores = {}
     return RunSummary(
         run.url,
         result.get("state"),
         result.get("steps"),
-        scores.get("best_step"),
+        (result.get("scores") or {}).get("best_step"),
         result.get("duration_s"),
         result.get("world_size"),
         (result.get("digests") or {}).get("base"),
-        of_delta,
+        scores,
     )
 
 

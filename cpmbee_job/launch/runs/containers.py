@@ -1,12 +1,13 @@
-"""Why a container does not run, in words: kubelet's reasons, a registry's errors, what the program said last."""
+"""Explain why a container does not run: kubelet's reason, the registry's error, the last output of the program."""
 
 import re
 import signal
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cpmbee_job.launch.kube.fields import integer, one_line, part, parts, text, time_at
 from cpmbee_job.launch.kube.protocol import Object
+from cpmbee_job.launch.runs.durations import duration
 
 IMAGE_REASONS = {
     "ErrImagePull",
@@ -21,111 +22,100 @@ CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunCont
 START_REASONS = {"StartError", "ContainerCannotRun"}
 LAST_LINES = 3
 LINE_CHARACTERS = 300
+_SIGNALS = {number.value: number.name for number in signal.Signals}
 
 
 def why_no_image(status: Object, events: Sequence[Object]) -> str:
-    """Which image, and the registry's words."""
+    """Name the image and the registry's error. `events`: warnings of the pod."""
     image = text(status, "image")
-    reason, said = text(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
+    reason, message = text(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
     if reason == "InvalidImageName":
-        return f"`image` {image} is no valid name{after_colon(said.rpartition('InvalidImageName: ')[2])}"
+        detail = after_colon(message.rpartition("InvalidImageName: ")[2])
+        return f"`image` {image} is not a valid image name (InvalidImageName){detail}"
     if reason == "ErrImageNeverPull":
-        return f"image {image} is not on the node, and cluster.image_pull_policy is Never"
-    words = _registry_words(said, image)
-    if not words:  # it tells only that kubelet waits before it tries again; an event has the error
-        failures = [one_line(one, "message") for one in events if text(one, "reason") == "Failed"]
-        words = next((_registry_words(one, image) for one in failures if one.startswith("Failed to pull")), "")
-    lower = words.lower()
-    hint = ""
+        return f"image {image} is not on the node, and cluster.image_pull_policy is Never (ErrImageNeverPull)"
+    error = _registry_error(message, image)
+    if not error:  # older kubelets state only that they wait before the next pull; the event has the error
+        failures = [one_line(event, "message") for event in events if text(event, "reason") == "Failed"]
+        error = next((_registry_error(one, image) for one in failures if one.startswith("Failed to pull")), "")
+    hint, lower = "", error.lower()
     if any(sign in lower for sign in ("unauthorized", "denied", "forbidden", "authorization failed", "no basic auth")):
-        hint = " (a private registry needs cluster.image_pull_secrets)"
-    elif "not found" in lower or "does not exist" in lower or "manifest unknown" in lower:
+        hint = " (a private registry requires cluster.image_pull_secrets)"
+    elif any(sign in lower for sign in ("not found", "does not exist", "manifest unknown")):
         hint = " (check `image`)"
-    return f"image {image} can't be pulled{after_colon(words)}{hint}"
+    # The reason alternates between these two; one of them keeps pods in the same situation on one line.
+    shown = "ImagePullBackOff" if reason == "ErrImagePull" else reason
+    return f"cannot pull image {image} ({shown}){after_colon(error)}{hint}"
 
 
-def why_not_set_up(status: Object) -> str:
-    """A Secret, a key, a ConfigMap that is missing; a root user where none may be."""
-    said = one_line(status, "state", "waiting", "message")
-    reason = text(status, "state", "waiting", "reason")
-    return f"container {text(status, 'name')} can't be set up: {said or reason}"
+def why_not_created(status: Object) -> str:
+    """Name what is missing: a Secret, a key, a ConfigMap, a user other than root."""
+    reason, message = text(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
+    return f"cannot create container {text(status, 'name')} ({reason}){after_colon(message)}"
 
 
 def is_out_of_memory(ended: Object) -> bool:
-    """Kubelet says so, or (on cgroup v1 it may not: one rank is killed, not the container) the program did."""
+    """Return whether the container ran out of memory. On cgroup v1 the kernel may kill one rank and not the container:
+    then only the termination message shows it."""
     return text(ended, "reason") == "OOMKilled" or "out of memory" in text(ended, "message").lower()
 
 
 def why_ended(what: str, ended: Object, pod: Object, status: Object) -> str:
-    """How the container `what` ended, with its last lines."""
+    """Explain how the container that does `what` ended, with its last lines. `ended`: its `terminated` state."""
     code, reason, message = integer(ended, "exitCode"), text(ended, "reason"), text(ended, "message")
-    lines = last_lines(message)
     if reason in START_REASONS:
-        return f"{what} can't be started: {one_line(ended, 'message')[-LINE_CHARACTERS:] or reason}"
-    if reason == "OOMKilled" or (code == 137 and "out of memory" in message.lower()):
-        limit = _limit(pod, text(status, "name"))
-        words = f"{what} was killed: out of memory" + (f" (limit {limit}, workers.memory)" if limit else "")
-    elif code == 0:
-        words = f"{what} has ended"
+        return f"cannot start {what} ({reason}){after_colon(one_line(ended, 'message')[-LINE_CHARACTERS:])}"
+    if reason == "OOMKilled" or (code == 137 and is_out_of_memory(ended)):
+        limit = _memory_limit(pod, text(status, "name"))
+        how = "OOMKilled" if reason == "OOMKilled" else "exit code 137"
+        end = f"{what} ran out of memory ({how}{f', limit {limit}, workers.memory' if limit else ''})"
     elif code is None:
-        words = f"{what} has ended{after_colon(reason)}"
+        end = f"{what} ended{after_colon(reason)}"
     elif reason == "ContainerStatusUnknown":
-        words = f"{what} was lost with its node"
-    elif code > 128 and code - 128 in {number.value for number in signal.Signals}:
-        name = signal.Signals(code - 128).name
-        words = f"{what} was ended by {name}" + (", as the kernel does when memory runs out" if code == 137 else "")
+        end = f"{what} was lost with its node (ContainerStatusUnknown)"
+    elif code - 128 in _SIGNALS:
+        end = f"{what} was terminated by {_SIGNALS[code - 128]}"
+        end += ", possibly because memory ran out" if code == 137 else ""
     else:
-        words = f"{what} failed with exit code {code}"
-    return words + after_colon(" | ".join(lines))
+        end = f"{what} failed with exit code {code}" if code else f"{what} exited with code 0"
+    return end + after_colon(" | ".join(last_lines(message)))
 
 
 def last_lines(message: str) -> list[str]:
-    """The last lines of a termination message, which holds the end of the log where the program wrote none."""
-    plain = re.sub(r"\x1b?\[[0-9;]*m", "", message)  # colours; the escape itself may be gone already
+    """Return the last lines of a termination message: the end of the log unless the program wrote a message."""
+    plain = re.sub(r"\x1b?\[[0-9;]*m", "", message)  # colors; the escape character itself may already be removed
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return [line if len(line) <= LINE_CHARACTERS else f"{line[:LINE_CHARACTERS]}…" for line in lines[-LAST_LINES:]]
 
 
-def next_start(status: Object, now: datetime) -> str:
-    """When kubelet starts the container again, "" where it does not say."""
-    said = text(status, "state", "waiting", "message")
-    found = re.search(r"back-off (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)? restarting", said)
+def next_restart(status: Object, now: datetime) -> str:
+    """Return when kubelet restarts the container, "" if it does not tell."""
+    message = text(status, "state", "waiting", "message")
+    found = re.search(r"back-off (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)? restarting", message)
     ended = time_at(status, "lastState", "terminated", "finishedAt")
     if not found or ended is None:
         return ""
     hours, minutes, seconds = (int(group or 0) for group in found.groups())
-    due = (ended + timedelta(hours=hours, minutes=minutes, seconds=seconds) - now).total_seconds()
-    times = integer(status, "restartCount") or 0
-    return f"start {times + 2} {'is due' if due < 1 else f'in {duration(due)}'}"
+    left = hours * 3600 + minutes * 60 + seconds - (now - ended).total_seconds()
+    restart = (integer(status, "restartCount") or 0) + 1
+    return f"CrashLoopBackOff, restart {restart} {'is due' if left < 1 else f'in {duration(left)}'}"
 
 
-def duration(seconds: float) -> str:
-    """Like `40 s`, `12 min`, `3 h 20 min`, `5 d`."""
-    minutes = round(seconds / 60)
-    if seconds < 120:
-        return f"{round(seconds)} s"
-    if minutes < 120:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // (24 * 60)} d"
+def after_colon(detail: str) -> str:
+    return f": {detail}" if detail else ""
 
 
-def after_colon(words: str) -> str:
-    return f": {words}" if words else ""
-
-
-def _limit(pod: Object, container: str) -> str:
+def _memory_limit(pod: Object, container: str) -> str:
     for one in [*parts(pod, "spec", "containers"), *parts(pod, "spec", "initContainers")]:
         if text(one, "name") == container:
             return text(part(one, "resources", "limits"), "memory")
     return ""
 
 
-def _registry_words(said: str, image: str) -> str:
-    """Without the wrappings of kubelet and containerd."""
-    words = re.sub(r'^Back-off pulling image "[^"]*"(: (ErrImagePull: )?)?', "", said)
-    words = re.sub(r'^Failed to pull image "[^"]*": ', "", words)
-    words = re.sub(r"rpc error: code = \w+ desc = ", "", words)
-    words = re.sub(r'failed to (?:pull and unpack image|resolve reference|pull image) "[^"]*": ', "", words)
-    return words.removeprefix(f"{image}: ")
+def _registry_error(message: str, image: str) -> str:
+    """Strip what kubelet and containerd put before the registry's error."""
+    error = re.sub(r'^Back-off pulling image "[^"]*"(: (ErrImagePull: )?)?', "", message)
+    error = re.sub(r'^Failed to pull image "[^"]*": ', "", error)
+    error = re.sub(r"rpc error: code = \w+ desc = ", "", error)
+    error = re.sub(r'failed to (?:pull and unpack image|resolve reference|pull image) "[^"]*": ', "", error)
+    return error.removeprefix(f"{image}: ")

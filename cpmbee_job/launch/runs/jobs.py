@@ -1,4 +1,4 @@
-"""A PyTorchJob's own state: how many workers it wants, why it waits, why it has no pods."""
+"""Read a job's own state: how many workers it has, why it is suspended, why it has no pods."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,62 +6,63 @@ from datetime import UTC, datetime
 
 from cpmbee_job.launch.kube.fields import condition, integer, one_line, part, parts, text, time_at
 from cpmbee_job.launch.kube.protocol import QUEUE_LABEL, Object
-from cpmbee_job.launch.runs.containers import duration, why_ended
+from cpmbee_job.launch.runs.containers import why_ended
+from cpmbee_job.launch.runs.durations import age, duration
 
-UNSEEN = 30.0
-"""Seconds after which the operator should have looked at a new job."""
+OPERATOR_SECONDS = 30.0
+"""Age of a PyTorchJob at which the training operator should have processed it."""
 
 
 def num_workers(job: Object | None) -> tuple[int, int]:
-    """(pods that training needs, pods asked for)."""
+    """Return (pods that training requires, pods requested)."""
     replicas = part(job, "spec", "pytorchReplicaSpecs")
-    wanted = sum(1 if (count := integer(replicas, kind, "replicas")) is None else count for kind in replicas)
-    return integer(job, "spec", "elasticPolicy", "minReplicas") or wanted, wanted
+    requested = sum(1 if (count := integer(replicas, kind, "replicas")) is None else count for kind in replicas)
+    return integer(job, "spec", "elasticPolicy", "minReplicas") or requested, requested
 
 
 def is_suspended(job: Object) -> bool:
-    return part(job, "spec", "runPolicy").get("suspend") is True
+    """Return whether the PyTorchJob or Job is suspended."""
+    return True in (part(job, "spec", "runPolicy").get("suspend"), part(job, "spec").get("suspend"))
 
 
 def queue_of(job: Object) -> str:
+    """Return the name of the job's Kueue LocalQueue, "" if it has none."""
     return text(job, "metadata", "labels", QUEUE_LABEL)
 
 
 def is_queued(job: Object) -> bool:
-    """Whether Kueue holds it back."""
+    """Return whether the job waits for Kueue."""
     return is_suspended(job) and bool(queue_of(job))
 
 
-def why_queued(job: Object, workload: Object | None) -> str:
-    """With the words of Kueue's own object where it may be read."""
-    words = f"waits in Kueue's queue {queue_of(job)}"
-    if workload is None:
-        return words
+def why_suspended(job: Object, workload: Object | None = None) -> str:
+    """Explain why a suspended job does not start, with the message of Kueue's Workload if it can be read."""
+    if not is_queued(job):
+        return "suspended (spec.runPolicy.suspend of the PyTorchJob)"
     for kind in ("Evicted", "Admitted", "QuotaReserved"):
         state = condition(workload, kind)
-        said = one_line(state, "message")
-        if said and (text(state, "status") == "True") == (kind == "Evicted"):
-            return f"{words}: {said}"
-    return words
+        message = one_line(state, "message")
+        if message and (text(state, "status") == "True") == (kind == "Evicted"):
+            return f"waits in the Kueue LocalQueue {queue_of(job)}: {message}"
+    return f"waits in the Kueue LocalQueue {queue_of(job)}"
 
 
 def why_no_pods(job: Object, events: Sequence[Object], num_pods: int, now: datetime) -> list[str]:
-    """Why the operator makes none, or not all, of the pods, by the job's events."""
+    """Explain from the job's events why the operator does not create some or all of its pods."""
     missing = num_workers(job)[1] - num_pods
-    said = [one for one in newest_first(events) if text(one, "reason") in ("FailedCreatePod", "FailedCreateService")]
-    if missing > 0 and said:
-        many = f"{missing} of its pods can't be made" if num_pods else "its pods can't be made"
-        return [f"{many}: {why_refused(one_line(said[0], 'message'))}"]
-    created = time_at(job, "metadata", "creationTimestamp")
-    if not num_pods and not parts(job, "status", "conditions") and created is not None:
-        age = (now - created).total_seconds()
-        if age > UNSEEN:
-            return [f"the training operator has not looked at it for {duration(age)}: does it run?"]
-    return []
+    for event in newest_first(events) if missing > 0 else ():
+        reason = text(event, "reason")
+        if reason in ("FailedCreatePod", "FailedCreateService"):
+            which = f"{missing} of the pods" if num_pods else "pods"
+            return [f"cannot create {which} ({reason}): {why_refused(one_line(event, 'message'))}"]
+    waited = age(time_at(job, "metadata", "creationTimestamp"), now)
+    if num_pods or parts(job, "status", "conditions") or waited is None or waited <= OPERATOR_SECONDS:
+        return []
+    return [f"the training operator has not processed the PyTorchJob for {duration(waited)}: check that it runs"]
 
 
 def last_failure(job: Object, events: Sequence[Object]) -> str:
-    """How the last of its containers failed: the operator deletes the pods of a job that fails, and leaves an event."""
+    """Return how the job's last container failed. Of a failed job the operator deletes the pods; the event stays."""
     for event in newest_first(events):
         found = re.match(
             r"Error pod (\S+) container (\S+) exitCode: (\d+) terminated message: ?(.*)",
@@ -71,14 +72,15 @@ def last_failure(job: Object, events: Sequence[Object]) -> str:
         if found:
             ended = {"exitCode": int(found[3]), "message": found[4], "reason": text(event, "reason")}
             template = part(job, "spec", "pytorchReplicaSpecs", "Worker", "template")
-            words = why_ended("training", ended, template, {"name": found[2]})
-            return f"{pod_label(found[1])}: {words}"
+            return f"{pod_label(found[1])}: {why_ended('training', ended, template, {'name': found[2]})}"
     return ""
 
 
 def evictions(events: Sequence[Object], uids: Mapping[str, str], now: datetime) -> list[str]:
-    """What nodes did to earlier pods of the same names (`uids`: of those that are there): the operator makes new
-    ones at once, so that nothing but the events remembers them."""
+    """Describe evictions of earlier pods with the same names. `uids`: of the present pods, by name.
+
+    The operator replaces evicted pods at once, so that only the events show them.
+    """
     lines = []
     for name, uid in uids.items():
         about = [
@@ -90,10 +92,10 @@ def evictions(events: Sequence[Object], uids: Mapping[str, str], now: datetime) 
         ]
         if about:
             times = sum(integer(event, "count") or 1 for event in about)
-            how_often = "before" if times == 1 else f"{times} times"
-            ago = f", last {duration((now - at).total_seconds())} ago" if (at := event_time(about[0])) else ""
-            said = one_line(about[0], "message")
-            lines.append(f"{pod_label(name)} was evicted {how_often}{ago}: {said}")
+            how_often = "once" if times == 1 else f"{times} times"
+            since = age(event_time(about[0]), now)
+            ago = "" if since is None else f", last {duration(since)} ago"
+            lines.append(f"{pod_label(name)} was Evicted {how_often}{ago}: {one_line(about[0], 'message')}")
     return lines
 
 
@@ -102,41 +104,41 @@ def newest_first(events: Sequence[Object]) -> list[Object]:
 
 
 def event_time(event: Object) -> datetime | None:
-    known = (time_at(event, key) for key in ("lastTimestamp", "eventTime", "firstTimestamp"))
-    return next((at for at in known if at is not None), None)
+    """Return when the event occurred last."""
+    times = (time_at(event, key) for key in ("lastTimestamp", "eventTime", "firstTimestamp"))
+    return next((at for at in times if at is not None), None)
 
 
 def pod_label(pod_name: str) -> str:
-    """`worker 3` for a pod of that index."""
+    """Return `worker 3` for the pod of worker 3."""
     index = index_in(pod_name)
     return pod_name if index is None else f"worker {index}"
 
 
 def index_in(pod_name: str) -> int | None:
-    """The worker's index, from the name that the operator gives its pod."""
+    """Return the worker's index from the name that the operator gives its pod."""
     found = re.search(r"-worker-(\d+)$", pod_name)
     return int(found[1]) if found else None
 
 
-def why_refused(said: str) -> str:
-    """An API server's refusal of a pod, in terms of the spec where it is a known one."""
-    words = said.removeprefix("Error creating: ")
-    words = re.sub(r'^pods "[^"]*" is forbidden: ', "", words)
-    quota = re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", words)
+def why_refused(message: str) -> str:
+    """Explain why the API server refuses to create a pod."""
+    reason = re.sub(r'^(Error creating: )?(pods "[^"]*" is forbidden: )?', "", message)
+    quota = re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", reason)
     if quota:
-        used, limited = _amounts(quota[3]), _amounts(quota[4])
-        asked = [
-            f"{amount} {resource} asked for, {used.get(resource, '?')} of {limited.get(resource, '?')} in use"
-            for resource, amount in _amounts(quota[2]).items()
-        ]
-        return f"quota {quota[1]} of the namespace is exhausted: {'; '.join(asked)}"
-    security = re.search(r'violates PodSecurity "([^"]*)": (.*)', words)
+        requested, used, limited = (_amounts(quota[group]) for group in (2, 3, 4))
+        resources = (
+            f"{amount} {resource} requested, {used.get(resource, '?')} of {limited.get(resource, '?')} used"
+            for resource, amount in requested.items()
+        )
+        return f"exceeded quota {quota[1]}: {'; '.join(resources)}"
+    security = re.search(r'violates PodSecurity "([^"]*)": (.*)', reason)
     if security:
-        return f"the namespace's Pod Security standard {security[1]} refuses them: {security[2]}"
-    if "failed quota" in words:
-        return f"a quota of the namespace wants what the pod does not say: {words}"
-    return words
+        return f"the pods violate the namespace's PodSecurity level {security[1]}: {security[2]}"
+    if "failed quota" in reason:
+        return f"a ResourceQuota requires fields that the pod does not set: {reason}"
+    return reason
 
 
-def _amounts(text_of_pairs: str) -> dict[str, str]:
-    return dict(pair.split("=", 1) for pair in text_of_pairs.split(",") if "=" in pair)
+def _amounts(pairs: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in pairs.split(",") if "=" in pair)

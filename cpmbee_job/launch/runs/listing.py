@@ -1,4 +1,4 @@
-"""All runs at a glance: the cluster's by their PyTorchJobs alone, the store's by one folder listing and small reads."""
+"""List all runs: those of the cluster from their PyTorchJobs alone, those of the object store by small reads."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.fields import condition, integer, is_true, number, text, time_at
+from cpmbee_job.launch.kube.fields import condition, integer, number, text
 from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object
 from cpmbee_job.launch.runs.find import job_labels, job_url
-from cpmbee_job.launch.runs.jobs import is_queued, is_suspended, num_workers
-from cpmbee_job.launch.runs.status import FRESH, Phase
+from cpmbee_job.launch.runs.jobs import num_workers
+from cpmbee_job.launch.runs.phases import Phase, is_alive, job_phase, result_phase
 from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.spec.types import RESERVED_NAMES
@@ -22,7 +22,7 @@ from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
 
 READERS = 16
-"""Runs of the store that are read at the same time."""
+"""Runs in the object store that are read at the same time."""
 
 
 class RunEntry(BaseModel):
@@ -33,14 +33,14 @@ class RunEntry(BaseModel):
     name: str
     run_id: str
     url: str
-    phase: Phase = Field(description="As of `status`; of a run that only the cluster knows, what its PyTorchJob says.")
-    reason: str | None = Field(description="Why it has ended.")
-    workers: int | None = Field(description="Pods asked for; null where its PyTorchJob is gone.")
-    step: int | None = Field(description="null unless the store was asked (--output).")
+    phase: Phase = Field(description="As in `status`; of a run that was only found in the cluster, its PyTorchJob's.")
+    reason: str | None = Field(description="Why the run has ended.")
+    workers: int | None = Field(description="Pods requested; null if there is no PyTorchJob.")
+    step: int | None = Field(description="null unless the object store was read (--output).")
     total_steps: int | None
     loss: float | None
-    created_at: str | None = Field(description="When its PyTorchJob was made; null where there is none (any more).")
-    updated_at: str | None = Field(description="Its last sign of life; null unless the store was asked.")
+    created_at: str | None = Field(description="When the PyTorchJob was created; null if there is none.")
+    updated_at: str | None = Field(description="Last heartbeat; null unless the object store was read.")
     ended_at: str | None
 
 
@@ -50,47 +50,49 @@ class Listing(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     runs: tuple[RunEntry, ...] = Field(description="Newest first.")
-    total: int = Field(description="How many there are, with those that --limit leaves out.")
-    notes: tuple[str, ...] = Field(description="What could not be looked at.")
+    total: int = Field(description="Number of runs, including those that --limit omits.")
+    notes: tuple[str, ...] = Field(description="What could not be read.")
 
 
 def list_runs(
     cluster: Cluster | None, *, output: str | None = None, storage: StorageSpec | None = None, limit: int | None = None
 ) -> Listing:
-    """The runs of the cluster's namespace and, with `output`, those under it in the store."""
+    """List the runs of the cluster's namespace and, with `output`, those under it in the object store.
+
+    What cannot be read becomes a note if the other source can be read, else an error.
+    """
     notes: list[str] = []
-    entries: dict[str, RunEntry] = {}
-    cluster_known = cluster is not None
+    jobs: dict[str, Object] = {}
+    namespace = None if cluster is None else cluster.namespace
     try:
         for job in cluster.list(PYTORCHJOBS, naming.MANAGED_BY) if cluster is not None else ():
-            entry = of_job(job)
-            entries[entry.url or f"{entry.name}/{entry.run_id}"] = entry
+            jobs[job_url(job).rstrip("/") or "/".join(job_labels(job))] = job
     except CpmbeeError as error:
-        cluster_known = False
+        namespace = None
         if isinstance(error, NotFoundError):
-            error = ClusterError("it knows no PyTorchJobs: the training operator is not installed", hint="see `doctor`")
+            error = ClusterError("it has no PyTorchJobs: the training operator is not installed", hint="see `doctor`")
         if output is None:
             raise error from None
         notes.append(f"the cluster: {error.message}")
+    entries = {key: of_job(job) for key, job in jobs.items()}
     if output is not None:
         try:
             store = open_store(output, (storage or StorageSpec()).seen_by_launcher())
-            namespace = cluster.namespace if cluster is not None and cluster_known else None
-            entries |= _of_store(store, entries, notes, namespace)
+            entries |= _StoreReader(store, namespace, jobs, notes).read()
         except CpmbeeError as error:
-            if not cluster_known:
+            if namespace is None:
                 raise
             notes.append(f"the store: {error.message}")
-    newest_first = sorted(entries.values(), key=_age_key, reverse=True)
+    newest_first = sorted(entries.values(), key=_sort_key, reverse=True)
     return Listing(runs=tuple(newest_first[:limit]), total=len(newest_first), notes=tuple(notes))
 
 
 def last_succeeded(output: str, name: str, storage: StorageSpec) -> str | None:
-    """Id of the job's run that has succeeded last, as far as the store knows."""
+    """Return the id of the last run of the job `name` that succeeded, None if no result in the object store is one."""
     store = open_store(f"{output.rstrip('/')}/{name}", storage)
 
     def end(run_id: str) -> tuple[str, str] | None:
-        with suppress(ValueError):  # what can't be read has not succeeded
+        with suppress(ValueError):  # a damaged result is no success
             result = _read(store, f"{run_id}/{keys.RESULT}")
             if text(result, "state") == "succeeded":
                 return text(result, "ended_at"), run_id
@@ -102,110 +104,89 @@ def last_succeeded(output: str, name: str, storage: StorageSpec) -> str | None:
 
 
 def of_job(job: Object) -> RunEntry:
-    """What the PyTorchJob alone says."""
-    name, run_id = job_labels(job)
-    phase: Phase = "pending"
-    reason = ""
-    if is_true(job, "Failed"):
-        phase, reason = "failed", text(condition(job, "Failed"), "message")
-    elif is_true(job, "Succeeded"):
-        phase = "succeeded"
-    elif is_suspended(job):
-        phase = "queued" if is_queued(job) else "pending"
-    elif is_true(job, "Running"):
-        phase = "running"
-    return RunEntry(
-        name=name,
-        run_id=run_id,
-        url=job_url(job).rstrip("/"),
-        phase=phase,
-        reason=reason or None,
-        workers=num_workers(job)[1],
-        step=None,
-        total_steps=None,
-        loss=None,
-        created_at=text(job, "metadata", "creationTimestamp") or None,
-        updated_at=None,
-        ended_at=text(job, "status", "completionTime") or None,
-    )
+    """Describe a run by its PyTorchJob alone."""
+    return _describe(*job_labels(job), job_url(job).rstrip("/"), job)
 
 
-def _of_store(
-    store: Store, known: Mapping[str, RunEntry], notes: list[str], namespace: str | None
-) -> dict[str, RunEntry]:
-    """By URL, with what the cluster knows of them. `namespace`: where it was asked, None where it was not."""
-
-    def ids(name: str) -> list[tuple[str, str]]:
-        return [(name, run_id) for run_id in store.folders(name)]
-
-    def read(place: tuple[str, str]) -> RunEntry | None:
-        url = keys.run_url(store.url, *place)
-        try:
-            return _stored(store, *place, known.get(url), namespace)
-        except (CpmbeeError, ValueError) as error:
-            notes.append(f"{'/'.join(place)}: {error}")
-            return known.get(url)
-
-    with ThreadPoolExecutor(READERS) as threads:
-        names = [name for name in store.folders() if name not in RESERVED_NAMES]
-        places = [place for found in threads.map(ids, names) for place in found]
-        return {entry.url: entry for entry in threads.map(read, places) if entry is not None}
-
-
-def _stored(store: Store, name: str, run_id: str, known: RunEntry | None, namespace: str | None) -> RunEntry | None:
-    """None where that folder is no run."""
-    result, beat = (_read(store, f"{name}/{run_id}/{key}") for key in (keys.RESULT, keys.STATUS))
-    if not result and not beat and store.info(f"{name}/{run_id}/{keys.SPEC}") is None:
-        return known
-    phase: Phase = known.phase if known else "lost"
-    reason = known.reason if known else None
+def _describe(
+    name: str, run_id: str, url: str, job: Object | None, result: Object | None = None, heartbeat: Object | None = None
+) -> RunEntry:
+    phase: Phase = "lost"
     if result:
-        state = text(result, "state")
-        phase = state if state in ("succeeded", "cancelled") else "failed"  # type: ignore[assignment]
-        reason = text(result, "reason") or None
-    elif known is None and _is_fresh(beat):
+        phase = result_phase(result)
+    elif job is not None:
+        phase = job_phase(job)
+    elif is_alive(heartbeat or {}, datetime.now(UTC)):
         phase = "running"
-    elif known is None and namespace is None:
-        reason = "the cluster was not asked"
-    elif known is None and (home := _home(store, f"{name}/{run_id}")) not in (None, namespace):
-        reason = f"not asked: it was submitted to the namespace {home}"
+    failed = condition(job, "Failed") if phase == "failed" else {}
     return RunEntry(
         name=name,
         run_id=run_id,
-        url=keys.run_url(store.url, name, run_id),
+        url=url,
         phase=phase,
-        reason=reason,
-        workers=known.workers if known else None,
-        step=integer(result, "steps") or integer(beat, "step"),
-        total_steps=integer(beat, "total_steps"),
-        loss=number(beat, "loss"),
-        created_at=known.created_at if known else None,
-        updated_at=text(beat, "updated_at") or None,
-        ended_at=text(result, "ended_at") or (known.ended_at if known else None),
+        reason=(text(result, "reason") if result else text(failed, "message")) or None,
+        workers=None if job is None else num_workers(job)[1],
+        step=integer(result, "steps") or integer(heartbeat, "step"),
+        total_steps=integer(heartbeat, "total_steps"),
+        loss=number(heartbeat, "loss"),
+        created_at=text(job, "metadata", "creationTimestamp") or None,
+        updated_at=text(heartbeat, "updated_at") or None,
+        ended_at=text(result, "ended_at") or text(job, "status", "completionTime") or None,
     )
+
+
+class _StoreReader:
+    """Reads the runs in `store`. `namespace`: the one whose PyTorchJobs are `jobs`, by the URL of their run; None if
+    the cluster was not read."""
+
+    def __init__(self, store: Store, namespace: str | None, jobs: Mapping[str, Object], notes: list[str]) -> None:
+        self._store, self._namespace, self._jobs, self._notes = store, namespace, jobs, notes
+
+    def read(self) -> dict[str, RunEntry]:
+        """Return the entries by URL."""
+        with ThreadPoolExecutor(READERS) as threads:
+            names = [name for name in self._store.folders() if name not in RESERVED_NAMES]
+            folders = zip(names, threads.map(self._store.folders, names), strict=True)
+            runs = [(name, run_id) for name, ids in folders for run_id in ids]
+            return {entry.url: entry for entry in threads.map(self._read_entry, runs) if entry is not None}
+
+    def _read_entry(self, run: tuple[str, str]) -> RunEntry | None:
+        """Describe the run with what the cluster shows of it; return None if the folder is not a run."""
+        url, folder = keys.run_url(self._store.url, *run), "/".join(run)
+        job = self._jobs.get(url)
+        known = None if job is None else of_job(job)
+        try:
+            result, heartbeat = (_read(self._store, f"{folder}/{key}") for key in (keys.RESULT, keys.STATUS))
+            if not result and not heartbeat and self._store.info(f"{folder}/{keys.SPEC}") is None:
+                return known
+            entry = _describe(*run, url, job, result, heartbeat)
+            return entry.model_copy(update={"reason": self._why_unknown(folder)}) if entry.phase == "lost" else entry
+        except (CpmbeeError, ValueError) as error:
+            self._notes.append(f"{folder}: {error}")
+            return known
+
+    def _why_unknown(self, folder: str) -> str | None:
+        """Return why the PyTorchJob of a run may exist although it was not found."""
+        if self._namespace is None:
+            return "the cluster was not read"
+        namespace = self._submitted_to(folder)
+        return None if namespace in (None, self._namespace) else f"not read: it was submitted to namespace {namespace}"
+
+    def _submitted_to(self, folder: str) -> str | None:
+        """Return the namespace that the run was submitted to, None if that is unknown."""
+        key = f"{folder}/{keys.SPEC}"
+        with suppress(CpmbeeError):  # a spec of a newer release, for example
+            return parse_spec(self._store.get(key), source=f"{self._store.url}/{key}").cluster.namespace
+        return None
 
 
 def _read(store: Store, key: str) -> Object:
-    """The JSON object, an empty one where there is none."""
+    """Return the JSON object, an empty one if there is none. Raises `ValueError` for a damaged one."""
     try:
         return documents.from_json(store.get(key))
     except NotFoundError:
         return {}
 
 
-def _home(store: Store, run: str) -> str | None:
-    """The namespace that the run was submitted to, as far as that is known."""
-    key = f"{run}/{keys.SPEC}"
-    with suppress(CpmbeeError):  # of a newer launcher, say
-        return parse_spec(store.get(key), source=f"{store.url}/{key}").cluster.namespace
-    return None
-
-
-def _is_fresh(beat: Object) -> bool:
-    at = time_at(beat, "updated_at")
-    fresh = at is not None and (datetime.now(UTC) - at).total_seconds() < FRESH
-    return fresh and text(beat, "state") == "running"
-
-
-def _age_key(entry: RunEntry) -> tuple[str, str, str]:
+def _sort_key(entry: RunEntry) -> tuple[str, str, str]:
     return entry.created_at or entry.updated_at or entry.ended_at or "", entry.name, entry.run_id

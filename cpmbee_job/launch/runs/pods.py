@@ -1,6 +1,6 @@
-"""The state of one pod and, where something is in its way, what, in words."""
+"""Describe one pod: its state and, if something is in its way, the cause."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -10,6 +10,8 @@ from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, one_line, part, parts, text, time_at
 from cpmbee_job.launch.kube.protocol import INDEX_LABEL, Object
 from cpmbee_job.launch.runs import containers
+from cpmbee_job.launch.runs.containers import after_colon
+from cpmbee_job.launch.runs.durations import age
 from cpmbee_job.launch.runs.jobs import event_time, newest_first
 from cpmbee_job.launch.runs.scheduling import why_unscheduled
 
@@ -19,26 +21,31 @@ Cause = Literal[
 ]  # worst first
 
 SLOW_START = 30.0
-"""Seconds that a pod may take to start or to end, beyond what it was given, before that is worth a word."""
+"""Seconds that a pod may take to start, or to end after its grace period, before that is reported."""
 STALE_EVENT = 300.0
-"""Seconds after which a volume that could not be mounted has been: kubelet would have tried, and complained, again."""
+"""Age in seconds from which a mount failure is over: kubelet would have retried, and reported it again."""
+MOUNT_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
+NODE_EVENTS = ("FailedCreatePodSandBox", "NetworkNotReady")
+INIT_STEP = ("initContainers", "initContainerStatuses")
+MAIN_STEP = ("containers", "containerStatuses")
 
 
 class PodStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    index: int | None = Field(description="Of the worker; null where the pod does not say.")
+    index: int | None = Field(description="Index of the worker; null if the pod has no such label.")
     state: PodState
-    cause: Cause | None = Field(description="What kind of thing is in its way.")
-    reason: str | None = Field(description="The same in words, with those of the server.")
+    cause: Cause | None = Field(description="Kind of problem that the pod has.")
+    reason: str | None = Field(description="The problem as text, with the messages of Kubernetes.")
     node: str | None
-    restarts: int = Field(description="Starts of its containers after the first.")
+    restarts: int = Field(description="Restarts of the pod's containers.")
 
 
-def describe_pod(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: dict[str, str]) -> PodStatus:
-    """`events`: the pod's warnings. `silent_nodes`: nodes that don't answer, and why, as far as that is known."""
-    state, cause, reason = _explained(pod, events, now, silent_nodes)
+def describe_pod(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: Mapping[str, str]) -> PodStatus:
+    """Describe a pod. `events`: its warnings. `silent_nodes`: nodes that do not respond, and why if it is known."""
+    state, cause, reason = _explain(pod, events, now, silent_nodes)
+    statuses = [status for _, list_name in (INIT_STEP, MAIN_STEP) for status in parts(pod, "status", list_name)]
     return PodStatus(
         name=name_of(pod),
         index=index_of(pod),
@@ -46,23 +53,23 @@ def describe_pod(pod: Object, events: Sequence[Object], now: datetime, silent_no
         cause=cause,
         reason=reason or None,
         node=text(pod, "spec", "nodeName") or None,
-        restarts=sum(integer(status, "restartCount") or 0 for status in _container_statuses(pod)),
+        restarts=sum(integer(status, "restartCount") or 0 for status in statuses),
     )
 
 
 def index_of(pod: Object) -> int | None:
-    """The worker's index, as the operator's label says it."""
+    """Return the worker's index from the training operator's label."""
     index = text(pod, "metadata", "labels", INDEX_LABEL)
     return int(index) if index.isascii() and index.isdigit() else None
 
 
 def needs_events(pod: Object) -> bool:
-    """Whether only events can tell what this pod waits for: it has a node, and nothing of it has started."""
+    """Return whether only events can tell what the pod waits for: it has a node, and no container has started."""
     return text(pod, "status", "phase") in ("Pending", "") and bool(text(pod, "spec", "nodeName"))
 
 
 def is_silent(pod: Object) -> bool:
-    """Whether the pod's node seems to have stopped answering: its containers run, yet it is not ready."""
+    """Return whether the pod's node seems to have stopped responding: its containers run, but the pod is not ready."""
     if text(pod, "status", "phase") == "Unknown" or text(pod, "status", "reason") == "NodeLost":
         return True
     statuses = parts(pod, "status", "containerStatuses")
@@ -73,161 +80,150 @@ def is_silent(pod: Object) -> bool:
 _Explanation = tuple[PodState, Cause | None, str]
 
 
-def _explained(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: dict[str, str]) -> _Explanation:
-    phase = text(pod, "status", "phase")
+def _explain(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: Mapping[str, str]) -> _Explanation:
+    phase, node = text(pod, "status", "phase"), text(pod, "spec", "nodeName")
     if phase == "Succeeded":
         return "succeeded", None, ""
     if phase == "Failed":
         return _failed(pod)
-    leaves_by = time_at(pod, "metadata", "deletionTimestamp")
-    overdue = leaves_by is not None and (now - leaves_by).total_seconds() > SLOW_START
-    if is_silent(pod) and (leaves_by is None or overdue):
-        node = text(pod, "spec", "nodeName")
-        return "lost", "node", f"its node {node} does not answer" + containers.after_colon(silent_nodes.get(node, ""))
-    if leaves_by is not None:
+    overdue = age(time_at(pod, "metadata", "deletionTimestamp"), now)  # that timestamp includes the grace period
+    if is_silent(pod) and (overdue is None or overdue > SLOW_START):
+        return "lost", "node", f"node {node} does not respond{after_colon(silent_nodes.get(node, ''))}"
+    if overdue is not None:
         cause, why = _disruption(pod)
-        return "ending", cause, f"being deleted{containers.after_colon(why)}"
-    if phase != "Running" and not text(pod, "spec", "nodeName"):
+        return "ending", cause, f"Terminating{after_colon(why)}"
+    if phase != "Running" and not node:
         return _unscheduled(pod)
-    for status in _in_order(pod, "initContainers", "initContainerStatuses"):
+    for status in _statuses(pod, *INIT_STEP):
         if integer(status, "state", "terminated", "exitCode") == 0 or _is_sidecar(pod, status):
             continue
         if _is_running(status):
             return "preparing", None, ""
         return _not_running(pod, status, events, now, is_init=True)
-    for status in _in_order(pod, "containers", "containerStatuses"):
+    for status in _statuses(pod, *MAIN_STEP):
         if integer(status, "state", "terminated", "exitCode") != 0 and not _is_running(status):
             return _not_running(pod, status, events, now, is_init=False)
     if phase == "Running":
-        return "running", None, _earlier_end(pod)
+        return "running", None, _why_restarted(pod)
     return _starting(pod, events, now)
 
 
-def _earlier_end(pod: Object) -> str:
-    """How training ended in this pod before it was started again, if it was."""
-    for status in _in_order(pod, "containers", "containerStatuses"):
+def _why_restarted(pod: Object) -> str:
+    """Return how the pod's main container ended before it was restarted, "" if it never was."""
+    for status in _statuses(pod, *MAIN_STEP):
         if ended := part(status, "lastState", "terminated"):
-            return f"started again after: {containers.why_ended(_work(pod), ended, pod, status)}"
+            return f"restarted after: {containers.why_ended(_work(pod), ended, pod, status)}"
     return ""
 
 
 def _not_running(
     pod: Object, status: Object, events: Sequence[Object], now: datetime, *, is_init: bool
 ) -> _Explanation:
-    """Of the first container that does not run."""
+    """Explain the first container that does not run."""
     waiting = text(status, "state", "waiting", "reason")
-    what = "the init step" if is_init else _work(pod)
     if waiting in containers.IMAGE_REASONS:
         return "pending", "image", containers.why_no_image(status, events)
     if waiting in containers.CONFIG_REASONS:
-        return "pending", "config", containers.why_not_set_up(status)
-    ended = part(status, "state", "terminated") or part(status, "lastState", "terminated")
-    if ended and (waiting == "CrashLoopBackOff" or part(status, "state", "terminated")):
-        out_of_memory = containers.is_out_of_memory(ended)
-        cause: Cause = "memory" if out_of_memory else "init" if is_init else "crash"
-        if text(ended, "reason") in containers.START_REASONS:
-            cause = "config"
-        again = containers.next_start(status, now)
-        return "restarting", cause, containers.why_ended(what, ended, pod, status) + (f"; {again}" if again else "")
-    return _starting(pod, events, now)
+        return "pending", "config", containers.why_not_created(status)
+    ended = part(status, "state", "terminated")
+    if waiting == "CrashLoopBackOff":
+        ended = ended or part(status, "lastState", "terminated")
+    if not ended:
+        return _starting(pod, events, now)
+    cause: Cause = "memory" if containers.is_out_of_memory(ended) else "init" if is_init else "crash"
+    if text(ended, "reason") in containers.START_REASONS:
+        cause = "config"
+    why = containers.why_ended("the init step" if is_init else _work(pod), ended, pod, status)
+    return "restarting", cause, "; ".join(filter(None, (why, containers.next_restart(status, now))))
 
 
 def _starting(pod: Object, events: Sequence[Object], now: datetime) -> _Explanation:
-    """Between its node and its first container: volumes, network, image."""
+    """Explain the time between scheduling and the first container: volumes, network, image."""
     for event in newest_first(events):
-        at = event_time(event)
-        if at is not None and (now - at).total_seconds() > STALE_EVENT:  # tried again since, with more luck
+        if (age(event_time(event), now) or 0) > STALE_EVENT:
             break
-        words = one_line(event, "message")
-        if text(event, "reason") in ("FailedMount", "FailedAttachVolume", "FailedMapVolume"):
-            return "pending", "volume", f"a volume can't be mounted: {words}"
-        if text(event, "reason") in ("FailedCreatePodSandBox", "NetworkNotReady"):
-            return "pending", "node", f"the node can't start it: {words}"
-    begun = time_at(condition(pod, "PodScheduled"), "lastTransitionTime") or time_at(
-        pod, "metadata", "creationTimestamp"
-    )
-    slow = begun is not None and (now - begun).total_seconds() > SLOW_START
+        reason, message = text(event, "reason"), one_line(event, "message")
+        if reason in MOUNT_EVENTS:
+            return "pending", "volume", f"cannot mount a volume ({reason}): {message}"
+        if reason in NODE_EVENTS:
+            return "pending", "node", f"the node cannot start the pod ({reason}): {message}"
+    begun = time_at(condition(pod, "PodScheduled"), "lastTransitionTime")
+    waited = age(begun or time_at(pod, "metadata", "creationTimestamp"), now)
     image = next((text(one, "image") for one in parts(pod, "spec", "containers")), "")
-    return "pending", "waiting", f"pulls {image}, or sets up volumes and network" if slow else ""
+    slow = waited is not None and waited > SLOW_START
+    return "pending", "waiting", f"pulling image {image}, or setting up volumes and network" if slow else ""
 
 
 def _unscheduled(pod: Object) -> _Explanation:
     scheduled = condition(pod, "PodScheduled")
     if text(scheduled, "reason") == "SchedulingGated":
         gates = ", ".join(text(gate, "name") for gate in parts(pod, "spec", "schedulingGates"))
-        return "pending", "waiting", f"held back by {gates or 'a scheduling gate'}"
+        return "pending", "waiting", f"SchedulingGated{f' by {gates}' if gates else ''}"
     if text(scheduled, "status") == "False":
-        nominated = text(pod, "status", "nominatedNodeName")
-        if nominated:
-            return "pending", "waiting", f"waits for pods of less priority to leave {nominated}"
+        if nominated := text(pod, "status", "nominatedNodeName"):
+            return "pending", "waiting", f"waits for preempted pods to leave node {nominated}"
         return "pending", "unschedulable", why_unscheduled(pod)
     scheduler = text(pod, "spec", "schedulerName")
     if scheduler not in ("", "default-scheduler"):
         return "pending", "waiting", f"waits for the scheduler {scheduler}"
-    return "pending", "waiting", "waits for a node"
+    return "pending", "waiting", "waits for the scheduler"
 
 
 def _failed(pod: Object) -> _Explanation:
     cause, why = _disruption(pod)
     if cause is not None:
         return "failed", cause, why
-    reason, message = text(pod, "status", "reason"), one_line(pod, "status", "message")
-    for list_name, status_name, what in (
-        ("initContainers", "initContainerStatuses", "the init step"),
-        ("containers", "containerStatuses", _work(pod)),
-    ):
-        for status in _in_order(pod, list_name, status_name):
+    for step, what in ((INIT_STEP, "the init step"), (MAIN_STEP, _work(pod))):
+        for status in _statuses(pod, *step):
             ended = part(status, "state", "terminated")
             if ended and integer(ended, "exitCode") != 0:
                 kind: Cause = "memory" if containers.is_out_of_memory(ended) else "crash"
                 return "failed", kind, containers.why_ended(what, ended, pod, status)
+    reason, message = text(pod, "status", "reason"), one_line(pod, "status", "message")
     return (
         "failed",
         "node" if reason else "crash",
-        ": ".join(filter(None, (reason, message))) or "failed without a word",
+        ": ".join(filter(None, (reason, message))) or "failed, no reason given",
     )
 
 
 def _disruption(pod: Object) -> tuple[Cause | None, str]:
-    """Why others than its own processes end the pod, if they do."""
+    """Explain why something other than the pod's own processes ends it; (None, "") if nothing does."""
     reason, message = text(pod, "status", "reason"), one_line(pod, "status", "message")
     if reason == "Evicted":
-        return "evicted", f"evicted by its node: {message}"
+        return "evicted", f"Evicted by its node: {message}"
     if reason == "Preempting":
-        return "preempted", f"preempted: {message}"
+        return "preempted", f"Preempting: {message}"
+    target, node = condition(pod, "DisruptionTarget"), text(pod, "spec", "nodeName")
     if not is_true(pod, "DisruptionTarget"):
         return None, ""
-    target = condition(pod, "DisruptionTarget")
-    words = one_line(target, "message")
-    node = text(pod, "spec", "nodeName")
-    match text(target, "reason"):
+    reason, detail = text(target, "reason"), after_colon(one_line(target, "message") or message)
+    match reason:
         case "PreemptionByScheduler":
-            return "preempted", f"preempted by a pod of higher priority{containers.after_colon(words)}"
+            return "preempted", f"preempted by a pod of higher priority ({reason}){detail}"
         case "DeletionByTaintManager":
-            return "node", f"its node {node} was lost or drained{containers.after_colon(words)}"
+            return "node", f"node {node} was lost or drained ({reason}){detail}"
         case "EvictionByEvictionAPI":
-            return "evicted", f"evicted from {node}, as a drain does{containers.after_colon(words)}"
+            return "evicted", f"evicted from node {node}, for example by a drain ({reason}){detail}"
         case "DeletionByPodGC":
-            return "node", f"its node {node} is gone{containers.after_colon(words)}"
-        case other:
-            return "evicted", f"ended by its node: {': '.join(filter(None, (words or message or other,)))}"
+            return "node", f"node {node} is gone ({reason}){detail}"
+    return "evicted", f"terminated by its node ({reason}){detail}"
 
 
-def _in_order(pod: Object, spec_list: str, status_list: str) -> list[Object]:
-    """The containers' statuses in the order of the spec, ours before what others have injected."""
+def _statuses(pod: Object, spec_list: str, status_list: str) -> list[Object]:
+    """Return the container statuses in the order of the spec, our main container before injected ones."""
     order = [text(one, "name") for one in parts(pod, "spec", spec_list)]
-    ours = (naming.PREPARE_CONTAINER, naming.TRAIN_CONTAINER)
 
     def rank(status: Object) -> tuple[bool, int]:
         name = text(status, "name")
-        injected_main = spec_list == "containers" and name not in ours
-        return injected_main, order.index(name) if name in order else len(order)
+        injected = spec_list == "containers" and name != naming.TRAIN_CONTAINER
+        return injected, order.index(name) if name in order else len(order)
 
     return sorted(parts(pod, "status", status_list), key=rank)
 
 
 def _work(pod: Object) -> str:
-    """What its main container does."""
+    """Return what the pod's main container does."""
     return text(pod, "metadata", "labels", naming.COMMAND_LABEL) or "training"
 
 
@@ -236,10 +232,6 @@ def _is_running(status: Object) -> bool:
 
 
 def _is_sidecar(pod: Object, status: Object) -> bool:
-    """Whether it is an init container that is to run as long as the pod, and does."""
+    """Return whether it is an init container that runs beside the others (`restartPolicy: Always`)."""
     names = [text(one, "name") for one in parts(pod, "spec", "initContainers") if one.get("restartPolicy") == "Always"]
     return text(status, "name") in names and _is_running(status)
-
-
-def _container_statuses(pod: Object) -> list[Object]:
-    return [*parts(pod, "status", "initContainerStatuses"), *parts(pod, "status", "containerStatuses")]

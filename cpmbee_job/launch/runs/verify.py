@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a user sees them: which there are, and whether they are as they were written."""
+"""List a run's checkpoints, and verify that its checkpoints, deltas and rows are as they were written."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -19,43 +19,25 @@ class CheckpointEntry:
     step: int
     attempt: int
     size: int | None
-    """Bytes of the state, None where its manifest can't be read."""
+    """Bytes of the state, None if its manifest cannot be read."""
     modified: float | None
     """When the manifest was written, in seconds since 1970."""
     is_overtaken: bool
-    """Whether a later attempt has passed over it, so that no other goes on from it."""
+    """Whether a later attempt has resumed from an earlier checkpoint, so that no attempt resumes from this one."""
     problem: str | None
 
     @property
-    def can_be_gone_on_from(self) -> bool:
+    def is_resumable(self) -> bool:
         return self.problem is None and not self.is_overtaken
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the JSON object."""
         return asdict(self)
-
-
-def list_checkpoints(store: Store) -> list[CheckpointEntry]:
-    """All that have a manifest, newest first; looked for, not read."""
-    sizes = {entry.key: entry.size for entry in store.list("checkpoints/")}
-    entries = []
-    going_on = set(resumable_checkpoints(store))
-    for found in stored_checkpoints(store):
-        size, problem = None, None
-        try:
-            size = read_manifest(store, found.key).size
-            if sizes.get(found.state_key) != size:
-                there = sizes.get(found.state_key)
-                problem = "its state is missing" if there is None else f"its state has {there} bytes, not {size}"
-        except (DamagedError, NotFoundError) as error:
-            problem = str(error)
-        entries.append(CheckpointEntry(found.step, found.attempt, size, found.modified, found not in going_on, problem))
-    return entries
 
 
 @dataclass(frozen=True)
 class Verification:
-    """`problem` and the values of `deltas` are None for what is as it was written."""
+    """`problem` of a checkpoint, and the values of `deltas`, are None for what is as it was written."""
 
     url: str
     checkpoints: list[CheckpointEntry]
@@ -65,18 +47,37 @@ class Verification:
     problems: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the JSON object."""
         return asdict(self)
 
-    def row_words(self) -> str:
+    def row_summary(self) -> str:
+        """Describe in one line how often training has read the packed rows."""
         if self.rows is None:
-            return f"rows: {self.rows_problem}"
-        words = f"rows: {self.rows.rows:,} in {self.rows.steps:,} steps"
-        return f"{words}, {len(self.rows.twice):,} twice in an epoch, {len(self.rows.never):,} never"
+            return f"packed rows: {self.rows_problem}"
+        repeated = f"{len(self.rows.twice):,} twice in an epoch, {len(self.rows.never):,} never"
+        return f"packed rows: {self.rows.rows:,} in {self.rows.steps:,} steps, {repeated}"
+
+
+def list_checkpoints(store: Store) -> list[CheckpointEntry]:
+    """Return all checkpoints that have a manifest, newest first. States are not read, only their sizes compared."""
+    sizes = {entry.key: entry.size for entry in store.list("checkpoints/")}
+    entries = []
+    resumable = set(resumable_checkpoints(store))
+    for found in stored_checkpoints(store):
+        size, problem = None, None
+        try:
+            size, stored = read_manifest(store, found.key).size, sizes.get(found.state_key)
+            if stored != size:
+                problem = "its state is missing" if stored is None else f"its state has {stored} bytes, not {size}"
+        except (DamagedError, NotFoundError) as error:
+            problem = str(error)
+        is_overtaken = found not in resumable
+        entries.append(CheckpointEntry(found.step, found.attempt, size, found.modified, is_overtaken, problem))
+    return entries
 
 
 def verify_run(run: Run) -> Verification:
-    """Read everything. Raises `StoreError` where the store fails."""
+    """Read all checkpoints, deltas and row records of the run. Raises `StoreError` if the object store fails."""
     store = run.store
     checkpoints = [
         replace(entry, problem=_problem(partial(read_state, store, manifest)))
@@ -84,20 +85,25 @@ def verify_run(run: Run) -> Verification:
     ]
     folders = delta_folders(entry.key for entry in store.list("delta/"))
     deltas = {folder.prefix: _problem(partial(check_delta, store, folder.prefix)) for folder in folders}
-    rows, rows_problem = None, "no checkpoint has a record of them"
-    newest = next((entry for entry in checkpoints if entry.can_be_gone_on_from), None)
-    if newest is not None:
-        try:
-            data, train = run.data()["train"], run.spec.train
-            steps_per_epoch = -(-int(data["rows"]) // run.spec.global_batch_size)
-            record = read_rows(store, newest.step, newest.attempt)
-            rows = count_rows(record, data, steps_per_epoch, train.drop_last)
-        except (DamagedError, NotFoundError) as error:
-            rows_problem = str(error)
-    problems = [words for words in (*(entry.problem for entry in checkpoints), *deltas.values()) if words is not None]
+    rows, rows_problem = _count_rows(run, checkpoints)
+    problems = [problem for problem in (*(entry.problem for entry in checkpoints), *deltas.values()) if problem]
     if rows is not None and (rows.twice or rows.never):
-        problems.append("not every row once in an epoch")
-    return Verification(run.url, checkpoints, deltas, rows, None if rows else rows_problem, problems)
+        problems.append("training has not read every packed row exactly once per epoch")
+    return Verification(run.url, checkpoints, deltas, rows, rows_problem, problems)
+
+
+def _count_rows(run: Run, checkpoints: list[CheckpointEntry]) -> tuple[RowCount | None, str | None]:
+    """Count the packed rows up to the newest resumable checkpoint, or return why they cannot be counted."""
+    newest = next((entry for entry in checkpoints if entry.is_resumable), None)
+    if newest is None:
+        return None, "no checkpoint has a record of them"
+    try:
+        data, train = run.data()["train"], run.spec.train
+        steps_per_epoch = -(-int(data["rows"]) // run.spec.global_batch_size)
+        record = read_rows(run.store, newest.step, newest.attempt)
+        return count_rows(record, data, steps_per_epoch, train.drop_last), None
+    except (DamagedError, NotFoundError) as error:
+        return None, str(error)
 
 
 def _problem(check: Callable[[], object]) -> str | None:
