@@ -17,7 +17,8 @@ from cpmbee_job.launch.kube.fields import text
 from cpmbee_job.launch.kube.protocol import PODS
 from cpmbee_job.launch.kube.transport import Transport
 from cpmbee_job.launch.runs.listing import of_job
-from cpmbee_job.launch.runs.status import StoreRecord, describe_run
+from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
+from cpmbee_job.launch.runs.status import describe_run
 from tests.fuzz.fuzzing import altered, bounded, corpus
 from tests.paths import GOLDEN
 from tests.unit.launch.api_server import Answer, ApiServer, api_server, pod, status
@@ -36,16 +37,8 @@ def look(seen: Any, beat: Any = None, result: Any = None) -> None:
     objects = {key: seen[key] for key in ("pods", "events") if isinstance(seen.get(key), list)}
     objects = {key: [one for one in found if isinstance(one, dict)] for key, found in objects.items()}
     job = seen.get("job") if isinstance(seen.get("job"), dict) else None
-    record = StoreRecord(status=beat if isinstance(beat, dict) else None, result=result)
-    run = describe_run(
-        **{"pods": [], "events": []} | objects,
-        name="a",
-        run_id="r1",
-        url="s3://b/a/r1",
-        job=job,
-        record=record,
-        now=NOW,
-    )
+    in_store = StoreSnapshot(heartbeat=beat if isinstance(beat, dict) else None, result=result)
+    run = describe_run("a", "r1", "s3://b/a/r1", ClusterSnapshot(job=job, **objects), in_store, now=NOW)
     assert json.loads(run.model_dump_json())
     assert describe(run, NOW, all_pods=True)
     assert summary(run)

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from cpmbee_job.errors import POD_CODES, JobFailedError, NotFoundError, PreflightError, UnfinishedError
 from cpmbee_job.launch.follow.wait import GRACE, INTERVALS
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, one_line, part, parts, text
+from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, one_line, parts, text
 from cpmbee_job.launch.kube.protocol import EVENTS, JOBS, PODS, Cluster, Object
 from cpmbee_job.launch.runs.find import FoundRun
-from cpmbee_job.launch.runs.jobs import newest_first, queue_of, why_refused
+from cpmbee_job.launch.runs.jobs import is_suspended, newest_first, why_refused, why_suspended
 from cpmbee_job.launch.runs.pods import describe_pod, needs_events
 from cpmbee_job.store.base import Store
 
@@ -74,9 +74,8 @@ def _get_job(cluster: Cluster, name: str) -> Object | None:
 
 
 def _how_it_is(job: Object, found: FoundRun, cluster: Cluster) -> str:
-    if part(job, "spec").get("suspend") is True:
-        queue = queue_of(job)
-        return f"waits in Kueue's queue {queue}" if queue else "is suspended"
+    if is_suspended(job):
+        return why_suspended(job)
     pods = _newest_first(cluster, found)
     if not pods:
         events = cluster.list(EVENTS, {}, f"involvedObject.uid={text(job, 'metadata', 'uid')}")

@@ -38,7 +38,7 @@ def is_queued(job: Object) -> bool:
 def why_suspended(job: Object, workload: Object | None = None) -> str:
     """Explain why a suspended job does not start, with the message of Kueue's Workload if it can be read."""
     if not is_queued(job):
-        return "suspended (spec.runPolicy.suspend of the PyTorchJob)"
+        return f"suspended (`suspend` of the {text(job, 'kind') or 'PyTorchJob'} is true)"
     for kind in ("Evicted", "Admitted", "QuotaReserved"):
         state = condition(workload, kind)
         message = one_line(state, "message")

@@ -23,7 +23,7 @@ def test_what_is_missing_ends_with_4_and_says_how_to_mend_it(run, tmp_path):
     assert done.returncode == 4
     assert "problem       cluster: no way to a Kubernetes cluster" in done.stdout
     assert "hint: set KUBECONFIG" in done.stdout
-    assert "ok            conditional put: If-None-Match and If-Match are honoured" in done.stdout
+    assert "ok            conditional put: If-None-Match and If-Match work" in done.stdout
     assert "error: 1 of 4 checks" in done.stderr
 
 

@@ -72,8 +72,8 @@ def test_wait_ends_with_101_after_its_timeout(run: Run) -> None:
 def test_a_trouble_that_grows_older_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     news = _News()
     for age in ("4 s", "50 s", "2 min"):
-        news.trouble(f"no result, last sign of life {age} ago")
-    assert capsys.readouterr().err.count("last sign of life") == 1
+        news.trouble(f"no result, and no recent heartbeat (the last was {age} ago)")
+    assert capsys.readouterr().err.count("no recent heartbeat") == 1
 
 
 def test_wait_for_no_run_ends_with_102(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from cpmbee_job.cli.cluster.status import describe, summary, table
 from cpmbee_job.errors import NotFoundError
 from cpmbee_job.launch.runs.listing import RunEntry
 from cpmbee_job.launch.runs.pods import PodStatus
-from cpmbee_job.launch.runs.status import BestScore, RunStatus, StoreRecord, describe_run
+from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
+from cpmbee_job.launch.runs.status import BestScore, RunStatus, describe_run
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-EMPTY = describe_run(
-    name="ccpm", run_id="0a1b", url="s3://b/runs/ccpm/0a1b", job=None, pods=(), record=StoreRecord(), now=NOW
-).model_copy(update={"phase": "running", "reason": None, "ended": False, "namespace": "train"})
+EMPTY = describe_run("ccpm", "0a1b", "s3://b/runs/ccpm/0a1b", ClusterSnapshot(), StoreSnapshot(), now=NOW).model_copy(
+    update={"phase": "running", "reason": None, "ended": False, "namespace": "train"}
+)
 
 
 def shown(run: RunStatus, all_pods: bool = False) -> list[str]:
@@ -105,7 +106,7 @@ def test_a_watch_ends_with_the_run(run_url: str) -> None:
 def test_no_such_run(run_url: str) -> None:
     error = CliRunner().invoke(app, ["status", f"{run_url}x"]).exception
     assert isinstance(error, NotFoundError)
-    assert "there is 0123456789ab" in str(error)
+    assert "existing: 0123456789ab" in str(error)
 
 
 def test_a_long_reason_is_cut_in_a_list() -> None:

@@ -1,4 +1,4 @@
-"""What the doctor finds, check by check: a healthy cluster in memory, and one thing wrong with it."""
+"""What the doctor reports, check by check: a healthy cluster in memory, with one thing wrong."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -40,7 +40,7 @@ def denied(resource):
 
 
 class HealthyCluster(FakeCluster):
-    """With an operator whose webhook refuses the doctor's own job."""
+    """Has an operator whose webhook refuses the doctor's test job."""
 
     def __init__(self):
         super().__init__()
@@ -77,17 +77,17 @@ def secret(*keys):
 
 
 def examine(cluster, *overrides):
-    """The first finding of each check."""
+    """Return the first result of each check."""
     spec = parse_spec(JOB, source="job.yaml", overrides=overrides)
     found = {}
-    for finding in examine_all(lambda: cluster, spec, None, StorageSpec(endpoint_url="http://127.0.0.1:1")):
-        found.setdefault(finding.check, finding)
+    for result in examine_all(lambda: cluster, spec, None, StorageSpec(endpoint_url="http://127.0.0.1:1")):
+        found.setdefault(result.check, result)
     return found
 
 
 @pytest.fixture(autouse=True)
 def _no_store(monkeypatch):
-    """The store's part is looked at elsewhere; here it answers at once that there are no credentials."""
+    """Make the store checks, which have tests of their own, fail at once for missing credentials."""
     for name in (
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
@@ -110,13 +110,13 @@ def test_a_healthy_cluster_has_no_problem():
     assert found["room"].detail == "2 pods fit"
 
 
-def test_without_a_job_the_cluster_is_looked_at():
+def test_checks_the_cluster_without_a_job():
     found = [f.check for f in examine_all(HealthyCluster, None, None, StorageSpec())]
     assert {"cluster", "operator", "permissions", "GPUs"} <= set(found)
     assert not {"job", "room", "model", "output"} & set(found)
 
 
-def test_the_store_is_looked_at_without_a_cluster(tmp_path):
+def test_checks_the_store_without_a_cluster(tmp_path):
     def connect():
         raise PreflightError("no way to a Kubernetes cluster")
 
@@ -124,7 +124,7 @@ def test_the_store_is_looked_at_without_a_cluster(tmp_path):
     assert found[1:] == [("cluster", "problem"), ("output", "ok"), ("conditional put", "ok")]
 
 
-def test_a_cluster_that_does_not_answer_is_told_once():
+def test_an_unreachable_cluster_is_reported_once():
     class Silent(HealthyCluster):
         def server_version(self):
             raise UnreachableError("connection refused")
@@ -134,7 +134,7 @@ def test_a_cluster_that_does_not_answer_is_told_once():
     assert "permissions" not in found
 
 
-def test_credentials_that_the_cluster_does_not_know_are_told_once():
+def test_invalid_credentials_are_reported_once():
     cluster = HealthyCluster()
     cluster.refusals["get", KUBEFLOW_VERSIONS] = ClusterError("the Kubernetes API does not accept the credentials")
     found = examine(cluster)
@@ -142,27 +142,27 @@ def test_credentials_that_the_cluster_does_not_know_are_told_once():
     assert "permissions" not in found
 
 
-def test_another_clock_is_told():
+def test_a_differing_clock_is_reported():
     class Late(HealthyCluster):
         def server_time(self):
             return datetime.now(UTC) - timedelta(minutes=5)
 
-    assert "apart from the cluster's" in examine(Late())["clock"].detail
+    assert "differs from the cluster's clock by" in examine(Late())["clock"].detail
 
 
-def test_a_cluster_without_pytorchjobs_is_told():
+def test_missing_pytorchjobs_are_a_problem():
     cluster = HealthyCluster()
     cluster.objects[KUBEFLOW_VERSIONS].clear()
     assert examine(cluster)["PyTorchJob"].state == "problem"
 
 
-def test_a_webhook_that_does_not_answer_is_a_problem():
+def test_an_unreachable_webhook_is_a_problem():
     cluster = HealthyCluster()
     cluster.webhook = UnreachableError('Internal error occurred: failed calling webhook "v"')
     assert examine(cluster)["webhook"].state == "problem"
 
 
-def test_a_cluster_without_the_webhook_is_told():
+def test_a_missing_webhook_is_a_warning():
     cluster = HealthyCluster()
     cluster.webhook = None
     assert examine(cluster)["webhook"].state == "warning"
@@ -174,17 +174,17 @@ def test_an_operator_that_is_not_ready_is_a_problem():
     assert examine(cluster)["operator"].state == "problem"
 
 
-def test_a_missing_right_is_told_with_the_verbs_that_suffer():
+def test_a_missing_permission_is_reported_with_the_commands_that_require_it():
     cluster = HealthyCluster()
     cluster.denied = {("get", "pods/log")}
-    finding = examine(cluster)["permissions"]
-    assert finding.state == "warning"
-    assert finding.detail == (
-        "may not get pods/log in default; these do not work in full: logs, evaluate --on-cluster, predict --on-cluster"
+    result = examine(cluster)["permissions"]
+    assert result.state == "warning"
+    assert result.detail == (
+        "cannot get pods/log in default; this limits the commands logs, evaluate --on-cluster, predict --on-cluster"
     )
 
 
-def test_without_the_right_to_create_there_is_no_job():
+def test_a_missing_permission_to_create_jobs_is_a_problem():
     cluster = HealthyCluster()
     cluster.denied = {("create", "pytorchjobs")}
     assert examine(cluster)["permissions"].state == "problem"
@@ -201,7 +201,7 @@ def test_without_the_right_to_create_there_is_no_job():
         ("list", PODS, "pods"),
     ],
 )
-def test_what_may_not_be_looked_at_is_no_problem(verb, kind, check):
+def test_a_missing_permission_to_read_is_not_a_problem(verb, kind, check):
     cluster = HealthyCluster()
     cluster.refusals[verb, kind] = denied(kind.rpartition("/")[2])
     found = examine(cluster)
@@ -215,7 +215,7 @@ def test_a_missing_namespace_is_a_problem():
     assert examine(cluster)["namespace"].state == "problem"
 
 
-def test_free_gpus_are_counted():
+def test_counts_free_gpus():
     cluster = HealthyCluster()
     cluster.put(NODES, node("g1", gpus=8))
     taken = {"containers": [{"resources": {"limits": {"nvidia.com/gpu": "3"}}}], "nodeName": "g1"}
@@ -223,21 +223,21 @@ def test_free_gpus_are_counted():
     assert examine(cluster)["GPUs"].detail == "A100: 5 free of 8 on 1 node"
 
 
-def test_a_job_of_more_than_any_node_has_finds_no_room():
+def test_a_pod_that_fits_no_node_is_a_problem():
     found = examine(HealthyCluster(), "workers.memory=64Gi")
     assert found["room"].state == "problem"
-    assert "1 node of at most 32Gi memory, where a pod asks for 64Gi" in found["room"].detail
+    assert "1 node with at most 32Gi memory, a pod requests 64Gi" in found["room"].detail
 
 
-def test_gpus_that_nobody_has_are_a_problem():
+def test_missing_gpus_are_a_problem():
     assert examine(HealthyCluster(), "workers.gpus=1")["GPUs"].state == "problem"
 
 
-def test_a_quota_that_is_used_up_is_a_problem():
+def test_an_exhausted_quota_is_a_problem():
     cluster = HealthyCluster()
     status = {"hard": {"requests.cpu": "4"}, "used": {"requests.cpu": "3"}}
     cluster.put(QUOTAS, {"metadata": {"name": "q"}, "spec": {}, "status": status})
-    assert examine(cluster)["quota"].detail == "q: requests.cpu: the job asks for 2, 3 of 4 are used"
+    assert examine(cluster)["quota"].detail == "q: requests.cpu: the job requests 2, 3 of 4 are used"
 
 
 def test_a_queue_without_kueue_is_a_problem():
@@ -253,13 +253,13 @@ def test_the_queue_must_be_active(active, state):
     assert examine(cluster, "cluster.queue=team")["Kueue"].state == state
 
 
-def test_a_missing_secret_is_told_with_the_command_that_makes_it():
-    finding = examine(HealthyCluster(), "storage.secret=other")["storage.secret"]
-    assert finding.state == "problem"
-    assert "kubectl -n default create secret generic other --from-literal=AWS_ACCESS_KEY_ID=" in str(finding.hint)
+def test_a_missing_secret_is_reported_with_the_command_that_creates_it():
+    result = examine(HealthyCluster(), "storage.secret=other")["storage.secret"]
+    assert result.state == "problem"
+    assert "kubectl -n default create secret generic other --from-literal=AWS_ACCESS_KEY_ID=" in str(result.hint)
 
 
-def test_a_secret_with_other_keys_is_told_by_their_names():
+def test_a_secret_with_other_keys_is_reported_with_their_names():
     cluster = HealthyCluster()
     cluster.put(SECRETS, secret("user", "password"))
     found = examine(cluster)
@@ -273,39 +273,39 @@ def test_a_config_map_without_the_certificate_is_a_problem():
     assert examine(cluster, "storage.ca_config_map=ca")["storage.ca_config_map"].state == "problem"
 
 
-def test_a_claim_for_one_node_is_told_where_there_are_several_pods():
+def test_a_claim_for_one_node_is_a_warning_with_several_pods():
     cluster = HealthyCluster()
     claim = {"spec": {"accessModes": ["ReadWriteOnce"]}, "status": {"phase": "Bound"}}
     cluster.put(CLAIMS, {"metadata": {"name": "cache"}, **claim})
     assert examine(cluster, "cluster.cache_claim=cache")["cluster.cache_claim"].state == "warning"
 
 
-def test_what_the_server_objects_to_is_a_problem_of_the_job():
+def test_an_objection_of_the_server_is_a_problem():
     cluster = HealthyCluster()
     cluster.refusals["create", PODS] = ClusterError('pods "a" is forbidden: no PriorityClass with name p was found')
     found = examine(cluster, "cluster.priority_class=p")
     assert found["cluster.priority_class"].state == "problem"
 
 
-def test_an_image_without_a_version_is_told():
+def test_an_image_without_a_version_is_a_warning():
     assert examine(HealthyCluster(), "image=r/t:latest")["image"].state == "warning"
 
 
-def test_a_job_without_an_image_is_a_problem_and_its_room_is_known_all_the_same():
+def test_a_missing_image_is_a_problem_and_room_is_still_checked():
     found = examine(HealthyCluster(), "image=null")
     assert found["job"].detail == "image: missing; a cluster needs one"
     assert found["room"].state == "ok"
 
 
 @pytest.mark.parametrize("url", ["http://localhost:8333", "http://127.0.0.1:1", "http://[::1]:1"])
-def test_an_address_of_this_machine_is_none_for_pods(url):
+def test_a_loopback_endpoint_is_a_problem(url):
     assert examine(HealthyCluster(), f"storage.endpoint_url={url}")["endpoint"].state == "problem"
 
 
-def test_an_address_that_only_this_machine_is_given_is_told(monkeypatch):
+def test_an_endpoint_of_only_this_machine_is_a_problem(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://s3.example")
     assert examine(HealthyCluster())["endpoint"].state == "problem"
 
 
-def test_pods_without_credentials_are_told():
+def test_missing_credentials_are_a_warning():
     assert examine(HealthyCluster(), "storage.secret=null")["credentials"].state == "warning"

@@ -1,4 +1,4 @@
-"""What is refused because no GPU of the job can hold it."""
+"""Jobs whose steps do not fit into GPU memory are refused."""
 
 import json
 from pathlib import Path
@@ -40,34 +40,34 @@ def cluster(product: str, mebibytes: int) -> FakeCluster:
         ("NVIDIA-A10", None), ("NVIDIA-A100-SXM4-80GB-MIG-3g.40gb", 40), (None, None),
     ],
 )  # fmt: skip
-def test_a_product_s_name_may_say_its_size(product: str | None, size: int | None) -> None:
+def test_reads_the_size_in_a_product_name(product: str | None, size: int | None) -> None:
     assert memory_of_product(product) == (None if size is None else size * GIB)
 
 
-def test_nodes_of_another_product_do_not_count() -> None:
+def test_nodes_with_another_product_do_not_count() -> None:
     nodes = [*cluster("A", 16 << 10).list(NODES), *cluster("B", 80 << 10).list(NODES)]
     assert memory_of_nodes(nodes, "A") == 16 * GIB
     assert memory_of_nodes(nodes, None) == 80 * GIB
     assert memory_of_nodes(nodes, "C") is None
 
 
-def test_the_10b_fits_an_a100_and_no_v100_of_16_gb(folder: Path) -> None:
+def test_the_10b_model_fits_an_a100_and_not_a_v100_of_16_gb(folder: Path) -> None:
     require_room(job(folder, "workers.gpu_product=NVIDIA-A100-SXM4-80GB", "train.batch_size=5"))
-    require_room(job(folder, "workers.gpu_product=NVIDIA-A10"))  # nothing is known
+    require_room(job(folder, "workers.gpu_product=NVIDIA-A10"))  # its memory is unknown
     with pytest.raises(
-        SpecError, match=r"workers\.gpu_product: a step takes about \d+\.\d GiB \(base 17\.\d, "
+        SpecError, match=r"workers\.gpu_product: a step requires about \d+\.\d GiB \(base 17\.\d, "
     ) as caught:
         require_room(job(folder, "workers.gpu_product=Tesla-V100-SXM2-16GB"))
-    assert "there are 14.7 of 16 GiB to use" in caught.value.message
+    assert "14.7 of 16 GiB are usable" in caught.value.message
 
 
-def test_with_others_to_share_the_base_it_fits_there_too(folder: Path) -> None:
+def test_sharded_over_more_gpus_it_fits_there_too(folder: Path) -> None:
     require_room(
         job(folder, "workers.gpu_product=Tesla-V100-SXM2-16GB", "workers.count=8", "train.global_batch_size=8")
     )
 
 
-def test_what_is_asked_for_counts_not_what_would_be_better(folder: Path) -> None:
+def test_an_explicit_layout_is_kept_even_if_another_would_fit(folder: Path) -> None:
     fields = ["workers.gpu_product=Tesla-V100-SXM2-16GB", "workers.count=8", "train.global_batch_size=8"]
     with pytest.raises(SpecError, match="weights replicated"):
         require_room(job(folder, *fields, "train.layout=replicated"))
@@ -76,12 +76,12 @@ def test_what_is_asked_for_counts_not_what_would_be_better(folder: Path) -> None
 
 
 @pytest.mark.parametrize(("mebibytes", "state"), [(81920, "ok"), (16384, "problem")])
-def test_the_doctor_asks_the_nodes(folder: Path, mebibytes: int, state: str) -> None:
-    (finding,) = check_gpu_memory(cluster("X", mebibytes), job(folder))
-    assert finding.state == state
+def test_the_doctor_reads_the_size_from_nodes(folder: Path, mebibytes: int, state: str) -> None:
+    (result,) = check_gpu_memory(cluster("X", mebibytes), job(folder))
+    assert result.state == state
 
 
-def test_where_nodes_may_not_be_looked_at_the_name_must_do(folder: Path) -> None:
+def test_without_permission_to_read_nodes_the_product_name_counts(folder: Path) -> None:
     forbidden = FakeCluster()
     forbidden.refusals["list", NODES] = ClusterError(
         'nodes is forbidden: User "me" cannot list resource "nodes" in API group ""'

@@ -1,4 +1,4 @@
-"""What the API server says to a job is told with the spec's own keys. The errors are those of a real server."""
+"""The API server's objections to a job name the keys of the spec. The errors are those of a real server."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from cpmbee_job.errors import (
     SpecError,
     UnreachableError,
 )
-from cpmbee_job.launch.checks.server_check import Verdict, check_on_server, rendered
+from cpmbee_job.launch.checks.server_check import ServerAnswer, check_on_server, rendered
 from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, QUOTAS
 from cpmbee_job.spec import parse_spec
 from tests.fake_cluster import FakeCluster
@@ -38,38 +38,38 @@ def refusing(kind, error):
 
 def test_nothing_is_created():
     cluster = FakeCluster()
-    verdict = check(cluster)
-    assert not verdict.objections + verdict.missing + verdict.not_permitted
+    answer = check(cluster)
+    assert not answer.objections + answer.missing + answer.not_permitted
     assert cluster.objects == {}
 
 
-def test_an_invalid_field_is_told_with_its_key():
+def test_an_invalid_field_is_reported_with_its_key():
     words = 'Unsupported value: "Foo": supported values: "Equal", "Exists"'
     error = RejectedError("", [("spec.tolerations[0].operator", words)])
-    verdict = check(refusing(PODS, error), "cluster.tolerations=[{key: a, operator: Foo}]")
-    assert verdict.objections == [("cluster.tolerations.0.operator", words)]
+    answer = check(refusing(PODS, error), "cluster.tolerations=[{key: a, operator: Foo}]")
+    assert answer.objections == [("cluster.tolerations.0.operator", words)]
 
 
-def test_unknown_fields_are_told_once_for_the_job_and_its_pod():
+def test_an_unknown_field_is_reported_once_for_the_job_and_its_pod():
     cluster = FakeCluster()
     path = "spec.pytorchReplicaSpecs.Worker.template.spec.foo"
     cluster.refusals["create", PYTORCHJOBS] = RejectedError(f'strict decoding error: unknown field "{path}"')
     cluster.refusals["create", PODS] = RejectedError('strict decoding error: unknown field "spec.foo"')
-    verdict = check(cluster, "cluster.pod_overlay={spec: {foo: 1}}")
-    assert verdict.objections == [("cluster.pod_overlay.spec.foo", "unknown field")]
+    answer = check(cluster, "cluster.pod_overlay={spec: {foo: 1}}")
+    assert answer.objections == [("cluster.pod_overlay.spec.foo", "unknown field")]
 
 
-def test_the_webhook_is_understood():
+def test_a_refusal_by_the_webhook_is_parsed():
     path = "spec.pytorchReplicaSpecs[Worker].template.spec.containers[0].image"
-    verdict = check(refusing(PYTORCHJOBS, ClusterError(f"{WEBHOOK}{path}: Required value: must be required")))
-    assert verdict.objections == [("image", "Required value: must be required")]
+    answer = check(refusing(PYTORCHJOBS, ClusterError(f"{WEBHOOK}{path}: Required value: must be required")))
+    assert answer.objections == [("image", "Required value: must be required")]
 
 
-def test_what_the_crd_could_not_check_any_more_is_no_news():
+def test_what_the_crd_did_not_check_is_not_reported():
     path = "spec.runPolicy.ttlSecondsAfterFinished"
     causes = [(path, f'Invalid value: "string": {path} in body must be of type integer'), ("<nil>", "not checked")]
-    verdict = check(refusing(PYTORCHJOBS, RejectedError("", causes)))
-    assert verdict.objections == [("cluster.ttl", 'Invalid value: "string": must be of type integer')]
+    answer = check(refusing(PYTORCHJOBS, RejectedError("", causes)))
+    assert answer.objections == [("cluster.ttl", 'Invalid value: "string": must be of type integer')]
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_what_the_crd_could_not_check_any_more_is_no_news():
         ("image policy says no", ""),
     ],
 )
-def test_an_admission_names_no_place_but_the_likely_key_is_told(message, key):
-    verdict = check(refusing(PODS, ClusterError(f'pods "a-worker-0" is forbidden: {message}')))
-    assert verdict.objections == [(key, message)]
+def test_a_refusal_by_admission_is_reported_with_the_likely_key(message, key):
+    answer = check(refusing(PODS, ClusterError(f'pods "a-worker-0" is forbidden: {message}')))
+    assert answer.objections == [(key, message)]
 
 
 class Admission(FakeCluster):
-    """Misses a service account, and would say no to the pod without one too."""
+    """Requires a missing service account, and refuses the pod without one too."""
 
     def create(self, kind, manifest, **options):
         if kind == PODS and "serviceAccountName" in manifest["spec"]:
@@ -96,44 +96,44 @@ class Admission(FakeCluster):
         return super().create(kind, manifest, **options)
 
 
-def test_what_is_missing_hides_no_objection():
-    verdict = check(Admission(), "storage.service_account=me")
-    assert verdict.missing == [("storage.service_account", "error looking up service account default/me: not found")]
-    assert [key for key, _ in verdict.objections] == ["cluster.pod_overlay"]
+def test_a_missing_object_hides_no_objection():
+    answer = check(Admission(), "storage.service_account=me")
+    assert answer.missing == [("storage.service_account", "error looking up service account default/me: not found")]
+    assert [key for key, _ in answer.objections] == ["cluster.pod_overlay"]
 
 
-def test_a_job_that_nobody_may_create_is_missing_a_right():
-    verdict = check(refusing(PYTORCHJOBS, ClusterError(NOT_MINE.replace("pods", "pytorchjobs"))))
-    assert not verdict.objections
-    assert len(verdict.missing) == 1
+def test_a_denied_job_is_missing_a_permission():
+    answer = check(refusing(PYTORCHJOBS, ClusterError(NOT_MINE.replace("pods", "pytorchjobs"))))
+    assert not answer.objections
+    assert len(answer.missing) == 1
 
 
-def test_a_pod_that_may_not_be_asked_about_is_said():
-    verdict = check(refusing(PODS, ClusterError(NOT_MINE)))
-    assert not verdict.objections + verdict.missing
-    assert NOT_MINE in verdict.not_permitted[0]
+def test_a_denied_pod_is_not_checked():
+    answer = check(refusing(PODS, ClusterError(NOT_MINE)))
+    assert not answer.objections + answer.missing
+    assert NOT_MINE in answer.not_permitted[0]
 
 
-def test_a_missing_namespace_is_told_once():
+def test_a_missing_namespace_is_reported_once():
     cluster = FakeCluster()
     for kind in (PYTORCHJOBS, PODS):
         cluster.refusals["create", kind] = NotFoundError('namespaces "a" not found')
     assert check(cluster).missing == [("", 'namespaces "a" not found')]
 
 
-def test_a_job_that_is_there_already_has_been_accepted():
-    verdict = check(refusing(PYTORCHJOBS, ConflictError("already exists")))
-    assert not verdict.objections + verdict.missing
+def test_an_existing_job_is_accepted():
+    answer = check(refusing(PYTORCHJOBS, ConflictError("already exists")))
+    assert not answer.objections + answer.missing
 
 
 def test_quotas_are_compared_with_all_pods():
     cluster = refusing(PODS, ClusterError('pods "a" is forbidden: exceeded quota: q, requested: pods=1'))
     status = {"hard": {"pods": "2"}, "used": {"pods": "2"}}
     cluster.put(QUOTAS, {"metadata": {"name": "q"}, "spec": {}, "status": status})
-    assert check(cluster).missing == [("", "quota q: pods: the job asks for 2, 2 of 2 are used")]
+    assert check(cluster).missing == [("", "quota q: pods: the job requests 2, 2 of 2 are used")]
 
 
-def test_the_servers_warnings_are_kept_once():
+def test_warnings_of_the_server_are_kept_once():
     cluster = FakeCluster()
     cluster.warnings = ["would violate PodSecurity"]
     assert check(cluster).warnings == ["would violate PodSecurity"]
@@ -141,27 +141,27 @@ def test_the_servers_warnings_are_kept_once():
 
 @pytest.mark.parametrize("kind", [PYTORCHJOBS, PODS])
 @pytest.mark.parametrize("error", [UnreachableError("no answer"), ClusterError("it does not accept the credentials")])
-def test_an_api_that_can_not_be_asked_says_nothing_about_the_job(kind, error):
+def test_an_api_server_that_cannot_be_asked_is_an_error(kind, error):
     with pytest.raises(ClusterError, match=error.message):
         check(refusing(kind, error))
 
 
-def test_local_inputs_are_asked_about_as_uploads(tmp_path):
+def test_local_inputs_are_rendered_as_uploads(tmp_path):
     spec = parse(f"model={tmp_path}", f"data.train={tmp_path}/t.jsonl")
     assert rendered(spec, "default")["kind"] == "PyTorchJob"
 
 
-def test_an_output_of_this_machine_is_refused():
+def test_a_local_output_is_refused():
     with pytest.raises(SpecError, match="output: /runs is a folder of this machine"):
         rendered(parse("output=/runs", "model=/m"), "default")
 
 
-def test_objections_are_an_invalid_spec_and_name_the_missing_too():
-    verdict = Verdict(objections=[("workers.cpu", "too much")], missing=[("", "no namespace")])
+def test_objections_make_the_spec_invalid_and_missing_objects_are_named_too():
+    answer = ServerAnswer(objections=[("workers.cpu", "too much")], missing=[("", "no namespace")])
     with pytest.raises(RejectedError, match=r"^job.yaml: workers.cpu: too much\nno namespace\n"):
-        verdict.require_accepted("job.yaml", "https://there")
+        answer.require_accepted("job.yaml", "https://there")
 
 
-def test_what_is_missing_fails_the_preflight():
+def test_a_missing_object_fails_the_preflight():
     with pytest.raises(PreflightError, match=r"^storage.service_account: not found\n"):
-        Verdict(missing=[("storage.service_account", "not found")]).require_accepted("job.yaml", "https://there")
+        ServerAnswer(missing=[("storage.service_account", "not found")]).require_accepted("job.yaml", "https://there")

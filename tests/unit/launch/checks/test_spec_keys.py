@@ -1,4 +1,4 @@
-"""A place in the manifest is told as the key of the spec that it comes from."""
+"""A path in the manifest is translated to the key of the spec that it comes from."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def env(name):
         ("spec.dnsPolicy", "spec.dnsPolicy"),
     ],
 )
-def test_a_place_in_a_pod_has_its_key(path, key):
+def test_translates_a_path_in_a_pod(path, key):
     assert spec_key(path, SPEC, TEMPLATE, in_pod=True) == key
 
 
@@ -75,5 +75,5 @@ def test_a_place_in_a_pod_has_its_key(path, key):
         ("spec.elasticPolicy.rdzvBackend", "spec.elasticPolicy.rdzvBackend"),
     ],
 )
-def test_a_place_in_the_job_has_its_key(path, key):
+def test_translates_a_path_in_the_job(path, key):
     assert spec_key(path, SPEC, TEMPLATE) == key

@@ -1,4 +1,4 @@
-"""What the doctor finds in a store, here a folder."""
+"""Checks of the doctor in an object store, here a folder."""
 
 import json
 
@@ -13,7 +13,7 @@ SIZES = {"vocab_size": 3, "dim_model": 64, "num_heads": 2, "dim_head": 32, "dim_
 
 
 class CarelessStore(FileStore):
-    """Takes no notice of conditions."""
+    """Ignores conditions."""
 
     def put(self, key, data, *, if_none_match=False, if_match=None):
         return super().put(key, data)
@@ -33,33 +33,33 @@ def model(folder, **files):
     return store
 
 
-def states(findings):
-    return [(finding.check, finding.state) for finding in findings]
+def states(results):
+    return [(result.check, result.state) for result in results]
 
 
-def test_a_good_store_is_left_as_it_was(tmp_path):
+def test_checking_the_output_leaves_no_object(tmp_path):
     store = FileStore(str(tmp_path))
     assert states(check_output(store)) == [("output", "ok"), ("conditional put", "ok")]
     assert list(store.list()) == []
 
 
-def test_a_store_without_conditional_puts_is_a_problem(tmp_path):
+def test_a_store_that_ignores_conditions_is_a_problem(tmp_path):
     found = list(check_output(CarelessStore(str(tmp_path))))
     assert states(found) == [("output", "ok"), ("conditional put", "problem")]
     assert "If-None-Match and If-Match" in found[1].detail
 
 
-def test_the_right_that_lacks_is_named(tmp_path):
-    (finding,) = check_output(ReadOnlyStore(str(tmp_path)))
-    assert finding.state == "problem"
-    assert finding.detail.startswith("cannot write: ")
-    assert finding.hint == "these credentials may not do that here"
+def test_names_the_missing_permission(tmp_path):
+    (result,) = check_output(ReadOnlyStore(str(tmp_path)))
+    assert result.state == "problem"
+    assert result.detail.startswith("cannot write: ")
+    assert result.hint == "these credentials may not do that here"
 
 
-def test_a_whole_model_is_described(tmp_path):
-    (finding,) = check_model_folder(model(tmp_path))
-    assert finding.state == "ok"
-    assert "2 layers of width 64, 7 bytes of weights in 1 file" in finding.detail
+def test_describes_a_complete_model(tmp_path):
+    (result,) = check_model_folder(model(tmp_path))
+    assert result.state == "ok"
+    assert "2 layers of width 64, 7 bytes of weights in 1 file" in result.detail
 
 
 INDEX = {"metadata": {"total_size": 9}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
@@ -73,38 +73,38 @@ INDEX = {"metadata": {"total_size": 9}, "weight_map": {"a": "model-1.safetensors
         ({"config.json": b"{"}, "config.json: not valid JSON"),
         ({"config.json": b"{}"}, "missing vocab_size"),
         ({"model.safetensors": None}, "no weights"),
-        ({"model.safetensors.index.json": json.dumps(INDEX).encode()}, "not there: model-1.safetensors, model-2"),
+        ({"model.safetensors.index.json": json.dumps(INDEX).encode()}, "missing files: model-1.safetensors, model-2"),
         (
             {
                 "model.safetensors.index.json": json.dumps(INDEX).encode(),
                 "model-1.safetensors": b"1234",
                 "model-2.safetensors": b"1234",
             },
-            "counts 9 bytes of weights, its files have fewer",
+            "weights are smaller than the 9 bytes",
         ),
     ],
 )
-def test_what_a_model_lacks_is_told(tmp_path, files, words):
+def test_names_what_is_wrong_with_a_model(tmp_path, files, words):
     with pytest.raises(ModelError, match=words):
         list(check_model_folder(model(tmp_path, **files)))
 
 
-def test_an_empty_model_folder_is_told(tmp_path):
-    with pytest.raises(NotFoundError, match="no folder with files"):
+def test_an_empty_model_folder_is_an_error(tmp_path):
+    with pytest.raises(NotFoundError, match="no such folder, or no files in it"):
         list(check_model_folder(FileStore(str(tmp_path))))
 
 
-def test_data_that_are_not_there_are_told(tmp_path):
+def test_missing_data_is_an_error(tmp_path):
     with pytest.raises(CpmbeeError, match="nothing there"):
         list(check_data("data.train", f"{tmp_path}/none/", StorageSpec()))
 
 
-def test_empty_data_are_a_problem(tmp_path):
+def test_empty_data_is_a_problem(tmp_path):
     (tmp_path / "train.jsonl").touch()
     assert states(check_data("data.train", f"{tmp_path}/train.jsonl", StorageSpec())) == [("data.train", "problem")]
 
 
-def test_data_are_counted(tmp_path):
+def test_measures_data(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n")
-    (finding,) = check_data("data.train", f"{tmp_path}/", StorageSpec())
-    assert finding.detail.endswith("3 bytes in 1 file")
+    (result,) = check_data("data.train", f"{tmp_path}/", StorageSpec())
+    assert result.detail.endswith("3 bytes in 1 file")

@@ -84,9 +84,9 @@ def test_what_is_in_the_store_ends_it_and_what_is_in_the_way_is_said(waiting: Wa
     ]
     waiting.run()
     assert waiting.words == [
-        "waits in Kueue's queue team-a",
+        "waits in the Kueue LocalQueue team-a",
         "pending",
-        "pending: image example/train:9 can't be pulled: manifest unknown (check `image`)",
+        "pending: cannot pull image example/train:9 (ImagePullBackOff): manifest unknown (check `image`)",
         "running",
     ]
 
@@ -103,7 +103,7 @@ def test_a_pod_that_can_not_be_made_is_explained(waiting: Waiting) -> None:
     ("exit_code", "code", "words"),
     [
         (3, 3, "evaluate failed with exit code 3: bad row"),
-        (137, 100, "evaluate was ended by SIGKILL"),
+        (137, 100, "evaluate was terminated by SIGKILL"),
         (2, 2, "code 2"),
     ],
 )

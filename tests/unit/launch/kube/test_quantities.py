@@ -1,20 +1,20 @@
-"""Kubernetes' quantities become numbers, and numbers words."""
+"""Kubernetes quantities are parsed and shown."""
 
 from decimal import Decimal
 
 import pytest
 
-from cpmbee_job.launch.checks.quantities import parse_quantity, show_quantity
+from cpmbee_job.launch.kube.quantities import parse_quantity, show_quantity
 
 
 @pytest.mark.parametrize(
     ("text", "number"), [("500m", "0.5"), (4, "4"), ("1.5Gi", str(3 * 2**29)), ("2k", "2000"), ("1e3", "1000")]
 )
-def test_a_quantity_is_a_number(text, number):
+def test_parses_a_quantity(text, number):
     assert parse_quantity(text) == Decimal(number)
 
 
-def test_what_is_none_is_said():
+def test_rejects_an_invalid_quantity():
     with pytest.raises(ValueError, match="4x"):
         parse_quantity("4x")
 
@@ -28,5 +28,5 @@ def test_what_is_none_is_said():
         ("memory", 2**20, "1Mi"),
     ],
 )
-def test_people_read_memory_in_large_units(resource, number, shown):
+def test_shows_memory_in_large_units(resource, number, shown):
     assert show_quantity(resource, Decimal(number)) == shown

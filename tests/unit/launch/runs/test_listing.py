@@ -1,4 +1,4 @@
-"""Many runs from few requests."""
+"""Many runs are listed with few requests."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ def add(cluster: FakeCluster, run_id: str, *conditions: str, url: str = "", **me
     return job
 
 
-def test_500_runs_take_one_request_and_no_look_at_the_store() -> None:
+def test_500_runs_take_one_request_and_none_to_the_store() -> None:
     cluster = FakeCluster()
     for number in range(500):
         add(cluster, f"{number:012x}", "Created", "Running")
@@ -30,7 +30,7 @@ def test_500_runs_take_one_request_and_no_look_at_the_store() -> None:
     assert (len(listing.runs), listing.total) == (50, 500)
 
 
-def test_the_newest_come_first() -> None:
+def test_the_newest_runs_come_first() -> None:
     cluster = FakeCluster()
     add(cluster, "a", creationTimestamp="2026-01-01T00:00:00Z")
     add(cluster, "c", creationTimestamp="2026-03-01T00:00:00Z")
@@ -48,7 +48,7 @@ def test_the_newest_come_first() -> None:
         (("Created", "Running", "Succeeded"), "succeeded"),
     ],
 )
-def test_the_phase_is_the_jobs(conditions: tuple[str, ...], phase: str) -> None:
+def test_the_phase_is_that_of_the_job(conditions: tuple[str, ...], phase: str) -> None:
     cluster = FakeCluster()
     add(cluster, ID, *conditions)
     (run,) = list_runs(cluster).runs
@@ -56,7 +56,7 @@ def test_the_phase_is_the_jobs(conditions: tuple[str, ...], phase: str) -> None:
     assert run.reason == ("it Failed" if phase == "failed" else None)
 
 
-def test_a_queued_run_is_told_apart() -> None:
+def test_a_run_that_waits_for_kueue_is_queued() -> None:
     cluster = FakeCluster()
     job = add(cluster, ID, "Created")
     job["spec"]["runPolicy"] = {"suspend": True}
@@ -64,7 +64,7 @@ def test_a_queued_run_is_told_apart() -> None:
     assert list_runs(cluster).runs[0].phase == "queued"
 
 
-def test_runs_of_the_store_are_merged_in(tmp_path: Path) -> None:
+def test_merges_the_runs_of_the_store(tmp_path: Path) -> None:
     cluster = FakeCluster()
     done, here, lost = begin(tmp_path, "aa"), begin(tmp_path, "bb"), begin(tmp_path, "cc", name="other")
     (tmp_path / "prepared" / "0123").mkdir(parents=True)
@@ -85,7 +85,7 @@ def test_runs_of_the_store_are_merged_in(tmp_path: Path) -> None:
     assert listing.notes == ()
 
 
-def test_a_living_run_of_elsewhere_is_running(tmp_path: Path) -> None:
+def test_a_run_with_a_fresh_heartbeat_is_running(tmp_path: Path) -> None:
     heartbeat = {"state": "running", "updated_at": datetime.now(UTC).isoformat()}
     begin(tmp_path).store.put(keys.STATUS, documents.to_json(heartbeat))
     assert list_runs(None, output=str(tmp_path)).runs[0].phase == "running"
@@ -111,7 +111,7 @@ def test_a_store_that_refuses_does_not_hide_the_cluster(tmp_path: Path) -> None:
     assert listing.notes[0].startswith(f"ccpm/{ID}: ")
 
 
-def test_where_nobody_can_be_asked_that_is_the_error() -> None:
+def test_fails_if_nothing_can_be_read() -> None:
     cluster = FakeCluster()
     cluster.refusals["list", PYTORCHJOBS] = ClusterError("pytorchjobs is forbidden")
     with pytest.raises(ClusterError, match="forbidden"):
@@ -120,15 +120,15 @@ def test_where_nobody_can_be_asked_that_is_the_error() -> None:
         list_runs(cluster, output="gs://bucket/runs")
 
 
-def test_a_cluster_without_the_operator_is_told() -> None:
+def test_a_missing_operator_is_an_error() -> None:
     cluster = FakeCluster()
     cluster.refusals["list", PYTORCHJOBS] = NotFoundError("404 page not found")
     with pytest.raises(ClusterError, match="the training operator is not installed"):
         list_runs(cluster)
 
 
-def test_a_run_of_another_namespace_may_be_well(tmp_path: Path) -> None:
+def test_a_run_in_another_namespace_is_not_called_lost_without_a_reason(tmp_path: Path) -> None:
     begin(tmp_path, "aa", more="cluster: {namespace: team}\n")
     assert list_runs(FakeCluster("team"), output=str(tmp_path)).runs[0].reason is None
     (run,) = list_runs(FakeCluster("default"), output=str(tmp_path)).runs
-    assert run.reason == "not asked: it was submitted to the namespace team"
+    assert run.reason == "not read: it was submitted to namespace team"
