@@ -1,7 +1,8 @@
-"""`make bench`: every promise about speed and memory, measured; see docs/explanation/performance.md.
+"""Measure all promises about speed and memory (`make bench`); see docs/explanation/performance.md.
 
-`python -m benchmarks [SUBJECT ...]` prints the table, `--json` one document, `--write` records both in docs/. With
-BENCH_QUICK=1 inputs are smaller and repeats fewer: under 2 minutes on 2 quiet cores, and under 10 without.
+`python -m benchmarks [SUBJECT ...]` prints the table, `--json` one document; `--write` records table and plots in
+docs/. It takes under 10 minutes on 2 quiet cores. With BENCH_QUICK=1, inputs are smaller and repeats fewer: under 2
+minutes.
 """
 
 import argparse
@@ -30,10 +31,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="record all figures and their plots in docs/")
     options = parser.parse_args()
     if unknown := [subject for subject in options.subjects if subject not in SUBJECTS]:
-        parser.error(f"no subject is called {unknown[0]}; there are {', '.join(SUBJECTS)}")
+        parser.error(f"unknown subject {unknown[0]}; use one of {', '.join(SUBJECTS)}")
     quick = os.environ.get("BENCH_QUICK", "") not in ("", "0")
     if options.write and (quick or options.subjects):
-        parser.error("--write records all subjects, at full size")
+        parser.error("--write requires all subjects, at full size")
 
     start = time.perf_counter()
     figures = list(_measured(options.subjects or SUBJECTS, quick))
@@ -52,16 +53,16 @@ def _measured(subjects: tuple[str, ...] | list[str], quick: bool) -> Iterator[Fi
         start = time.perf_counter()
         yield from import_module(f"benchmarks.{subject}").figures(quick)
         print(f"{subject}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        os.environ.clear()  # some name a store of their own in it
+        os.environ.clear()  # some subjects set their own object store in it
         os.environ.update(environment)
 
 
 def _table(figures: list[Figure], caption: str, quick: bool) -> Table:
     table = Table(*report.COLUMNS, title="quick: small inputs" if quick else None, caption=caption)
-    colours = {"yes": "green", "no": "red"}
+    colors = {"yes": "green", "no": "red"}
     for figure in figures:
         cells = report.cells(figure)
-        table.add_row(*cells, style=colours.get(cells[-1]) if cells[-1] == "no" else None)
+        table.add_row(*cells, style=colors.get(cells[-1]) if cells[-1] == "no" else None)
     return table
 
 

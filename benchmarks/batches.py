@@ -1,4 +1,4 @@
-"""From prepared rows to what the model takes, on one core."""
+"""Collate packed rows into the model's inputs, on one core."""
 
 import pickle
 import time
@@ -16,7 +16,7 @@ from cpmbee_job.data.encode.examples import parse_object
 from cpmbee_job.data.read.reformat import ccpm_example
 from cpmbee_job.train.batches import Batches, Vocabulary
 
-_MARK = 2_000_000  # tokens a second
+_MARK = 2_000_000  # tokens per second
 _BATCH_SIZE = 5  # the tutorial's
 
 
@@ -25,9 +25,9 @@ def figures(quick: bool) -> Iterator[Figure]:
         num_tokens, seconds = collate_epochs(inputs.prepared_ccpm(quick), 8 if quick else 10)
         num_original, original_seconds = _original(250 if quick else 2_000)
     yield Figure(
-        what="prepared rows to collated batches, one core",
+        what="packed rows to collated batches, one core",
         ours=rate(num_tokens, seconds, "tokens"),
-        baseline=rate(_MARK, 1, "tokens") + ", the mark",
+        baseline=rate(_MARK, 1, "tokens") + ", the target",
         ratio=num_tokens / seconds / _MARK,
         mark=1,
     )
@@ -50,7 +50,7 @@ def figures(quick: bool) -> Iterator[Figure]:
 
 
 def collate_epochs(dataset: RowDataset, epochs: int) -> tuple[int, float]:
-    """Tokens and seconds of the batches of so many epochs."""
+    """Return tokens and seconds of the batches of several epochs."""
     tokenizer = inputs.tokenizer()
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     order = Order(dataset.num_rows, _BATCH_SIZE, seed=0)
@@ -64,7 +64,7 @@ def collate_epochs(dataset: RowDataset, epochs: int) -> tuple[int, float]:
 
 
 def _original(num_examples: int) -> tuple[int, float]:
-    """Tokens and seconds of so many records on their way into padded arrays."""
+    """Return tokens and seconds of padding records into arrays."""
     tokenizer = GreedyTokenizer(inputs.vocabulary())
     examples = (ccpm_example(parse_object(line)) for line in inputs.ccpm_lines(num_examples))
     records = [pickle.dumps(example) for example in examples]
@@ -75,8 +75,8 @@ def _original(num_examples: int) -> tuple[int, float]:
 
 
 def _training_step() -> tuple[int, float]:
-    """Tokens and seconds of a step of the small model in `step`, on all cores."""
-    from benchmarks.step import OurStep, ccpm  # loads torch
+    """Return tokens and seconds of a step of the small model in `step`, on all cores."""
+    from benchmarks.step import OurStep, ccpm  # imports torch
 
     case = ccpm(1)
     step = OurStep(case)

@@ -1,8 +1,8 @@
-"""What a checkpoint every 10 steps costs the thread that trains, and what `train.deterministic` does.
+"""Measure how long checkpoints block the training thread, and the cost of `train.deterministic`.
 
-All weights of a small model are trained, so that a state is large for the time that a step takes: 17 MB of weights and
-twice as much of moments, where LoRA on CPM-Bee 10B has 75 MB in all and a step of seconds. The store takes 50 MB/s, so
-that a checkpoint is still on its way when the next steps run.
+All weights of a small model are trained, so that a state is large relative to the time of a step: 17 MB of weights and
+34 MB of moments. (LoRA on CPM-Bee 10B has 75 MB in all, and a step takes seconds.) The object store accepts 50 MB/s, so
+that the next steps run during the upload of a checkpoint.
 """
 
 import statistics
@@ -46,7 +46,7 @@ _ROWS, _REPORTS = 4, 4
 
 
 class SlowStore(FileStore):
-    """A folder behind a network."""
+    """A folder with a limited write rate."""
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         time.sleep(len(data) / _BYTES_PER_SECOND)
@@ -55,7 +55,7 @@ class SlowStore(FileStore):
 
 def figures(quick: bool) -> Iterator[Figure]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of two cores, the other writes
+    torch.set_num_threads(1)  # of two cores; the other one writes
     try:
         yield from _figures(quick)
     finally:
@@ -95,7 +95,7 @@ def _figures(quick: bool) -> Iterator[Figure]:
 def _train(
     engine: TorchEngine, micro_batches: list[ModelInputs], num_steps: int
 ) -> tuple[list[float], list[float], int]:
-    """Seconds of each step, seconds that each checkpoint held them up, and bytes of a state."""
+    """Return seconds of each step, seconds that each checkpoint blocked, and bytes of a state."""
     with tempfile.TemporaryDirectory(prefix="cpmbee-bench-") as name:
         text = f"name: bench\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {name}\n"
         begun = Run.begin(parse_spec(text, source="bench"), "run")
@@ -104,7 +104,7 @@ def _train(
         world = World(0, 0, 1, torch.device("cpu"))
         publisher = Publisher(run, world, 1, engine, Silent(), files, "", NO_EXPORTS, None, lambda: None, lambda: None)
         steps, blocked = [], []
-        _timed_step(engine, 0, micro_batches)  # the first is slower
+        _timed_step(engine, 0, micro_batches)  # the first step is slower
         for step in range(1, num_steps + 1):
             steps.append(_timed_step(engine, step, micro_batches))
             start = time.perf_counter()
@@ -129,7 +129,7 @@ def _model() -> CpmBee:
 
 
 def _batch(rows: range) -> ModelInputs:
-    """Rows of weather reports, each of several."""
+    """Packed rows of several weather reports each."""
     tokenizer = Tokenizer.from_bytes("\n".join(dict.fromkeys([*SPECIAL, *WORDS])).encode())
     encoded = [encode_example(tokenizer, dict(report)) for row in rows for report in reports(_REPORTS, seed=row)]
     table = Table.of(encoded, np.repeat(np.arange(len(rows)), _REPORTS))

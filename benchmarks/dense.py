@@ -1,5 +1,5 @@
-"""The dense formulation of CPM-Bee over packed rows, straight from the definition: one (length x length x heads) bias
-and logits for every position of a row. It is the baseline of `step`, and the oracle of the tests.
+"""The dense formulation of CPM-Bee, directly from the definition: one (length x length x heads) bias for each packed
+row, and logits for every position. It is the baseline of `step` and the oracle of the tests.
 
 A batch is a dict of arrays: inputs, inputs_sub, context, sample_ids, num_segments, segment_ids, segment_rel_offset,
 spans, target: (batch, seqlen); length: (batch,); segment_rel: (batch, entries); ext_ids, ext_sub.
@@ -22,10 +22,10 @@ IGNORED = -100
 def dense_logits(
     weights: Mapping[str, Tensor], config: ModelConfig, batch: dict[str, np.ndarray], *, checkpointed: bool = False
 ) -> Tensor:
-    """Logits (batch, seqlen, vocabulary + extra) of every position, padding included.
+    """Return logits (batch, seqlen, vocabulary + extra) of every position, including padding.
 
-    `checkpointed` keeps only what goes from layer to layer for the way back and computes the rest again, as the
-    original does: less memory, more time.
+    `checkpointed` recomputes activations inside layers in the backward pass, as the original does: less memory, more
+    time.
     """
     device = weights["input_embedding.weight"].device
     row = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.items()}
@@ -43,7 +43,7 @@ def dense_logits(
 def dense_losses(
     weights: Mapping[str, Tensor], config: ModelConfig, batch: dict[str, np.ndarray], *, checkpointed: bool = False
 ) -> Tensor:
-    """Loss of each target, in the rows' order."""
+    """Return the loss of each target, in the order of the packed rows."""
     logits = dense_logits(weights, config, batch, checkpointed=checkpointed).flatten(0, 1)
     targets = torch.from_numpy(batch["target"].flatten().astype(np.int64)).to(logits.device)
     return F.cross_entropy(logits[targets != IGNORED], targets[targets != IGNORED], reduction="none")
@@ -120,7 +120,7 @@ def _norm(weight: Tensor, x: Tensor, config: ModelConfig) -> Tensor:
 
 
 def _linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """With a LoRA pair beside the weight, if there is one (alpha / r = 2)."""
+    """Apply a linear layer, with its LoRA pair if there is one (alpha / r = 2)."""
     y = x @ weights[f"{name}.weight"].T / math.sqrt(x.shape[-1])
     if f"{name}.lora.lora_A" in weights:
         a, b = (weights[f"{name}.lora.lora_{which}"].to(x.dtype) for which in "AB")

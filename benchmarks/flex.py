@@ -1,5 +1,5 @@
-"""One layer's attention on a GPU: the product's groups with a bias in memory, beside FlexAttention over the flat
-stream, which computes each pair's bias anew and has none in memory.
+"""Measure one layer's attention on a GPU: groups with biases in memory, as the product does it, and FlexAttention over
+the flat sequence, which computes the bias of each pair in its kernel.
 """
 
 from collections.abc import Callable
@@ -22,28 +22,29 @@ from cpmbee_job.model.net.layers import BucketPositionBias
 Result = TypeVar("Result")
 Form = Literal["groups", "flex"]
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values, each (N, H, h), to (N, H, h)."""
+"""Map queries, keys and values, each (N, H, h), to (N, H, h)."""
 
 
 @dataclass(frozen=True)
 class MeasuredAttention:
     form: Form
     layer: float
-    """Seconds of a layer's forward and way back."""
+    """Seconds of the forward and backward pass of a layer."""
     batch: float
-    """Seconds, once for all layers of a batch: the biases, or the map of blocks that are not empty."""
+    """Seconds for the part that all layers of a batch share: the biases, or the map of non-empty blocks."""
     first: float
-    """Seconds of the first call, compilation included."""
+    """Seconds of the first call, including compilation."""
     peak_gib: float
-    """Above queries, keys and values."""
+    """Peak memory in bytes above queries, keys and values."""
     difference: float
-    """Of outputs and gradients from those of the groups: norm of the difference by norm."""
+    """Relative difference of outputs and gradients from those of the groups, in norm."""
 
 
 def both_forms(
     case: Case, config: ModelConfig, dtype: torch.dtype, device: torch.device, repeats: int
 ) -> list[MeasuredAttention]:
-    """Groups first. On a CPU FlexAttention is neither compiled nor can it go back: there it shows that it runs."""
+    """Measure the groups, then FlexAttention. On a CPU, FlexAttention is not compiled and has no backward pass: a
+    rehearsal."""
     inputs = ModelInputs.from_numpy(**vars(case.ours)).to(device)
     torch.manual_seed(0)
     bias = BucketPositionBias(config).to(device, dtype).requires_grad_(requires_grad=False)
@@ -72,13 +73,13 @@ def _groups(bias: BucketPositionBias, inputs: ModelInputs) -> Attention:
 
 
 def _flex(bias: BucketPositionBias, inputs: ModelInputs) -> Attention:
-    """The pairs' rules are those of `attention.visible` and `attention.pair_bias`."""
+    """Apply the rules of `attention.visible` and `attention.pair_bias`."""
     device, num_tokens = inputs.ids.device, len(inputs.ids)
     lengths = torch.tensor(inputs.lengths, device=device)
     example_N = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
     longest = max(inputs.lengths)
     distances = torch.arange(-longest, longest + 1, device=device)
-    # A distance's row of the bias table, looked up where a logarithm for each pair would cost more.
+    # Look up the bias row of a distance, because a logarithm for each pair would cost more.
     row_of_distance = bias._bucket(distances)
     table_RH = bias.relative_attention_bias.detach()
     positions, context, samples = inputs.positions, inputs.context, inputs.samples
@@ -111,7 +112,7 @@ _FORMS: dict[Form, Callable[[BucketPositionBias, ModelInputs], Attention]] = {"g
 
 
 def _there_and_back(attend: Attention, qkv: Tensor) -> list[Tensor]:
-    """The output, and the gradients of queries, keys and values if they have any."""
+    """Return the output, and the gradients of queries, keys and values if they require any."""
     out = attend(*qkv)
     gradients = torch.autograd.grad(out, qkv, torch.ones_like(out)) if qkv.requires_grad else ()
     return [out.detach(), *gradients]

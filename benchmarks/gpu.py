@@ -1,8 +1,8 @@
-"""`make bench-gpu`: steps of LoRA on a GPU at the 10b shape, beside the dense formulation in the same run.
+"""Measure steps of LoRA on a GPU at the 10b shape, and the dense formulation in the same run (`make bench-gpu`).
 
-Rows of 2048 tokens in CCPM's shape; weights are random and made on the device. Where memory is short there are fewer
-layers, and the table says so. `--rehearse` runs the same at a tiny shape on the CPU, to see that it runs; its figures
-mean nothing.
+Packed rows of 2048 tokens in CCPM's shape; weights are random and created on the device. If memory is short there are
+fewer layers, which the table shows. `--rehearse` runs the same code at a tiny shape on the CPU; its figures mean
+nothing.
 """
 
 import argparse
@@ -45,24 +45,24 @@ TEN_B = ModelConfig(vocab_size=86_583, dim_model=4096, num_heads=32, dim_head=12
 TINY = replace(TEN_B, dim_model=64, num_heads=4, dim_head=16, dim_ff=160, num_layers=2)
 LENGTH = 2048
 LORA = LoraSpec()
-TRAIN = TrainSpec(lr=1e-4, loss_scale=2.0**10)  # random weights overflow above some 2^12
+TRAIN = TrainSpec(lr=1e-4, loss_scale=2.0**10)  # random weights overflow above about 2^12
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121, "V100": 125}
-"""Dense peak of fp16 and bf16 in TFLOP/s, by words of the device's name; the first whose words are in it counts."""
+"""Dense peak of fp16 and bf16 in TFLOP/s, by words of the device's name; the first match counts."""
 _ANSWER = 1000
-"""Tokens in the answer of a long example."""
+"""Number of tokens in the answer of a long example."""
 CASES: dict[str, Callable[[int], Case]] = {"ccpm": ccpm, "long": partial(one_long, _ANSWER)}
-"""So many rows, by their kind of examples."""
+"""Batches of a number of packed rows, by their kind of examples."""
 
 
 @dataclass(frozen=True)
 class Setting:
     name: Literal["ours", "sharded", "dense"]
-    """`sharded`: ours in the layout of that name, in a world of one."""
+    """`sharded`: our engine in the layout of that name, in a world of one process."""
     rows: int
     recompute: str  # "none", "fit" (as few layers as fit), "all"
     precision: Precision = "fp16"
     examples: str = "ccpm"
-    """`long`: each row is one example, whose pairs of tokens are as many as the dense formulation's."""
+    """`long`: each packed row is one example, with as many pairs of tokens as the dense formulation."""
 
 
 SETTINGS = [
@@ -86,27 +86,27 @@ class Measured:
     layers: int
     recompute_layers: int
     first_step: float
-    """Seconds, from the building of the model on."""
+    """Seconds since the start of building the model."""
     tokens_per_second: float
-    utilisation: float | None
-    """Of the device's peak, by 4 FLOP for each token and weight of the layers; None where its peak is not known."""
+    utilization: float | None
+    """Share of the device's peak, at 4 FLOP for each token and weight of the layers; None if the peak is unknown."""
     products_alone: float | None
-    """The utilisation if a step were its layers' matrix products alone, timed in the same run."""
+    """The utilization of the matrix products of the layers alone, timed in the same run."""
     shares: dict[str, float] | None
-    """Of a step's time, by kind of kernel (`roofline.shares`)."""
+    """Shares of a step's time, by kind of kernel (`roofline.shares`)."""
     peak_gib: float | None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--rehearse", action="store_true", help="a tiny shape on the CPU")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after two that are not")
-    parser.add_argument("--examples", choices=CASES, help="only the settings with such rows")
-    parser.add_argument("--attention", action="store_true", help="only a layer's attention, beside FlexAttention")
+    parser.add_argument("--rehearse", action="store_true", help="use a tiny shape on the CPU")
+    parser.add_argument("--steps", type=int, default=10, help="number of timed steps, after two untimed ones")
+    parser.add_argument("--examples", choices=CASES, help="only the settings with these packed rows")
+    parser.add_argument("--attention", action="store_true", help="only one layer's attention, and FlexAttention")
     parser.add_argument("--out", type=Path, help="write a result file (JSON)")
     options = parser.parse_args()
     if not options.rehearse and not torch.cuda.is_available():
-        parser.error("torch sees no CUDA GPU here; --rehearse shows that the benchmark runs, on the CPU")
+        parser.error("torch finds no CUDA GPU; use --rehearse to rehearse on the CPU")
     device = torch.device("cpu" if options.rehearse else "cuda")
     run = {
         "command": f"python -m benchmarks.gpu {' '.join(sys.argv[1:])}",
@@ -121,7 +121,7 @@ def main() -> None:
     def add(words: str, result: dict[str, Any]) -> None:
         print(words, flush=True)
         results.append(result)
-        if options.out is not None:  # each time: a later one may end it
+        if options.out is not None:  # after each setting: a later one may crash
             document = run | {"results": results}
             options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -133,7 +133,7 @@ def main() -> None:
                 add(", ".join(f"{name} {value}" for name, value in said.items()), said)
         return
     settings = SETTINGS
-    if options.rehearse:  # BMTrain asks for a GPU
+    if options.rehearse:  # BMTrain requires a GPU
         settings = [replace(s, precision="fp32") for s in SETTINGS if s.rows == 1 and s.name != "sharded"]
     for setting in settings:
         if options.examples not in (None, setting.examples):
@@ -144,7 +144,7 @@ def main() -> None:
             print(f"{setting}: out of memory: {str(error).splitlines()[0]}", flush=True)
             continue
         finally:
-            gc.collect()  # a model and its engine know each other
+            gc.collect()  # model and engine refer to each other
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         add(_words(result), asdict(result))
@@ -160,7 +160,7 @@ def measure(setting: Setting, config: ModelConfig, device: torch.device, num_ste
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     dtype = DTYPES[setting.precision]
-    if setting.name == "sharded":  # its blocks compute themselves again
+    if setting.name == "sharded":  # its blocks recompute their activations
         step = our_step(sharded_model(config, dtype, device), case, device, 0, BmtrainEngine)
     else:
         model = random_model(config, dtype, device)
@@ -168,7 +168,7 @@ def measure(setting: Setting, config: ModelConfig, device: torch.device, num_ste
     step()
     first_step = time.perf_counter() - start
     step()
-    # A step waits for the device at its end. One that overflows is done again and takes twice as long.
+    # A step synchronizes with the device at its end. A step that overflows is repeated and takes twice as long.
     rate = case.num_tokens / median(timed(step) for _ in range(num_steps))
     flops = 4.0 * rate * sum(num_layer_parameters(config, layer) for layer in range(config.num_layers))
     peak_gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
@@ -186,8 +186,8 @@ def measure(setting: Setting, config: ModelConfig, device: torch.device, num_ste
 
 
 def fitted(setting: Setting, config: ModelConfig, device: torch.device) -> tuple[ModelConfig, int]:
-    """With as many layers as fit, of which so many are computed again. The dense formulation's bias and logits come on
-    top."""
+    """Return the largest configuration that fits, and the number of layers to recompute. The dense formulation also
+    needs its bias and logits."""
     if device.type == "cpu":
         return config, {"none": 0, "fit": 1, "all": config.num_layers}[setting.recompute]
     room = USABLE * torch.cuda.mem_get_info(device)[0]
@@ -208,11 +208,11 @@ def fitted(setting: Setting, config: ModelConfig, device: torch.device) -> tuple
             )
             if need.total <= room:
                 return smaller, again
-    raise torch.OutOfMemoryError("not even one layer fits")
+    raise torch.OutOfMemoryError("one layer does not fit into memory")
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> CpmBee:
-    """Weights of unit scale, as `init_weights` draws them, without a copy on the host."""
+    """Draw weights of unit scale like `init_weights`, without a copy on the host."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -226,7 +226,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
 
 
 def sharded_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> CpmBee:
-    os.environ |= rendezvous()  # for BMTrain's communicator
+    os.environ |= rendezvous()  # for the communicator of BMTrain
     with torch.device("meta"):
         model = CpmBee(config)
     kept = shard_model(model, lora=LORA, seed=0, dtype=dtype, device=device)
@@ -255,7 +255,7 @@ def our_step(
 
 
 def dense_step(model: CpmBee, case: Case) -> Callable[[], float]:
-    """The whole bias and all logits, activations computed again, as the original does."""
+    """Compute the whole bias and all logits with activation checkpointing, as the original does."""
     weights: Mapping[str, Tensor] = dict(model.named_parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=TRAIN.lr, weight_decay=TRAIN.weight_decay)
@@ -294,10 +294,10 @@ def machine(device: torch.device) -> dict[str, str]:
 def _words(result: Measured) -> str:
     setting = result.setting
     rows = f"{setting.rows} x {LENGTH} of {setting.examples}"
-    parts = [f"{setting.name}, {rows}, {setting.precision}, {result.layers} layers of which "]
-    parts[0] += f"{result.recompute_layers} computed again: {result.tokens_per_second:,.0f} tokens/s"
-    if result.utilisation is not None:
-        parts.append(f"{result.utilisation:.1%} of the peak (its products alone {result.products_alone:.1%})")
+    parts = [f"{setting.name}, {rows}, {setting.precision}, {result.layers} layers, "]
+    parts[0] += f"{result.recompute_layers} recomputed: {result.tokens_per_second:,.0f} tokens/s"
+    if result.utilization is not None:
+        parts.append(f"{result.utilization:.1%} of the peak (matrix products alone {result.products_alone:.1%})")
     if result.peak_gib is not None:
         parts.append(f"at most {result.peak_gib:.1f} GiB")
     parts.append(f"first step after {result.first_step:.1f} s")

@@ -1,8 +1,8 @@
-"""What is measured on: rows of CCPM, the tutorial's data, and CPM-Bee's vocabulary.
+"""Inputs of the benchmarks: records of CCPM, the tutorial's data, and CPM-Bee's vocabulary.
 
-With `CPMBEE_REFERENCE=folder` they are the real ones in it (`data/ccpm/train.jsonl`, `model/vocab.txt`). Without, both
-are made here by a seed in the same shape: as many entries of each kind and length, rows of as many characters, of
-which the greedy tokenizer makes as many tokens.
+With `CPMBEE_REFERENCE=folder` they are the real ones in it (`data/ccpm/train.jsonl`, `model/vocab.txt`). Otherwise both
+are generated from a seed in the same shape: as many entries of each kind and length, records of as many characters, and
+as many tokens by the greedy tokenizer.
 """
 
 import json
@@ -31,22 +31,22 @@ _ASCII_PIECES = {
     2: 1_533, 3: 4_591, 4: 7_676, 5: 8_398, 6: 7_813, 7: 7_211, 8: 5_967, 9: 4_506, 10: 3_159, 11: 2_108, 12: 1_240,
     13: 661, 14: 363, 15: 140, 16: 48, 17: 16, 18: 9, 19: 5, 21: 2,
 }  # fmt: skip
-_WORDS = "input options question option answer 这段 形容 哪句 意境".split()  # of the form that CCPM's rows get
+_WORDS = "input options question option answer 这段 形容 哪句 意境".split()  # of an example of CCPM
 _PUNCTUATION = "，。？！、：；“”《》（）…—·"
 _LONGEST = "_" * 32
 _BIGRAMS = 0.18  # share of words of two characters among a text's tokens
-_UNKNOWN = 0.0005  # share of characters that the vocabulary lacks
+_UNKNOWN = 0.0005  # share of characters missing in the vocabulary
 
 
 def caption() -> str:
-    """Which inputs these are."""
-    made = "rows and vocabulary made by a seed in the shape of CCPM and CPM-Bee's (CPMBEE_REFERENCE is not set)"
-    return "the rows of CCPM and CPM-Bee's own vocabulary" if _REFERENCE else made
+    """Describe the inputs."""
+    made = "generated records and vocabulary in the shape of CCPM and CPM-Bee (CPMBEE_REFERENCE is not set)"
+    return "the records of CCPM and CPM-Bee's own vocabulary" if _REFERENCE else made
 
 
 @lru_cache(1)
 def vocabulary() -> bytes:
-    """The content of a `vocab.txt`, of some 86,583 entries."""
+    """Return the content of a `vocab.txt`, with about 86,583 entries."""
     if _REFERENCE:
         return (Path(_REFERENCE) / "model" / "vocab.txt").read_bytes()
     draw = random.Random(0)
@@ -75,12 +75,12 @@ def tokenizer() -> Tokenizer:
 
 
 def num_rows(quick: bool) -> int:
-    """Rows of CCPM to prepare."""
+    """Records of CCPM to prepare."""
     return NUM_ROWS // 4 if quick else NUM_ROWS
 
 
 def ccpm_lines(num_rows: int = NUM_ROWS) -> list[str]:
-    """Raw rows of CCPM as JSON, without line ends; more than there are repeat them."""
+    """Return raw records of CCPM as JSON, without line ends, repeated if there are not enough."""
     return list(islice(cycle(_rows()), num_rows))
 
 
@@ -115,7 +115,7 @@ def _rows() -> list[str]:
 
 
 def long_text(num_tokens: int, seed: int) -> str:
-    """Text of exactly so many tokens, drawn from the rows' texts."""
+    """Return a text of exactly that many tokens, drawn from the records."""
     draw = random.Random(seed)
     text = ""
     while True:
@@ -132,7 +132,7 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 @lru_cache(1)
 def prepared_ccpm(quick: bool) -> RowDataset:
-    """Prepared once for all benchmarks of this process, with the default piece size."""
+    """Prepare once for all benchmarks of this process, with the default piece size."""
     folder = Path(_scratch().name)
     raw = folder / "raw.jsonl"
     raw.write_text("\n".join(ccpm_lines(num_rows(quick))) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
-"""Loading a model: what memory it takes, how fast it comes from S3, what each of two ranks reads of it.
+"""Measure loading a model: its memory, its speed from S3, and the share that each of two ranks reads.
 
-`python -m benchmarks.loading [quick]` prints the figures. What is measured of a process, is measured of one of its own,
-which this file is started as again.
+`python -m benchmarks.loading [quick]` prints the figures. Memory is measured in a fresh process, which runs this file.
 """
 
 import json
@@ -40,11 +39,11 @@ CPU = torch.device("cpu")
 KEY, SECRET = "benchmark", "benchmark-secret"
 ENDPOINT = "CPMBEE_BENCHMARK_ENDPOINT"
 LARGEST_TABLE = 1 << 16
-"""Shorter reads are of the files' tables, which every rank reads."""
+"""Shorter reads are those of the files' headers, which every rank reads."""
 
 
 def figures(quick: bool) -> Iterator[Figure]:
-    """With about 2 GB of weights in fp32, or 300 MB."""
+    """Use about 2 GB of weights in fp32, or 300 MB."""
     num_layers = 5 if quick else 42
     with tempfile.TemporaryDirectory(prefix="cpmbee-bench-") as name, ExitStack() as stack:
         root = Path(name)
@@ -64,9 +63,9 @@ def figures(quick: bool) -> Iterator[Figure]:
         loading = {case: _start("load", place) for case, place in cases.items()}
         converting = _start("convert", root / "fp16", root / "converted")
         for case, process in loading.items():
-            what = f"load a model ({case}): most memory above that before"
+            what = f"load a model ({case}): peak memory above that before"
             yield _memory(what, _answer(process)["memory"], size, 1.15)
-        what = "model convert (fp16 .bin): most memory above that before"
+        what = "model convert (fp16 .bin): peak memory above that before"
         yield _memory(what, _answer(converting)["memory"], size // 2, 1.0)
 
         yield _shares(root / "fp32", size)
@@ -74,7 +73,7 @@ def figures(quick: bool) -> Iterator[Figure]:
 
 
 def make_model(folder: Path, num_layers: int, dtype: torch.dtype, *, as_bin: bool = False) -> int:
-    """A model folder. Returns the bytes that its weights have in fp32."""
+    """Write a model folder. Returns the bytes of its weights in fp32."""
     config = ModelConfig(
         vocab_size=20_000, dim_model=1024, num_heads=16, dim_head=64, dim_ff=2560, num_layers=num_layers
     )
@@ -93,7 +92,7 @@ def make_model(folder: Path, num_layers: int, dtype: torch.dtype, *, as_bin: boo
 
 
 class Unkept:
-    """An object that is read by ranges, which this machine does not keep: the reading alone."""
+    """An object that is read by ranges without a cache."""
 
     def __init__(self, store: S3Store, found: ObjectInfo) -> None:
         self.name, self.size, self.tag = found.key, found.size, found.etag
@@ -102,12 +101,12 @@ class Unkept:
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
         self._store.read_into(self.name, start, buffers, self.tag)
 
-    def is_near(self, start: int, length: int) -> bool:  # noqa: ARG002 (nothing is)
+    def is_near(self, start: int, length: int) -> bool:  # noqa: ARG002 (nothing is cached)
         return False
 
 
 class Counted:
-    """A file of weights that counts what is read of it."""
+    """A file of weights that counts the bytes read."""
 
     def __init__(self, file: WeightFile) -> None:
         self._file = file
@@ -156,8 +155,8 @@ def _speed(store: S3Store, size: int, *, quick: bool) -> Iterator[Figure]:
 
     cases = (
         ("S3 read: all weights by ranges into memory", read, 1.3),
-        ("S3 to a model: read, checked, its digest", load, None),
-        ("S3 to a model that is kept on disk too", load_and_keep, None),
+        ("S3 to a model: read, check, digest", load, None),
+        ("S3 to a model, also cached on disk", load_and_keep, None),
     )
     for what, ours, mark in cases[:1] if quick else cases:
         seconds, baseline = paired(ours, plain, 3 if mark and not quick else 1, before)
@@ -178,7 +177,7 @@ def _shares(folder: Path, size: int) -> Figure:
     ]
     shares = [_answer(rank)["bytes"] for rank in ranks]
     return Figure(
-        "load by 2 ranks: bytes that both read",
+        "load by 2 ranks: bytes read by each",
         " + ".join(f"{share / 1e6:.0f}" for share in shares) + " MB",
         f"{size / 1e6:.0f} MB, the weights",
         sum(shares) / size,
@@ -231,7 +230,7 @@ def _rank(url: str) -> dict[str, int]:
 
 
 def _process_memory(what: str) -> int:
-    """`VmRSS`: this process's memory now; `VmHWM`: the most that it was. In bytes."""
+    """Return memory of this process in bytes: `VmRSS` is the current value, `VmHWM` the peak."""
     found = re.search(rf"^{what}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) << 10
@@ -240,14 +239,14 @@ def _process_memory(what: str) -> int:
 def main() -> None:
     match sys.argv[1:]:
         case ["load" | "convert" | "rank" as what, *arguments]:
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
             before = _process_memory("VmRSS")
             works: dict[str, Callable[..., dict[str, Any]]] = {"load": _load, "convert": _convert, "rank": _rank}
             report = works[what](*arguments)
             print(json.dumps(report | {"memory": _process_memory("VmHWM") - before}))
         case options:
             for figure in figures(quick="quick" in options):
-                reached = {None: "", True: "reached", False: "NOT reached"}[figure.reached]
+                reached = {None: "", True: "reached", False: "MISSED"}[figure.reached]
                 print(
                     f"{figure.what:75}{figure.ours:>22}  {figure.baseline:32}{figure.ratio:6.3f}  {reached}", flush=True
                 )

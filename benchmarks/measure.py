@@ -1,4 +1,4 @@
-"""How a benchmark measures, and what it reports: figures, each a ratio against a baseline of the same run."""
+"""Measure, and report figures: each is a ratio to a baseline of the same run."""
 
 import gc
 import os
@@ -21,13 +21,13 @@ import numpy as np
 Result = TypeVar("Result")
 
 ROOT = Path(__file__).parents[1]
-_SAMPLING = 0.02  # seconds between two looks at the memory of a tree of processes
+_SAMPLING = 0.02  # seconds between two samples of the memory of a process tree
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What grows with what: a line of the plots in docs/explanation/performance.md."""
+    """A line of a scaling plot in docs/explanation/performance.md."""
 
     title: str
     size_label: str
@@ -38,17 +38,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table."""
+    """A row of the table."""
 
     what: str
     ours: str
     """With its unit, `5.1 M characters/s`."""
     baseline: str
-    """Likewise, and what it is: `0.3 M characters/s, greedy loop in Python`."""
+    """The same with a description: `0.3 M characters/s, greedy loop in Python`."""
     ratio: float
-    """Of the two, the way round in which `mark` is written."""
+    """The ratio of the two, in the direction of `mark`."""
     mark: float | None = None
-    """What the ratio is to reach; None where there is only something to know."""
+    """Target of the ratio; None for information only."""
     bound: Literal["at least", "at most"] = "at least"
     curve: Curve | None = None
 
@@ -65,8 +65,8 @@ def paired(
     repeats: int,
     before: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
-    """Median seconds of both, timed in turn so that a machine that slows down slows both; `before` comes before each,
-    untimed."""
+    """Return the median seconds of both. They alternate, so that a slower machine slows both; `before` runs before
+    each, untimed."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for times, function in zip(seconds, (ours, baseline), strict=True):
@@ -77,21 +77,21 @@ def paired(
 
 
 def rendezvous() -> dict[str, str]:
-    """Where processes of this machine can meet: torch's variables, with a free port."""
+    """Return torch's rendezvous variables for processes of this machine, with a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def settle(num_bytes: int) -> None:
-    """Before a measurement: what was written is on the disk, and so much memory is at hand. The host of a virtual
-    machine takes back what is free, and to give it again takes it longer than anything is done with it."""
+    """Flush writes to disk and make memory available before a measurement. The host of a virtual machine reclaims free
+    memory, and getting it back takes longer than using it."""
     os.sync()
     np.ones(num_bytes, dtype=np.uint8)
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -99,7 +99,7 @@ def timed(function: Callable[[], object]) -> float:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This thread, and what it starts meanwhile, on one core."""
+    """Run this thread, and processes that it starts, on one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -109,26 +109,26 @@ def one_core() -> Iterator[None]:
 
 
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """What a function of a module returns in a new interpreter."""
+    """Call a function of a module in a new interpreter, and return its result."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def own_memory() -> tuple[int, int]:
-    """Bytes that this process has resident now, and the most that it ever had."""
+    """Return the resident bytes of this process: current and peak."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     now, most = (int(status.partition(name)[2].split()[0]) * 1024 for name in ("VmRSS:", "VmHWM:"))
     return now, most
 
 
 def run(*arguments: str) -> str:
-    """Run `python ARGUMENTS` from the repository's root; returns its output. One that fails ends the benchmarks."""
+    """Run `python ARGUMENTS` in the repository's root, and return its output. A failure ends the benchmarks."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def run_sampled(*arguments: str) -> tuple[float, int]:
-    """`run`; returns seconds, and the peak of the summed memory (bytes, resident) of all its processes."""
+    """Like `run`; return seconds, and the peak of the summed resident bytes of all its processes."""
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=output, stderr=output)
@@ -147,7 +147,7 @@ def _tree(pid: int) -> Iterator[int]:
     yield pid
     try:
         children = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    except OSError:  # it has just ended
+    except OSError:  # it has just exited
         return
     for child in (child for some in children for child in some):
         yield from _tree(int(child))

@@ -1,15 +1,15 @@
-"""The baseline for data: from raw rows to padded batches the original's way, written plainly and by us.
+"""The baseline for data: raw records to padded batches in the original's way, in a plain implementation of our own.
 
-`python -m benchmarks.original RAW.jsonl VOCAB.txt FOLDER` does what the original's commands do until one rank has seen
-one epoch: rewrite the rows as examples, write those pickled into a binary file, shuffle it into another, read it,
+`python -m benchmarks.original RAW.jsonl VOCAB.txt FOLDER` does what the original's commands do until one rank has
+processed one epoch: convert the records to examples, pickle them into a binary file, shuffle it into another, read it,
 tokenize each text with a greedy loop, encode each example node by node, put it into the open row that it fills best,
-and pad a batch of rows into arrays once more rows than that are open.
+and pad a batch of rows into arrays when more rows than a batch has are open.
 
-It is kinder than the original, which imports torch for each command and does the epoch's part on every rank, for the
-rows of all ranks, in each epoch.
+It does less than the original, which imports torch for each command, and repeats the epoch's part on every rank, for
+the rows of all ranks, in each epoch.
 
-Arrays of a batch: inputs, inputs_sub, context, sample_ids, num_segments, segment_ids, segment_rel_offset, spans,
-target (rows, length); length (rows,); segment_rel (rows, entries); ext_ids, ext_sub (columns,).
+Arrays of a batch: inputs, inputs_sub, context, sample_ids, num_segments, segment_ids, segment_rel_offset, spans, target
+(rows, length); length (rows,); segment_rel (rows, entries); ext_ids, ext_sub (columns,).
 """
 
 import json
@@ -48,7 +48,7 @@ class Piece:
 
 
 class GreedyTokenizer:
-    """The longest entry of the vocabulary wins, found by trying shorter and shorter substrings."""
+    """Finds the longest entry of the vocabulary by trying ever shorter substrings."""
 
     def __init__(self, vocabulary: bytes) -> None:
         entries = [line for line in vocabulary.decode().split("\n") if line]
@@ -56,7 +56,7 @@ class GreedyTokenizer:
         self.longest = max(map(len, self.id_of))
 
     def tokenize(self, text: str) -> list[Piece]:
-        """The pieces of a text; neighbouring unknown characters are one piece."""
+        """Return the pieces of a text; neighboring unknown characters are one piece."""
         pieces: list[Piece] = []
         position = 0
         for part, is_special in _split_special(text):
@@ -90,7 +90,7 @@ class GreedyTokenizer:
         return text[0]
 
     def encode(self, text: str) -> list[int | str]:
-        """Ids, and the texts of tokens that the vocabulary lacks."""
+        """Return ids, and the texts of tokens that are not in the vocabulary."""
         ids: list[int | str] = []
         for piece in self.tokenize(text):
             if piece.is_unknown or (piece.is_special and piece.text not in self.id_of):
@@ -101,7 +101,8 @@ class GreedyTokenizer:
 
 
 def _split_special(text: str) -> Iterator[tuple[str, bool]]:
-    """Plain text and special tokens, found character by character, and which it is; `<<` is a plain `<`."""
+    """Yield plain text and special tokens, found character by character, and whether it is special; `<<` is a
+    literal `<`."""
     part, escaped, inside = "", False, False
     for number, character in enumerate(text):
         if escaped:
@@ -147,7 +148,7 @@ class Encoding:
 
 
 def encode(tokenizer: GreedyTokenizer, example: dict[str, Any]) -> Encoding:
-    """Token by token, node by node, pair by pair."""
+    """Encode token by token, node by node, pair by pair."""
     nodes = [Node("<root>", 0, 0)]
 
     def grow(parent: Node, items: dict[str, Any], is_answer: bool) -> None:
@@ -166,7 +167,7 @@ def encode(tokenizer: GreedyTokenizer, example: dict[str, Any]) -> Encoding:
     subs: list[int] = []
     context: list[int] = []
     segments: list[int] = []
-    numbers: dict[str, dict[str, int]] = {}  # of the tokens that share an id
+    numbers: dict[str, dict[str, int]] = {}  # of tokens that share an id
 
     def add(token_id: int, sub: int, node: Node) -> None:
         ids.append(token_id)
@@ -196,7 +197,7 @@ def encode(tokenizer: GreedyTokenizer, example: dict[str, Any]) -> Encoding:
 
 
 def _relations(nodes: list[Node]) -> NDArray[np.int32]:
-    """Buckets of the ways between all pairs of nodes: levels up to their common ancestor, and down again."""
+    """Return the buckets of the paths between all pairs of nodes: levels up to their common ancestor, and down."""
     relations = np.zeros(len(nodes) ** 2, dtype=np.int32)
 
     def visit(ancestor: Node) -> list[Node]:
@@ -217,7 +218,7 @@ def _relations(nodes: list[Node]) -> NDArray[np.int32]:
 
 
 class Row:
-    """An open row: its arrays grow with each example."""
+    """An open row, whose arrays grow with each example."""
 
     def __init__(self) -> None:
         self.arrays = {name: np.zeros(0, np.int32) for name in (*_TOKEN_ARRAYS, "spans", "segment_rel")}
@@ -244,8 +245,8 @@ class Row:
 
 
 def packed(tokenizer: GreedyTokenizer, examples: Iterable[dict[str, Any]]) -> Iterator[Batch]:
-    """Each example goes to the open row with the least space that still holds it; a batch is made of the oldest rows
-    once there are more than it has."""
+    """Put each example into the open row with the least sufficient space. When more rows are open than a batch has, the
+    oldest ones become a batch."""
     rows: list[Row] = []
     for example in examples:
         encoding = encode(tokenizer, example)
@@ -265,7 +266,7 @@ def packed(tokenizer: GreedyTokenizer, examples: Iterable[dict[str, Any]]) -> It
 
 
 def padded(tokenizer: GreedyTokenizer, rows: list[Row]) -> Batch:
-    """The arrays of a batch (see the head of this file); what is to be predicted is found token by token."""
+    """Return the arrays of a batch (see the module docstring); targets are found token by token."""
     bos, eos, vocab_size = tokenizer.id_of["<s>"], tokenizer.id_of["</s>"], len(tokenizer.id_of)
     num_entries = max(len(row.arrays["segment_rel"]) for row in rows)
     batch = {name: np.zeros((len(rows), MAX_LENGTH), np.int32) for name in (*_TOKEN_ARRAYS, "spans")}
@@ -274,7 +275,7 @@ def padded(tokenizer: GreedyTokenizer, rows: list[Row]) -> Batch:
     batch["segment_rel"] = np.zeros((len(rows), num_entries), np.int32)
     columns: dict[tuple[int, int], int] = {}
     for r, row in enumerate(rows):
-        batch["spans"][r] = row.num_examples  # of what is behind the row's end
+        batch["spans"][r] = row.num_examples  # of the padding behind the row's end
         for name, array in row.arrays.items():
             batch[name][r, : len(array)] = array
         for position in range(len(row)):
@@ -289,7 +290,7 @@ def padded(tokenizer: GreedyTokenizer, rows: list[Row]) -> Batch:
 
 
 def reformat(raw: Path, target: Path) -> None:
-    """Raw rows of CCPM to examples, JSON to JSON."""
+    """Convert raw records of CCPM to examples, JSON to JSON."""
     with raw.open(encoding="utf-8") as lines, target.open("w", encoding="utf-8") as out:
         for line in lines:
             row = json.loads(line)
@@ -304,7 +305,7 @@ def reformat(raw: Path, target: Path) -> None:
 
 
 def preprocess(source: Path, target: Path) -> None:
-    """Examples to a file of pickled records, then to another in shuffled order."""
+    """Write examples to a file of pickled records, then to another one in shuffled order."""
     ordered = target.with_suffix(".ordered")
     with source.open(encoding="utf-8") as lines, ordered.open("wb") as out:
         for line in lines:
@@ -317,14 +318,14 @@ def preprocess(source: Path, target: Path) -> None:
 
 
 def read(source: Path) -> Iterator[dict[str, Any]]:
-    """What `preprocess` wrote."""
+    """Yield the examples that `preprocess` wrote."""
     with source.open("rb") as file:
         while file.peek(1):
             yield pickle.load(file)
 
 
 def main(raw: str, vocabulary: str, folder: str) -> None:
-    """The whole way; prints rows and tokens, and what of the time is spent again in each epoch."""
+    """Do all of it; print rows, tokens, and the seconds that each further epoch costs again."""
     examples, records = Path(folder) / "examples.jsonl", Path(folder) / "records"
     reformat(Path(raw), examples)
     preprocess(examples, records)

@@ -1,4 +1,4 @@
-"""How full rows of 2048 are, last rows included."""
+"""Measure how full packed rows of 2048 tokens are, including the last ones."""
 
 from collections.abc import Iterator
 
@@ -47,8 +47,8 @@ def _mixes(count: int) -> dict[str, np.ndarray]:
 
 
 def _open_rows(lengths: np.ndarray) -> int:
-    """Rows that the original's rule takes: the fullest open row that still has room; of more open rows than a batch
-    has, the oldest batch is closed."""
+    """Count the rows by the original's rule: the fullest open row that still has room. When more rows are open than a
+    batch has, the oldest batch is closed."""
     spaces = np.empty(0, dtype=np.int64)
     closed = 0
     for length in lengths.tolist():

@@ -1,4 +1,4 @@
-"""Raw rows to packed rows: the whole command, from its start to its end."""
+"""Measure the whole command that turns raw records into packed rows."""
 
 import json
 import statistics
@@ -36,9 +36,9 @@ def figures(quick: bool) -> Iterator[Figure]:
             epochs.append(report["epoch_seconds"])
 
         seconds, original_seconds = paired(ours, original, repeats=1 if quick else 2)
-    assert len(tokens) == 1, f"ours and the original's way made {tokens} tokens"
+    assert len(tokens) == 1, f"ours and the original's way give {tokens} tokens"
     yield Figure(
-        what=f"raw CCPM to packed rows, {num_rows:,} rows",
+        what=f"raw CCPM to packed rows, {num_rows:,} records",
         ours=f"{duration(seconds)}, cpmbee-job prepare",
         baseline=f"{duration(original_seconds)}, the original's way",
         ratio=original_seconds / seconds,
@@ -49,7 +49,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     all_seconds = seconds + _EPOCHS * collating
     all_original_seconds = original_seconds + (_EPOCHS - 1) * statistics.median(epochs)
     yield Figure(
-        what=f"the same, and what the loader does in {_EPOCHS} epochs (one is measured)",
+        what=f"the same, and the loader's work in {_EPOCHS} epochs (one is measured)",
         ours=duration(all_seconds),
         baseline=f"{duration(all_original_seconds)}, the original's way",
         ratio=all_original_seconds / all_seconds,

@@ -1,4 +1,4 @@
-"""Figures as rows of a table, and as the measured part of docs/explanation/performance.md with its plots."""
+"""Report figures as a table, and as the measured part of docs/explanation/performance.md with its plots."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ def record(figure: Figure) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Which machine this is."""
+    """Describe this machine."""
     model = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -42,14 +42,14 @@ def write(docs: Path, figures: Sequence[Figure], caption: str) -> None:
     lines += [f"| {' | '.join(cells(figure))} |" for figure in figures]
     before, begin, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
     _, end, after = rest.partition(_END)
-    assert end, f"{page} has no place for what is measured"
+    assert end, f"{page} has no section for measurements"
     page.write_text("\n".join([before + begin, *lines, end + after]), encoding="utf-8")
     _plot_ratios(figures, docs / "performance-ratios.svg")
     _plot_curves(figures, docs / "performance-scaling.svg")
 
 
 def _plot_ratios(figures: Sequence[Figure], path: Path) -> None:
-    """How many times better than its baseline each is, with the mark that it is to reach."""
+    """Plot the ratio of each figure to its baseline, with its target."""
     from matplotlib import pyplot
 
     shown = [f for f in reversed(figures) if f.mark and f.ratio]
@@ -64,7 +64,7 @@ def _plot_ratios(figures: Sequence[Figure], path: Path) -> None:
 
 
 def _plot_curves(figures: Sequence[Figure], path: Path) -> None:
-    """What grows with what; the dashed line is proportional to size, through the largest."""
+    """Plot each scaling; the dashed line is proportional to size, through the largest point."""
     from matplotlib import pyplot
 
     curves = [f.curve for f in figures if f.curve is not None]
@@ -73,7 +73,7 @@ def _plot_curves(figures: Sequence[Figure], path: Path) -> None:
         axes = drawing.add_subplot(1, len(curves), number)
         sizes, values = zip(*curve.points, strict=True)
         axes.plot(sizes, values, marker="o")
-        axes.plot((0, sizes[-1]), (0, values[-1]), linestyle="--", color="grey", linewidth=1)
+        axes.plot((0, sizes[-1]), (0, values[-1]), linestyle="--", color="gray", linewidth=1)
         axes.set(title=curve.title, xlabel=curve.size_label, ylabel=curve.value_label, xlim=0, ylim=0)
     _save(drawing, path)
 
@@ -81,7 +81,7 @@ def _plot_curves(figures: Sequence[Figure], path: Path) -> None:
 def _save(drawing: Any, path: Path) -> None:
     from matplotlib import pyplot
 
-    with pyplot.rc_context({"svg.hashsalt": "cpmbee-job"}):  # the same figures, the same file
+    with pyplot.rc_context({"svg.hashsalt": "cpmbee-job"}):  # equal figures give equal files
         drawing.savefig(path, metadata={"Date": None})
     pyplot.close(drawing)
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes on a GPU, and what its matrix products alone take there, below which it can't come."""
+"""Profile a step on a GPU, and time its matrix products alone, which are its lower bound."""
 
 import time
 from collections.abc import Callable
@@ -15,16 +15,17 @@ KERNELS = {
     "norms": ("norm",),
     "gathers": ("index", "gather", "scatter", "catarray", "_copy", "memcpy", "memset"),
 }
-"""Kinds of kernels, by parts of their names; the first kind counts. The others work element by element."""
+"""Kinds of kernels, by parts of their names; the first match counts. All others are elementwise."""
 _LAYERS = 4
-"""So many layers' weights take turns, that none stays in the GPU's cache."""
+"""Number of layers whose weights alternate, so that none stays in the GPU's cache."""
 
 
 def shares(step: Callable[[], object], device: torch.device) -> dict[str, float] | None:
-    """Of the wall time of one step, the share of each kind of kernel, and of what lies between. None on a CPU."""
+    """Return the share of each kind of kernel in the wall time of one step, and of the time between kernels. None on
+    a CPU."""
     if device.type == "cpu":
         return None
-    wall = timed(step)  # it waits for the device at its end
+    wall = timed(step)  # a step synchronizes at its end
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         step()
         torch.cuda.synchronize(device)
@@ -39,7 +40,7 @@ def shares(step: Callable[[], object], device: torch.device) -> dict[str, float]
 def products_alone(
     config: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device, repeats: int = 8
 ) -> float:
-    """FLOP/s of the products of a layer with its frozen weights, forward and back, one after the other."""
+    """Return FLOP/s of the products of a layer with its frozen weights, forward and backward, one after the other."""
     heads = config.num_heads * config.dim_head
     shapes = [*3 * [(config.dim_model, heads)], (heads, config.dim_model)]
     shapes += [*2 * [(config.dim_model, config.dim_ff)], (config.dim_ff, config.dim_model)]

@@ -1,4 +1,4 @@
-"""Time against size, x1, x4, x16 (quick: x1, x4), and memory, which shows with large inputs only."""
+"""Measure time by size, x1, x4, x16 (quick: x1, x4), and memory with large inputs."""
 
 import json
 import tempfile
@@ -11,7 +11,7 @@ from benchmarks.measure import Curve, Figure, duration, megabytes, run_sampled, 
 _SIZES = (1, 4, 16)
 _LINEAR = 1.1
 _LONG_ROW = 1_500  # tokens
-_CHECK_GROWTH = 16  # bytes a row that `data check` may take for its duplicates
+_CHECK_GROWTH = 16  # bytes per example that `data check` may use to find duplicates
 
 
 def figures(quick: bool) -> Iterator[Figure]:
@@ -30,22 +30,22 @@ def _prepare_time(folder: Path, sizes: Sequence[int], unit: int) -> Iterator[Fig
         raw = _write(folder, f"ccpm-{size}", "\n".join(inputs.ccpm_lines(size * unit)) + "\n", times=1)
         seconds.append(_prepare(folder, raw, "ccpm")[0])
         raw.unlink()
-    yield _linear("cpmbee-job prepare", "rows of CCPM", [size * unit for size in sizes], seconds)
+    yield _linear("cpmbee-job prepare", "records of CCPM", [size * unit for size in sizes], seconds)
 
 
 def _step_time(sizes: Sequence[int], repeats: int) -> Figure:
-    from benchmarks.step import OurStep, ccpm  # loads torch
+    from benchmarks.step import OurStep, ccpm  # imports torch
 
     case = ccpm(1)
     OurStep(case)()  # the first step of a process is slower
     seconds = [min(timed(step) for _ in range(repeats)) for step in [OurStep(case, size) for size in sizes]]
-    return _linear("training step", "rows of 2048, batch_size 1", sizes, seconds)
+    return _linear("training step", "packed rows of 2048, batch_size 1", sizes, seconds)
 
 
 def _linear(what: str, unit: str, sizes: Sequence[int], seconds: Sequence[float]) -> Figure:
-    """The largest against the one before: what is fixed (starting up) weighs little in both."""
+    """Compare the largest size with the one before; fixed costs, such as the start, matter little in both."""
     return Figure(
-        what=f"{what}, {sizes[-1]:,} {unit}: time of a row",
+        what=f"{what}, {sizes[-1]:,} {unit}: time per item",
         ours=duration(seconds[-1] / sizes[-1]),
         baseline=f"{duration(seconds[-2] / sizes[-2])} with {sizes[-2]:,}",
         ratio=(seconds[-1] / sizes[-1]) / (seconds[-2] / sizes[-2]),
@@ -56,7 +56,8 @@ def _linear(what: str, unit: str, sizes: Sequence[int], seconds: Sequence[float]
 
 
 def _prepare_memory(folder: Path, small: int, large: int) -> Figure:
-    """Rows of some 1,500 tokens: a gigabyte of them is prepared in a minute or two, of CCPM's in an hour."""
+    """Records of about 1,500 tokens. A gigabyte of them is prepared in a minute or two; a gigabyte of CCPM takes an
+    hour."""
     examples = [{"input": inputs.long_text(_LONG_ROW, seed), "<ans>": "好"} for seed in range(200)]
     lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
     peaks = []
@@ -84,9 +85,9 @@ def _check_memory(folder: Path, small: int, large: int) -> Figure:
         peaks.append(run_sampled("-m", "cpmbee_job.cli", "data", "check", *arguments)[1])
     allowed = peaks[0] + _CHECK_GROWTH * (large - small)
     return Figure(
-        what=f"data check, {large:,} rows: peak memory",
+        what=f"data check, {large:,} records: peak memory",
         ours=megabytes(peaks[1]),
-        baseline=f"{megabytes(peaks[0])} for {small:,} rows, and {_CHECK_GROWTH} bytes for each more",
+        baseline=f"{megabytes(peaks[0])} for {small:,} records, and {_CHECK_GROWTH} bytes for each further one",
         ratio=peaks[1] / allowed,
         mark=1.2,
         bound="at most",

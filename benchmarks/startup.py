@@ -1,4 +1,4 @@
-"""Commands that only look, or only write a manifest, start without the heavy packages."""
+"""Check that commands which only read, or only write a manifest, start without the heavy packages."""
 
 import re
 import subprocess
@@ -43,7 +43,7 @@ def figures(quick: bool) -> Iterator[Figure]:
 
 
 def _loaded(*command: str) -> list[str]:
-    """Which of the heavy packages a command imports."""
+    """Return the heavy packages that a command imports."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command], cwd=ROOT, check=True, capture_output=True, text=True
     )

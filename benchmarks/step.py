@@ -1,9 +1,9 @@
-"""A training step on the CPU: LoRA beside a model of width 256 with 4 layers, rows of 2048 tokens.
+"""Measure a training step on the CPU: LoRA on a model of width 256 with 4 layers, packed rows of 2048 tokens.
 
-The baseline is the dense formulation (`dense`) over the same rows, weights and targets. In the original all extra
-columns of a batch compete for each target (docs/design.md, Loss); here both do so, so that their losses are equal.
-The baseline has two variants, and each figure takes the one that is kinder to it: time is compared with what keeps all
-activations for the way back, memory with what computes them again, as the original does.
+The baseline is the dense formulation (`dense`) with the same packed rows, weights and targets. In the original all
+extra columns of a batch compete for each target (docs/design.md, Loss); here both do so, so that their losses are
+equal. Each figure is compared with the better of two variants: time with the one that keeps all activations for the
+backward pass, memory with the one that recomputes them, as the original does.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ _LOSS_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """The same rows for both."""
+    """The same packed rows for both."""
 
     ours: Collated
     dense: Batch
@@ -68,22 +68,22 @@ def _row(tokenizer: GreedyTokenizer, examples: Sequence[Example]) -> Row:
 
 @lru_cache(1)
 def ccpm(num_rows: int) -> Case:
-    """Full rows of CCPM."""
+    """Return full packed rows of CCPM."""
     examples = [ccpm_example(parse_object(line)) for line in inputs.ccpm_lines(200 * num_rows)]
     rows = pack([encode_example(inputs.tokenizer(), example).input_ids.size for example in examples], MAX_LENGTH)
     return Case.of([[examples[e] for e in np.flatnonzero(rows == row)] for row in range(num_rows)])
 
 
 def one_long(answer_tokens: int, num_rows: int = 1) -> Case:
-    """Rows of one example of 2048 tokens, so many of them in its answer."""
+    """Return packed rows of one example of 2048 tokens, with `answer` tokens in its answer."""
     example: Example = {"input": "", "<ans>": inputs.long_text(answer_tokens, seed=1)}
     rest = MAX_LENGTH - encode_example(inputs.tokenizer(), example).input_ids.size
     return Case.of(num_rows * [[example | {"input": inputs.long_text(rest, seed=2)}]])
 
 
 class OurStep:
-    """Forward, backward, clipping and update as in training, over the case so many times, one after the other; calls
-    return the loss before the update."""
+    """Do forward pass, backward pass, clipping and update as in training, several times over the case; calls return the
+    loss before the update."""
 
     def __init__(self, case: Case, times: int = 1) -> None:
         self._engine = TorchEngine(_model(case.vocab_size), _TRAIN, torch.device("cpu"))
@@ -95,7 +95,7 @@ class OurStep:
 
 
 class DenseStep:
-    """The same steps in the dense formulation."""
+    """Do the same steps in the dense formulation."""
 
     checkpointed = False
 
@@ -116,7 +116,7 @@ class DenseStep:
 
 
 class CheckpointedDenseStep(DenseStep):
-    """Keeps only what goes from layer to layer."""
+    """Recomputes activations inside layers."""
 
     checkpointed = True
 
@@ -130,24 +130,24 @@ def figures(quick: bool) -> Iterator[Figure]:
     seconds, dense_seconds = paired(
         lambda: ours.append(step()), lambda: dense.append(dense_step()), repeats=1 if quick else 4
     )
-    yield _faster("training step, a CCPM row of 2048", seconds, dense_seconds, mark=10)
+    yield _faster("training step, a packed row of 2048 from CCPM", seconds, dense_seconds, mark=10)
     yield Figure(
-        what=f"its loss, furthest apart in {len(ours)} steps",
-        ours=f"{ours[-1]:.6f} in the last",
+        what=f"its loss, largest difference in {len(ours)} steps",
+        ours=f"{ours[-1]:.6f} in the last step",
         baseline=f"{dense[-1]:.6f}, dense",
         ratio=max(abs(a - b) / b for a, b in zip(ours, dense, strict=True)),
         mark=_LOSS_TOLERANCE,
         bound="at most",
     )
     num_steps = 1 if quick else 2
-    with ThreadPoolExecutor(2) as pool:  # neither's memory depends on the other
+    with ThreadPoolExecutor(2) as pool:  # so that the memory of one does not depend on the other
         (before, peak), (dense_before, dense_peak) = pool.map(
             lambda kind: in_fresh_process(_memory, kind, case, num_steps), (OurStep, CheckpointedDenseStep)
         )
     yield Figure(
         what="its peak memory, above the process with its model",
         ours=megabytes(peak - before),
-        baseline=f"{megabytes(dense_peak - dense_before)}, dense, activations computed again",
+        baseline=f"{megabytes(dense_peak - dense_before)}, dense, activations recomputed",
         ratio=(peak - before) / (dense_peak - dense_before),
         mark=0.25,
         bound="at most",
@@ -155,7 +155,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     yield Figure(
         what="its peak memory, the whole process",
         ours=megabytes(peak),
-        baseline=f"{megabytes(dense_peak)}, likewise",
+        baseline=f"{megabytes(dense_peak)}, the same",
         ratio=peak / dense_peak,
     )
     for answer_tokens in () if quick else (2, 1000):
@@ -171,7 +171,7 @@ def _faster(what: str, seconds: float, dense_seconds: float, mark: float) -> Fig
 
 
 def _memory(step_class: Callable[[Case], Callable[[], float]], case: Case, num_steps: int) -> tuple[int, int]:
-    """Bytes before the first step, and at most."""
+    """Return bytes before the first step, and the peak."""
     step = step_class(case)
     before, _ = own_memory()
     for _ in range(num_steps):
@@ -180,7 +180,7 @@ def _memory(step_class: Callable[[Case], Callable[[], float]], case: Case, num_s
 
 
 def _model(vocab_size: int) -> CpmBee:
-    """The same weights each time; LoRA's B too is not zero, so that A has gradients from the first step on."""
+    """Draw the same weights each time. LoRA's B is not zero, so that A has gradients from the first step."""
     model = CpmBee(ModelConfig.from_dict({**_SIZES, "vocab_size": vocab_size}))
     init_weights(model, seed=0)
     insert_lora(model, _LORA.r, _LORA.alpha, _LORA.modules, seed=0)

@@ -1,4 +1,4 @@
-"""Characters tokenized in a second, on one core."""
+"""Measure characters tokenized per second, on one core."""
 
 import json
 import os
@@ -47,16 +47,16 @@ def figures(quick: bool) -> Iterator[Figure]:
 
 
 def _fresh() -> Tokenizer:
-    """One that remembers no text, and has built what it searches with."""
+    """Return a tokenizer without cached texts, whose automaton is built."""
     tokenizer = Tokenizer.from_bytes(inputs.vocabulary())
     tokenizer.encode("")
     return tokenizer
 
 
 def _word_piece() -> Any:
-    """HF's greedy model over the same vocabulary, in the fastest of the ways that it can be set up: texts are cut at
-    punctuation first, since the time it takes grows with the square of a word's length. (So it finds no entry across a
-    mark; and of a word with an unknown character it makes one unknown token.)"""
+    """Return HF's greedy model with the same vocabulary, in its fastest configuration. It splits texts at
+    punctuation first, because its time grows with the square of a word's length. (So it finds no entry that contains
+    punctuation, and a word with an unknown character becomes one unknown token.)"""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import tokenizers
     from tokenizers import models, pre_tokenizers

@@ -1,4 +1,5 @@
-"""Large files to S3 and back, against boto3's `upload_file` and `download_file` as they are; ours check what arrives.
+"""Measure uploads and downloads of large files against boto3's `upload_file` and `download_file`; ours verify the
+content.
 
 python -m benchmarks.transfers [--quick]
 """
@@ -26,7 +27,7 @@ BUCKET = "benchmark"
 
 
 class CutError(Exception):
-    """What ends a transfer in the middle."""
+    """Interrupts a transfer half-way."""
 
 
 def figures(quick: bool) -> Iterator[Figure]:
@@ -44,7 +45,7 @@ def _speed(folder: Path, server: EmbeddedS3, size: int, uploads: int, downloads:
     store, client = _store(server.endpoint_url), _client(server.endpoint_url)
 
     def before() -> None:
-        for path in (copy, theirs):  # where a file is replaced, ext4 writes the new one to the disk at once
+        for path in (copy, theirs):  # ext4 flushes a replaced file at once
             path.unlink(missing_ok=True)
         settle(size)
 
@@ -72,11 +73,11 @@ def _speed(folder: Path, server: EmbeddedS3, size: int, uploads: int, downloads:
     )
     store.download("ours", copy)
     if copy.read_bytes() != source.read_bytes():
-        raise AssertionError("what came back is not what was sent")
+        raise AssertionError("the downloaded file differs from the uploaded one")
 
 
 def _cut(folder: Path, server: EmbeddedS3, size: int) -> Iterator[Figure]:
-    """Bytes that pass after a transfer was cut in the middle, until the file is there."""
+    """Return the bytes transferred after an interruption half-way, until the file is complete."""
     source, copy = _random_file(folder / "source", size), folder / "cut"
     with fault_proxy(server.endpoint_url) as proxy:
         store, client = _store(proxy.url), _client(proxy.url)
@@ -94,7 +95,7 @@ def _cut(folder: Path, server: EmbeddedS3, size: int) -> Iterator[Figure]:
         ):
             moved, theirs = _bytes_after_a_cut(ours, size, proxy), _bytes_after_a_cut(baseline, size, proxy)
             yield Figure(
-                f"{what} of {size / 1e9:.2g} GB cut in the middle, bytes moved by the next",
+                f"{what} of {size / 1e9:.2g} GB, interrupted half-way: bytes moved by the next",
                 f"{moved / 1e6:.0f} MB",
                 f"{theirs / 1e6:.0f} MB, boto3's {what}_file",
                 moved / theirs,
@@ -118,7 +119,7 @@ def _bytes_after_a_cut(transfer: Callable[[Callable[[int], None]], object], size
         proxy.clear()
         transfer(lambda _: None)
         return proxy.uploaded + proxy.downloaded
-    raise AssertionError("it was not cut")
+    raise AssertionError("the transfer was not interrupted")
 
 
 def _random_file(path: Path, size: int) -> Path:
