@@ -3,7 +3,6 @@
 import pickle
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -14,7 +13,7 @@ from cpmbee_job.data.dataset.order import Order
 from cpmbee_job.data.dataset.shards import RowDataset
 from cpmbee_job.data.encode.examples import parse_object
 from cpmbee_job.data.read.reformat import ccpm_example
-from cpmbee_job.train.batches import Batches, Vocabulary
+from cpmbee_job.train.batches import Batches, RankLoader, Vocabulary
 
 _MARK = 2_000_000  # tokens per second
 _BATCH_SIZE = 5  # the tutorial's
@@ -55,10 +54,9 @@ def collate_epochs(dataset: RowDataset, epochs: int) -> tuple[int, float]:
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     order = Order(dataset.num_rows, _BATCH_SIZE, seed=0)
     last = epochs * order.steps_per_epoch
-    ahead: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": _BATCH_SIZE, "first": 1, "last": last}
-    ahead["device"] = torch.device("cpu")
+    loader = RankLoader(dataset, vocabulary, 0, 1, _BATCH_SIZE, torch.device("cpu"))
     start = time.perf_counter()
-    batches = Batches(dataset, order, vocabulary, **ahead)
+    batches = Batches(loader, order, first=1, last=last)
     num_tokens = sum(len(part.ids) for batch in batches for part in batch.micro_batches)
     return num_tokens, time.perf_counter() - start
 

@@ -27,13 +27,13 @@ from cpmbee_job.run.run import Run
 from cpmbee_job.spec import parse_spec
 from cpmbee_job.spec.training import TrainSpec
 from cpmbee_job.store.files import FileStore
+from cpmbee_job.train.attempt import Attempt
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.deterministic_engine import DeterministicEngine
 from cpmbee_job.train.engine.torch_engine import TorchEngine
-from cpmbee_job.train.loop import Position
-from cpmbee_job.train.output.exports import NO_EXPORTS
+from cpmbee_job.train.loop import LoopState
 from cpmbee_job.train.output.progress import Silent
-from cpmbee_job.train.output.publish import Publisher
+from cpmbee_job.train.output.publish import Provenance, Publisher
 from cpmbee_job.train.output.uploader import num_bytes
 from cpmbee_job.train.world import World
 
@@ -102,15 +102,15 @@ def _train(
         run = Run(begun.url, SlowStore(begun.url), begun.spec, begun.storage)
         files = ModelFiles(config=Path(name), vocab=Path(name), weights=())
         world = World(0, 0, 1, torch.device("cpu"))
-        publisher = Publisher(run, world, 1, engine, Silent(), files, "", NO_EXPORTS, None, lambda: None, lambda: None)
+        publisher = Publisher(Attempt(run, world, 1), engine, Silent(), Provenance(files, "", None))
         steps, blocked = [], []
         _timed_step(engine, 0, micro_batches)  # the first step is slower
         for step in range(1, num_steps + 1):
             steps.append(_timed_step(engine, step, micro_batches))
             start = time.perf_counter()
-            publisher.trained(Batch(step, 1, [step], [step], micro_batches))
+            publisher.record_rows(Batch(step, 1, [step], [step], micro_batches))
             if step % _INTERVAL == 0:
-                publisher.checkpoint(Position(step=step))
+                publisher.save_checkpoint(LoopState(step=step))
                 blocked.append(time.perf_counter() - start)
         publisher.suspend()
         return steps, blocked, num_bytes(engine.state().tensors)

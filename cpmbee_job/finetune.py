@@ -19,9 +19,9 @@ from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run, exit_code, new_run_id
 from cpmbee_job.spec import DataSpec, JobSpec, StorageSpec, TrainSpec
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.output.exports import Exports
-from cpmbee_job.train.output.progress import console, log_to_console
-from cpmbee_job.train.worker import end_with_torchrun, form_world, work
+from cpmbee_job.train.attempt import Exports
+from cpmbee_job.train.output.terminal import console, log_to_console
+from cpmbee_job.train.worker import exit_with_torchrun, init_world, work
 
 log = logging.getLogger("cpmbee_job.finetune")  # also where this module is __main__
 
@@ -142,7 +142,7 @@ def begin(options: argparse.Namespace, model: ModelFiles, world_size: int) -> st
 
 def main() -> None:
     options = parse_arguments()
-    end_with_torchrun()
+    exit_with_torchrun()
     log_to_console()
     try:
         status = finetune(options)
@@ -165,7 +165,7 @@ def finetune(options: argparse.Namespace) -> int:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{flag} {folder}: {error.strerror}") from error
-    world = form_world()
+    world = init_world()
     run = Run.open(world.broadcast_object(lambda: begin(options, model, world.size)), StorageSpec())
     result = run.result()
     if result is not None:

@@ -1,7 +1,7 @@
 """The entrypoint of a training container: `python -m cpmbee_job.train RUN_URL`.
 
-Supervises torchrun: starts it again after an end worth retrying, and ends with the run's own exit code once its result
-is in the store. On a cluster torchrun takes its world from `PET_*` variables; elsewhere from `--processes`.
+Runs torchrun, restarts it after failures, and exits with the exit code of the run's result. On a cluster torchrun reads
+its settings from `PET_*` variables, elsewhere the number of processes is `--processes`.
 """
 
 import argparse
@@ -23,8 +23,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         pod.require_contract()
-        find = partial(Run.open, arguments.run, StorageSpec.from_environment())
-        run = patiently(find, hopeless=(AccessError, DamagedError, DiskError))
+        open_run = partial(Run.open, arguments.run, StorageSpec.from_environment())
+        run = patiently(open_run, hopeless=(AccessError, DamagedError, DiskError))
         end = Supervisor(run, arguments.processes).supervise()
     except CpmbeeError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -1,4 +1,4 @@
-"""This rank's share of every step's rows, collated and brought to its device ahead of time by a background thread."""
+"""Loads this rank's packed rows: collated, and copied to its device in advance by a background thread."""
 
 import queue
 import threading
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cpmbee_job.data.dataset.collate import collate
 from cpmbee_job.data.dataset.order import MicroBatch, Order, share
@@ -14,12 +15,12 @@ from cpmbee_job.data.dataset.shards import RowDataset
 from cpmbee_job.model.net.inputs import ModelInputs
 
 PREFETCH = 2
-"""Steps that are collated ahead."""
+"""Steps to load in advance."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What of the vocabulary the targets need."""
+    """The properties of the vocabulary on which targets depend."""
 
     size: int
     bos_id: int
@@ -27,50 +28,57 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class RankLoader:
+    """Splits packed rows between ranks and loads those of this rank."""
+
+    dataset: RowDataset
+    vocabulary: Vocabulary
+    rank: int
+    world_size: int
+    batch_size: int
+    """Packed rows of a micro-batch, at most."""
+    device: torch.device
+
+    def micro_batches(self, rows: NDArray[np.int64]) -> list[MicroBatch]:
+        return share(rows, self.rank, self.world_size, self.batch_size)
+
+    def load(self, micro_batch: MicroBatch) -> ModelInputs:
+        table = self.dataset.table(micro_batch.rows)
+        vocabulary = self.vocabulary
+        batch = collate(table, vocabulary.size, vocabulary.bos_id, vocabulary.eos_id, weights=micro_batch.weights)
+        return ModelInputs.from_numpy(**vars(batch)).prefetched(self.device)
+
+
+@dataclass(frozen=True)
 class Batch:
-    """What one rank does in one step. `rows` are the ids of the whole step's rows, over all ranks."""
+    """One step on one rank."""
 
     step: int
     epoch: int
     rows: list[int]
+    """Ids of the step's packed rows on all ranks."""
     own_rows: list[int]
-    """Ids of those of this rank, in the order of its micro-batches; what only pads is none of them."""
+    """Ids of this rank's packed rows, in the order of its micro-batches, without padding."""
     micro_batches: list[ModelInputs]
 
 
 class Batches:
-    """Iterates the steps `first` to `last` (from 1, inclusive)."""
+    """Iterates over the steps `first` to `last` (from 1, inclusive)."""
 
-    def __init__(
-        self,
-        dataset: RowDataset,
-        order: Order,
-        vocabulary: Vocabulary,
-        *,
-        rank: int,
-        world_size: int,
-        batch_size: int,
-        first: int,
-        last: int,
-        device: torch.device,
-    ) -> None:
-        self.dataset = dataset
-        self.order = order
-        self.vocabulary = vocabulary
-        self.rank, self.world_size, self.batch_size = rank, world_size, batch_size
-        self.first, self.last = first, last
-        self.device = device
+    def __init__(self, loader: RankLoader, order: Order, *, first: int, last: int) -> None:
+        self._loader, self._order = loader, order
+        self._steps = range(first, last + 1)
 
     def __iter__(self) -> Iterator[Batch]:
         ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
         closed = threading.Event()
 
         def work() -> None:
-            for step in range(self.first, self.last + 1):
+            for step in self._steps:
                 item: Batch | BaseException
                 try:
-                    item = self._batch(step)
-                except BaseException as error:  # raised where the batch is asked for
+                    item = self._load(step)
+                except BaseException as error:  # raised in the thread that iterates
                     item = error
                 while not closed.is_set():
                     try:
@@ -83,7 +91,7 @@ class Batches:
 
         threading.Thread(target=work, name="batches", daemon=True).start()
         try:
-            for _ in range(self.first, self.last + 1):
+            for _ in self._steps:
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
@@ -91,35 +99,19 @@ class Batches:
         finally:
             closed.set()
 
-    def _batch(self, step: int) -> Batch:
-        epoch, rows = self.order.step(step)
-        mine = share(rows, self.rank, self.world_size, self.batch_size)
-        own_rows = [row for micro_batch in mine for row in micro_batch.rows[micro_batch.weights].tolist()]
-        micro_batches = [_inputs(self.dataset, self.vocabulary, micro_batch, self.device) for micro_batch in mine]
-        return Batch(step, epoch, rows.tolist(), own_rows, micro_batches)
+    def _load(self, step: int) -> Batch:
+        epoch, rows = self._order.step(step)
+        micro_batches = self._loader.micro_batches(rows)
+        own_rows = [row for micro_batch in micro_batches for row in micro_batch.rows[micro_batch.weights].tolist()]
+        return Batch(step, epoch, rows.tolist(), own_rows, [self._loader.load(m) for m in micro_batches])
 
 
-class AllRows:
-    """This rank's share of every row, in order, as an evaluation reads them; collated anew each time."""
+class EvalBatches:
+    """Iterates over this rank's share of the whole dataset, in order; collated again in each iteration."""
 
-    def __init__(
-        self,
-        dataset: RowDataset,
-        vocabulary: Vocabulary,
-        *,
-        rank: int,
-        world_size: int,
-        batch_size: int,
-        device: torch.device,
-    ) -> None:
-        self.dataset, self.vocabulary, self.device = dataset, vocabulary, device
-        self.micro_batches = share(np.arange(dataset.num_rows), rank, world_size, batch_size)
+    def __init__(self, loader: RankLoader) -> None:
+        self._loader = loader
+        self._micro_batches = loader.micro_batches(np.arange(loader.dataset.num_rows))
 
     def __iter__(self) -> Iterator[ModelInputs]:
-        return (_inputs(self.dataset, self.vocabulary, m, self.device) for m in self.micro_batches)
-
-
-def _inputs(dataset: RowDataset, vocabulary: Vocabulary, micro_batch: MicroBatch, device: torch.device) -> ModelInputs:
-    table = dataset.table(micro_batch.rows)
-    batch = collate(table, vocabulary.size, vocabulary.bos_id, vocabulary.eos_id, weights=micro_batch.weights)
-    return ModelInputs.from_numpy(**vars(batch)).prefetched(device)
+        return map(self._loader.load, self._micro_batches)

@@ -1,7 +1,7 @@
-"""How a worker lives among others: numbered attempts, agreed stops, failures that are told apart.
+"""Failures of workers, and the decision whether another attempt can help. Needs no torch.
 
-A worker that fails leaves a `Failure` in a file of its container; `cpmbee_job.train` (the entrypoint) reads it
-after torchrun has ended and decides: start torchrun again, or end.
+A worker that fails leaves a `Failure` in a file of its container. The entrypoint (`cpmbee_job.train`) reads it after
+torchrun has exited, and starts torchrun again or ends.
 """
 
 import json
@@ -19,40 +19,44 @@ from cpmbee_job.run.run import Run
 
 FAILURE_ENV = "CPMBEE_FAILURE_FILE"
 LOST_PEER = "lost contact with another rank"
-PEER_STOPPED = "a pod was asked to stop; training goes on without it, or with another in its place"
+PEER_STOPPED = "a pod was asked to stop; training continues without it or with its replacement"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a worker ended. `permanent`: starting again can't help. `step`: the one it was at, 0 before the first."""
+    """Why a worker ended."""
 
     reason: str
     step: int
+    """Last completed step, 0 before the first."""
     permanent: bool
+    """Whether another attempt cannot help."""
     exit_code: int
 
     def write(self) -> None:
-        """Leave it for the entrypoint. The first of several workers has the word, unless a later one is permanent."""
+        """Leave the failure for the entrypoint. The first failure in a container counts, unless a later one is
+        permanent."""
         place = os.environ.get(FAILURE_ENV)
-        known = self.here()
+        known = self.in_container()
         if place and (known is None or (self.permanent and not known.permanent)):
             draft = Path(f"{place}.{os.getpid()}")
             try:
                 draft.write_text(json.dumps(asdict(self)), encoding="utf-8")
                 draft.replace(place)
-            except OSError as error:  # such as a full disk, on which this end may still be put on record elsewhere
-                sys.stderr.write(f"{self.reason!r} could not be left for the entrypoint: {error}\n")
+            except OSError as error:  # for example a full disk; the failure may still be recorded in the store
+                sys.stderr.write(f"cannot write the failure {self.reason!r} for the entrypoint: {error}\n")
 
     @classmethod
-    def here(cls) -> "Failure | None":
-        """The one that was left in this container, if any."""
+    def in_container(cls) -> "Failure | None":
+        """Return the failure that a worker has left in this container, if any."""
         place = os.environ.get(FAILURE_ENV)
         return cls.read(Path(place)) if place else None
 
     @classmethod
-    def read(cls, place: Path) -> "Failure | None":
+    def read(cls, path: Path) -> "Failure | None":
+        """Return the failure in a file, None if the file is missing or invalid."""
         try:
-            return _FAILURE.validate_json(place.read_bytes(), strict=True)
+            return _FAILURE.validate_json(path.read_bytes(), strict=True)
         except (FileNotFoundError, ValueError):
             return None
 
@@ -60,19 +64,16 @@ class Failure:
 _FAILURE = TypeAdapter(Failure)
 
 
-def log_place(attempt: int) -> Path | None:
-    """Where an attempt's log lies in this container until it is in the store; nowhere without an entrypoint."""
-    place = os.environ.get(FAILURE_ENV)
-    return None if place is None else Path(place).with_name(f"attempt-{attempt}.log")
-
-
 def record_failure(run: Run, attempt: int, failure: Failure) -> bool:
-    """Note that `attempt` failed. True when the last `train.max_failures` attempts all failed at the same step for the
-    same reason, so that another one would too. A lost peer (`LOST_PEER`) is no such reason: machines come and go."""
+    """Record in the store that `attempt` failed. Return whether the run must fail.
+
+    It must if the last `train.max_failures` attempts failed at the same step for the same reason. `LOST_PEER` does not
+    count: nodes come and go.
+    """
     try:
         run.store.put(keys.failure_key(attempt), documents.to_json(asdict(failure)), if_none_match=True)
     except ConflictError:
-        return False  # another rank has the word
+        return False  # another rank has recorded the attempt's failure
     limit = run.spec.train.max_failures
     if attempt < limit or failure.reason == LOST_PEER:
         return False
@@ -80,9 +81,9 @@ def record_failure(run: Run, attempt: int, failure: Failure) -> bool:
         if run.store.info(keys.failure_key(earlier)) is None:
             return False
         try:
-            record = _FAILURE.validate_json(run.store.get(keys.failure_key(earlier)), strict=True)
+            known = _FAILURE.validate_json(run.store.get(keys.failure_key(earlier)), strict=True)
         except ValueError:
             return False
-        if (record.reason, record.step) != (failure.reason, failure.step):
+        if (known.reason, known.step) != (failure.reason, failure.step):
             return False
     return True

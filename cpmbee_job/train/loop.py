@@ -1,12 +1,12 @@
-"""The training loop: read it from top to bottom.
+"""The training loop, from top to bottom.
 
-What happens at a step is a function of the spec and the step's number alone, so that a run that is killed and goes on,
-on any number of ranks, draws the curve that an undisturbed run would have drawn.
+A step depends only on the spec and its number. So a run that is interrupted and resumed, with any world size, has the
+loss curve of an uninterrupted run.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.net.inputs import ModelInputs
@@ -21,11 +21,11 @@ Outcome = Literal["finished", "early stop", "stopped"]
 
 
 @dataclass
-class Position:
-    """Where training is; with the engine's state, all that a checkpoint holds."""
+class LoopState:
+    """The state of the loop. With the engine's state, it is all that a checkpoint contains."""
 
     step: int = 0
-    """Steps done."""
+    """Number of completed steps."""
     best_step: int = 0
     """Step of the best evaluation, 0 before the first."""
     best_loss: float = float("inf")
@@ -34,90 +34,85 @@ class Position:
     """Step of the last evaluation."""
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it, where infinity has no name."""
+        """Return the state as JSON values; JSON has no infinity."""
         return asdict(self) | {"best_loss": self.best_loss if self.best_step else None}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Position":
+    def from_record(cls, record: dict[str, Any]) -> Self:
         return cls(**record | {"best_loss": float("inf") if record["best_loss"] is None else record["best_loss"]})
 
 
 class Saver(Protocol):
-    """Writes what must outlive the process; every method is called by all ranks together."""
+    """Saves what must outlive the process. Every method is collective: all ranks call it."""
 
-    def trained(self, batch: Batch) -> None:
-        """Keep on record that this rank's share of a step is done."""
+    def record_rows(self, batch: Batch) -> None:
+        """Record that this rank has trained on its packed rows of a step."""
 
-    def checkpoint(self, position: Position) -> None: ...
+    def save_checkpoint(self, state: LoopState) -> None: ...
 
-    def best(self, position: Position) -> None: ...
-
-
-class Control(Protocol):
-    """What the outside wants of the loop."""
-
-    def wants_stop(self) -> bool: ...
+    def save_best(self, state: LoopState) -> None:
+        """Save the trained weights as the best so far."""
 
 
 def train(
     spec: TrainSpec,
+    state: LoopState,
     *,
     engine: Engine,
     batches: Iterable[Batch],
     eval_batches: Iterable[ModelInputs] | None,
     total_steps: int,
-    position: Position,
     saver: Saver,
     progress: Progress,
-    control: Control,
+    wants_stop: Callable[[], bool],
 ) -> Outcome:
-    """Do the steps after `position.step` until `total_steps`, early stopping, or a stop that any rank was asked for.
+    """Train from `state.step` to `total_steps`, to early stopping, or until any rank's `wants_stop` returns True.
 
-    `batches` begins at step `position.step + 1`; each holds this rank's share. `position` is moved along.
+    `batches` starts at step `state.step + 1`. Updates `state`.
     """
 
     def evaluation_is_due() -> bool:
-        at_interval = position.step % spec.eval_interval == 0 or position.step == total_steps
-        return eval_batches is not None and at_interval and position.evaluated_step < position.step
+        at_interval = state.step % spec.eval_interval == 0 or state.step == total_steps
+        return eval_batches is not None and at_interval and state.evaluated_step < state.step
 
     def evaluate() -> bool:
-        """Evaluate the trained weights; False when a stop came in between, and the evaluation is still due."""
+        """Evaluate the trained weights. Return False if a stop interrupted the evaluation; it remains due."""
         assert eval_batches is not None
-        evaluated = engine.evaluate(_moving(eval_batches), control.wants_stop)
+        evaluated = engine.evaluate(_recording_activity(eval_batches), wants_stop)
         if evaluated is None:
             return False
-        is_best = evaluated.loss < position.best_loss
-        position.evaluated_step = position.step
-        position.evaluations_without_gain = 0 if is_best else position.evaluations_without_gain + 1
+        is_best = evaluated.loss < state.best_loss
+        state.evaluated_step = state.step
+        state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
         if is_best:
-            position.best_step, position.best_loss = position.step, evaluated.loss
-            saver.best(position)
-        progress.evaluation(position.step, evaluated, is_best)
+            state.best_step, state.best_loss = state.step, evaluated.loss
+            saver.save_best(state)
+        progress.evaluation(state.step, evaluated, is_best)
         return True
 
-    def out_of_patience() -> bool:
-        return 0 < spec.early_stop_patience <= position.evaluations_without_gain
+    def early_stop_is_due() -> bool:
+        return 0 < spec.early_stop_patience <= state.evaluations_without_gain
 
-    if evaluation_is_due() and not evaluate():  # a process before this one was stopped before it could
+    if evaluation_is_due() and not evaluate():  # the previous attempt stopped before its evaluation
         return "stopped"
-    if out_of_patience():
+    if early_stop_is_due():
         return "early stop"
     for batch in batches:
         # Step
         rate = learning_rate(spec, batch.step)
         try:
-            result = engine.step(batch.step, batch.micro_batches, rate, control.wants_stop)
+            result = engine.step(batch.step, batch.micro_batches, rate, wants_stop)
         except ModelError as error:
             rows = ", ".join(str(row) for row in batch.rows[:20]) + (", ..." if len(batch.rows) > 20 else "")
-            raise ModelError(f"step {batch.step} (rows {rows}): {error.message}", hint=error.hint) from error
-        position.step = batch.step
-        saver.trained(batch)
+            raise ModelError(f"step {batch.step} (packed rows {rows}): {error.message}", hint=error.hint) from error
+        state.step = batch.step
+        saver.record_rows(batch)
         progress.step(batch.step, batch.epoch, rate, result)
         activity.moved()
 
         # Inspect
         if spec.inspect_iters and batch.step % spec.inspect_iters == 0:
-            progress.say(_statistics_table(engine))
+            progress.log(_statistics_table(engine))
 
         # Evaluate
         stopping = result.stop
@@ -126,26 +121,26 @@ def train(
 
         # Checkpoint
         is_last = batch.step == total_steps
-        if is_last or stopping or out_of_patience() or batch.step % spec.checkpoint_interval == 0:
-            saver.checkpoint(position)
-        if out_of_patience():
-            progress.say(f"no better evaluation in {position.evaluations_without_gain}: stopping early")
+        if is_last or stopping or early_stop_is_due() or batch.step % spec.checkpoint_interval == 0:
+            saver.save_checkpoint(state)
+        if early_stop_is_due():
+            progress.log(f"early stop: no better evaluation in the last {state.evaluations_without_gain}")
             return "early stop"
         if stopping and (not is_last or evaluation_is_due()):
             return "stopped"
     return "finished"
 
 
-def _moving(batches: Iterable[ModelInputs]) -> Iterator[ModelInputs]:
-    """The batches; asking for the next one is progress."""
+def _recording_activity(batches: Iterable[ModelInputs]) -> Iterator[ModelInputs]:
+    """Yield the batches; each request for the next one is activity for the watchdog."""
     for batch in batches:
         activity.moved()
         yield batch
 
 
 def _statistics_table(engine: Engine) -> str:
-    rows = engine.statistics()
-    width = max(len(row.name) for row in rows)
+    parameters = engine.statistics()
+    width = max(len(p.name) for p in parameters)
     lines = [f"{'parameter':{width}}  {'mean':>11}  {'std':>11}  {'grad norm':>11}"]
-    lines += [f"{row.name:{width}}  {row.mean:11.4e}  {row.std:11.4e}  {row.grad_norm:11.4e}" for row in rows]
+    lines += [f"{p.name:{width}}  {p.mean:11.4e}  {p.std:11.4e}  {p.grad_norm:11.4e}" for p in parameters]
     return "\n".join(lines)

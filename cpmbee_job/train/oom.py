@@ -1,39 +1,39 @@
-"""Workers that the kernel kills for memory: to torchrun and to Kubernetes they end by signal 9, like any other."""
+"""Detects workers that the kernel has killed for memory; torchrun only sees signal 9."""
 
 import time
 from collections.abc import Callable
 
 from cpmbee_job.process import pod
 
-ONE_END = 10.0
-"""Seconds within which several kills belong to the same end of the world."""
+SAME_OOM_SECONDS = 10.0
+"""Kills within this time count as one: several workers of the same start."""
 
 
-class MemoryWatch:
-    """Counts the ends of the world by kills in this container, until a newer checkpoint shows that there is progress.
+class OomWatch:
+    """Counts the starts of torchrun that ended with an out-of-memory kill since the last newer checkpoint.
 
-    The control group's counter is the witness; what is killed elsewhere, that pod's own entrypoint counts.
+    Reads the counter of this container's control group. Kills in other pods are counted by their own entrypoints.
     """
 
     def __init__(self, newest_checkpoint: Callable[[], int]) -> None:
         self.reason: str | None = None
-        """In words, once it has happened since `begin`."""
-        self.ends = 0
+        """Message for the last kill since `begin`."""
+        self.count = 0
         self._newest_checkpoint = newest_checkpoint
         self._kills = pod.oom_kills()
         self._step = -1
         self._counted_at = float("-inf")
 
     def begin(self) -> None:
-        """A new world is started."""
+        """Reset `reason`: torchrun starts."""
         self.reason = None
         self._counted_at = float("-inf")
 
-    def look(self) -> None:
-        """Count what has happened since the last look."""
+    def poll(self) -> None:
+        """Count kills since the last call."""
         kills, before = pod.oom_kills(), self._kills
         self._kills = kills
-        if kills <= before or time.monotonic() - self._counted_at < ONE_END:
+        if kills <= before or time.monotonic() - self._counted_at < SAME_OOM_SECONDS:
             return
         self._counted_at = time.monotonic()
         limit = pod.memory_limit()
@@ -41,5 +41,5 @@ class MemoryWatch:
         if limit is not None:
             self.reason += f"; the container's limit is {limit / 2**30:.1f} GiB (workers.memory)"
         step = self._newest_checkpoint()
-        self.ends = self.ends + 1 if step == self._step else 1
+        self.count = self.count + 1 if step == self._step else 1
         self._step = step

@@ -1,16 +1,27 @@
-"""Stopping on SIGTERM, agreed on by all ranks at a step boundary."""
+"""Stops a run at a step boundary: on a signal, or at its deadline."""
 
 import signal
+import time
 from types import FrameType
 
 
 class StopRequest:
-    """SIGTERM (or Ctrl-C) as a wish that all ranks agree on at the next step boundary."""
+    """Set by SIGTERM, by SIGINT, or once `deadline` (seconds since 1970) has passed.
+
+    One rank is enough: `Engine.step` tells all ranks, so that they stop after the same step.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.deadline: float | None = None
+        self._signaled = False
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
+            signal.signal(number, self._on_signal)
 
-    def _request(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
+    def is_set(self) -> bool:
+        return self._signaled or self.deadline_has_passed()
+
+    def deadline_has_passed(self) -> bool:
+        return self.deadline is not None and time.time() > self.deadline
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._signaled = True

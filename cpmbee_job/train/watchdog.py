@@ -1,4 +1,4 @@
-"""Ends a worker whose world stands still."""
+"""Ends a worker that makes no progress."""
 
 import faulthandler
 import os
@@ -11,58 +11,61 @@ from contextlib import suppress
 from cpmbee_job.errors import ExitCode
 from cpmbee_job.process import activity
 
-Exchange = Callable[[bool], int]
-"""Tells the other ranks whether this one has moved; returns another number whenever one of all has."""
+SharedCounter = Callable[[bool], int]
+"""Adds its argument to a counter that all ranks share, and returns the count."""
 
 
 class Watchdog:
-    """Ends this process when nothing has moved for `timeout` seconds, here or on another rank: after a peer's death a
-    collective can hang for ever, and only fresh processes can form a new world.
+    """Ends this process if there was no activity for `timeout` seconds, neither here nor on another rank.
 
-    A rank that waits for one that still reads its 19 GB lives on by what `connect`'s exchange says of that one. Both
-    may fail or hang, as a peer does that holds the others' store: then only what moves here counts.
+    After a peer's death a collective can hang forever, and only new processes can form a new world. Activity of peers
+    counts because a rank may wait for one that still reads its part of the model. The shared counter that
+    `connect_peers` returns may fail or hang, for example if the peer that hosts the store is gone; from then on only
+    local activity counts.
     """
 
     def __init__(
-        self, timeout: float, on_stall: Callable[[], None], connect: Callable[[], Exchange] | None = None
+        self, timeout: float, on_stall: Callable[[], None], connect_peers: Callable[[], SharedCounter] | None = None
     ) -> None:
         self._timeout = timeout
         self._on_stall = on_stall
         self._interval = min(1.0, timeout / 4)
-        self._last = time.monotonic()
-        self._done, self._has_left = threading.Event(), threading.Event()
+        self._last_activity = time.monotonic()
+        self._stopped, self._ignores_peers = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-        self._listener = threading.Thread(target=self._listen, args=(connect,), name="peers", daemon=True)
-        self._listener.start()
+        self._peers_thread = threading.Thread(
+            target=self._watch_peers, args=(connect_peers,), name="watchdog-peers", daemon=True
+        )
+        self._peers_thread.start()
 
     def stop(self) -> None:
-        self._done.set()
+        self._stopped.set()
 
     def leave_peers(self) -> None:
-        """The world has dissolved; what is left of this process is watched alone."""
-        self._has_left.set()
-        self._listener.join(self._interval)  # inside torch it would be in the way of this process's end
+        """Watch only this process from now on: the process group is destroyed."""
+        self._ignores_peers.set()
+        self._peers_thread.join(self._interval)  # a thread inside torch would block the exit of this process
 
     def _watch(self) -> None:
         seen = activity.moves()
-        while not self._done.wait(self._interval):
+        while not self._stopped.wait(self._interval):
             if (moves := activity.moves()) != seen:
-                seen, self._last = moves, time.monotonic()
-            if time.monotonic() - self._last > self._timeout:
-                sys.stderr.write(f"no progress for {self._timeout:.0f} s; where every thread stands:\n")
+                seen, self._last_activity = moves, time.monotonic()
+            if time.monotonic() - self._last_activity > self._timeout:
+                sys.stderr.write(f"no progress for {self._timeout:.0f} s; stacks of all threads:\n")
                 faulthandler.dump_traceback(all_threads=True)
                 self._on_stall()
                 os._exit(ExitCode.STALLED)
 
-    def _listen(self, connect: Callable[[], Exchange] | None) -> None:
-        if connect is None:
+    def _watch_peers(self, connect_peers: Callable[[], SharedCounter] | None) -> None:
+        if connect_peers is None:
             return
-        told, heard = activity.moves(), 0
-        with suppress(RuntimeError):  # torch's, where the rank that holds the store has gone
-            exchange = connect()
-            while not self._has_left.wait(self._interval):
+        reported, known = activity.moves(), 0
+        with suppress(RuntimeError):  # torch raises it if the rank that hosts the store is gone
+            add = connect_peers()
+            while not self._ignores_peers.wait(self._interval):
                 moves = activity.moves()
-                news = exchange(moves != told)
-                if news != heard:
-                    heard, self._last = news, time.monotonic()
-                told = moves
+                count = add(moves != reported)
+                if count != known:
+                    known, self._last_activity = count, time.monotonic()
+                reported = moves

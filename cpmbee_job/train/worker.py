@@ -1,336 +1,283 @@
-"""One rank of a run, as torchrun starts it: `torchrun ... -m cpmbee_job.train.worker RUN_URL`.
+"""One rank of a run, started by torchrun: `torchrun ... -m cpmbee_job.train.worker RUN_URL`.
 
-join the world -> claim an attempt -> load data and model -> resume -> train -> publish -> wait for all
+Joins the world, claims an attempt, then: load, resume, train, publish, end.
 """
 
 import logging
 import os
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cpmbee_job.data.dataset.eval_digest import dataset_digest
 from cpmbee_job.data.dataset.order import Order, SetShare, shares
 from cpmbee_job.data.dataset.shards import RowDataset
 from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, ExitCode, InvalidError, RefusedError
 from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.weights.model_folder import ModelFiles
-from cpmbee_job.process import contract, parent_watch
+from cpmbee_job.process import parent_watch
 from cpmbee_job.run import keys
-from cpmbee_job.run.attempts import claim_attempt, newest_attempt, record_begin
+from cpmbee_job.run.attempts import newest_attempt, record_begin
 from cpmbee_job.run.checkpoints import StoredCheckpoint
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.cache import default_cache_dir
-from cpmbee_job.store.retry import patiently
 from cpmbee_job.store.s3.traffic import observe
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.train.batches import AllRows, Batches, Vocabulary
+from cpmbee_job.train.attempt import NO_EXPORTS, Attempt, Exports
+from cpmbee_job.train.batches import Batches, EvalBatches, RankLoader, Vocabulary
 from cpmbee_job.train.engine.build import build_engine, plan_for
 from cpmbee_job.train.engine.deterministic_engine import use_deterministic_algorithms
-from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, PEER_STOPPED, Failure, log_place, record_failure
-from cpmbee_job.train.loop import Position, train
+from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, PEER_STOPPED, Failure, record_failure
+from cpmbee_job.train.loop import LoopState, train
 from cpmbee_job.train.output import metrics
 from cpmbee_job.train.output.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
-from cpmbee_job.train.output.exports import NO_EXPORTS, Exports
-from cpmbee_job.train.output.metered import Metered
-from cpmbee_job.train.output.progress import Journal, Progress, Silent, log_to_console
-from cpmbee_job.train.output.publish import Publisher
+from cpmbee_job.train.output.journal import Journal
+from cpmbee_job.train.output.progress import Metered, Progress, Silent
+from cpmbee_job.train.output.publish import Provenance, Publisher
+from cpmbee_job.train.output.terminal import log_to_console
 from cpmbee_job.train.stop_request import StopRequest
 from cpmbee_job.train.watchdog import Watchdog
 from cpmbee_job.train.world import World
 
-LONGEST_FORMING = 300.0
-"""Seconds from the first rank's start to the last one's: torch may have to come from a slow disk."""
+INIT_TIMEOUT = 300.0
+"""Seconds from the start of the first rank to that of the last: torch may be loaded from a slow disk."""
 
 MORE_MEMORY = "lower train.batch_size or train.max_length, raise train.recompute_layers, or set train.layout: sharded"
 
-log = logging.getLogger("cpmbee_job.train.worker")  # also where this module is __main__
+log = logging.getLogger("cpmbee_job.train.worker")  # `__name__` is `__main__` here
 
 
 def main() -> None:
-    """Entry point of torchrun's processes. Ends with 0 also where a permanent fault is on record: torchrun would start
-    the process again, and its supervisor knows."""
-    end_with_torchrun()
-    parent_watch.end_with(parent_watch.owner(), _orphaned)
+    """Run the worker of one rank.
+
+    Exits with 0 after a permanent failure too: otherwise torchrun would restart the worker. The entrypoint reads the
+    failure.
+    """
+    exit_with_torchrun()
+    parent_watch.end_with(parent_watch.owner(), _on_entrypoint_exit)
     log_to_console()
     observe(metrics.S3Traffic(keys.run_name(sys.argv[1])))
-    known = Failure.here()
+    known = Failure.in_container()
     if known is not None and known.permanent:
         return
     try:
         run = Run.open(sys.argv[1], StorageSpec.from_environment())
         if run.result() is not None:
             return
-        failure = work(run, form_world(), lambda: fetch_model(run.spec.model, run.storage))
+        failure = work(run, init_world(), lambda: fetch_model(run.spec.model, run.storage))
     except CpmbeeError as error:
         log.error("error: %s", error)
-        permanent = isinstance(error, InvalidError | DiskError)
-        failure = Failure(str(error), 0, permanent, error.exit_code)
+        failure = Failure(str(error), 0, isinstance(error, InvalidError | DiskError), error.exit_code)
         failure.write()
     if failure is not None and not failure.permanent:
         sys.exit(1)
 
 
-def form_world() -> World:
-    """The world that torchrun has called together. A peer that has died since would be waited for, for ever."""
-    failure = Failure("not all ranks came", 0, permanent=False, exit_code=1)
-    watchdog = Watchdog(LONGEST_FORMING, failure.write)
+def exit_with_torchrun() -> None:
+    """Exit when torchrun is killed: its workers would train on beside those that replace them."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = os.getppid()
+        # If there is an entrypoint, torchrun is never process 1, which adopts orphans.
+        if parent_watch.owner() is not None and parent in (1, parent_watch.owner()):
+            os._exit(1)
+        parent_watch.end_with(parent)
+
+
+def _on_entrypoint_exit() -> None:
+    """Exit, and delete the folder that the entrypoint can no longer delete."""
+    if place := os.environ.get(FAILURE_ENV):
+        shutil.rmtree(Path(place).parent, ignore_errors=True)
+    os._exit(1)
+
+
+def init_world() -> World:
+    """Join the world. Exits the process if a peer has died before it joined, which torch would wait for."""
+    failure = Failure("not all ranks joined the world", 0, permanent=False, exit_code=ExitCode.INTERNAL)
+    watchdog = Watchdog(INIT_TIMEOUT, failure.write)
     try:
         return World.init()
     finally:
         watchdog.stop()
 
 
-def end_with_torchrun() -> None:
-    """A killed torchrun leaves its workers to themselves: they would train on beside those that take their place."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        parent = os.getppid()
-        # With an entrypoint of ours torchrun is never the first process, which inherits orphans.
-        if parent_watch.owner() is not None and parent in (1, parent_watch.owner()):
-            os._exit(1)
-        parent_watch.end_with(parent)
-
-
-def _orphaned() -> None:
-    """The entrypoint was killed, so nobody else tidies up its folder."""
-    if place := os.environ.get(FAILURE_ENV):
-        shutil.rmtree(Path(place).parent, ignore_errors=True)
-    os._exit(1)
-
-
-def work(
-    run: Run, world: World, locate_model: Callable[[], ModelFiles], exports: Exports = NO_EXPORTS
-) -> Failure | None:
-    """Take part in `run` as a rank of `world`, until it has ended or is to stop; what went wrong otherwise."""
-    attempt = _Attempt(run, world)
+def work(run: Run, world: World, find_model: Callable[[], ModelFiles], exports: Exports = NO_EXPORTS) -> Failure | None:
+    """Train `run` as a rank of `world` until it ends or has to stop. Return the failure, if any."""
+    worker = _Worker(run, world, exports)
     try:
-        attempt.execute(locate_model, exports)
+        worker.execute(find_model)
     except CpmbeeError as error:
-        return attempt.failed(error)
+        return worker.fail(error)
     except torch.OutOfMemoryError as error:
-        return attempt.failed(CpmbeeError(f"a GPU's memory is used up: {error}", hint=MORE_MEMORY))
+        return worker.fail(CpmbeeError(f"out of GPU memory: {error}", hint=MORE_MEMORY))
     except Exception as error:
-        if _lost_peer(error):
-            return attempt.failed(CpmbeeError(LOST_PEER))
-        log.exception("a fault of ours")
-        return attempt.failed(CpmbeeError(f"{type(error).__name__}: {error}"))
+        if _is_lost_peer(error):
+            return worker.fail(CpmbeeError(LOST_PEER))
+        log.exception("internal error")
+        return worker.fail(CpmbeeError(f"{type(error).__name__}: {error}"))
     finally:
-        attempt.watchdog.leave_peers()
+        worker.watchdog.leave_peers()
     return None
 
 
-class _Attempt:
-    """One world's try at the run."""
+class _Worker:
+    """This rank's part in one attempt."""
 
-    def __init__(self, run: Run, world: World) -> None:
+    def __init__(self, run: Run, world: World, exports: Exports) -> None:
         self.run, self.world = run, world
-        self.position = Position()
-        self.doing = "loading"
-        peers = world.shared_counter if world.size > 1 else None
-        self.watchdog = Watchdog(run.spec.train.stall_timeout, self._stalled, peers)
-        self.stop = StopRequest()
+        self.state = LoopState()
+        self.phase = "loading"
         self.progress: Progress = Silent()
-        self.run_name = keys.run_name(run.url)
-        self.number = world.broadcast_object(lambda: claim_attempt(run.store, world.size))
-        metrics.ATTEMPT.labels(self.run_name).set(self.number)
-        self.log_file = _log_to_file(self.number) if world.local_rank == 0 else None
+        connect_peers = world.shared_counter if world.size > 1 else None
+        self.watchdog = Watchdog(run.spec.train.stall_timeout, self._record_stall, connect_peers)
+        self.stop = StopRequest()
+        self.attempt = Attempt.claim(run, world, exports)
+        metrics.ATTEMPT.labels(self.attempt.run_name).set(self.attempt.number)
 
-    def execute(self, locate_model: Callable[[], ModelFiles], exports: Exports) -> None:
-        run, spec, world = self.run, self.run.spec, self.world
+    def execute(self, find_model: Callable[[], ModelFiles]) -> None:
+        run, spec, world, attempt = self.run, self.run.spec, self.world, self.attempt
 
-        # Data
-        record = run.data()
-        vocabulary = Vocabulary(**record["vocabulary"])
-        dataset = _dataset(run, record["train"])
-        evaluation = None if record["eval"] is None else _dataset(run, record["eval"])
-        mixture = _mixture(record["train"]["sets"])
+        # Load
+        data = run.data()
+        batch_size = 1 if spec.train.deterministic else spec.train.batch_size
+        vocabulary = Vocabulary(**data["vocabulary"])
+        dataset = _open_dataset(run, data["train"])
+        loader = RankLoader(dataset, vocabulary, world.rank, world.size, batch_size, world.device)
+        eval_loader = None if data["eval"] is None else replace(loader, dataset=_open_dataset(run, data["eval"]))
+        mixture = _mixture(data["train"]["sets"])
         order = Order(dataset.num_rows, spec.global_batch_size, spec.train.seed, spec.train.drop_last, mixture)
         total_steps = min(order.steps_per_epoch * spec.train.epochs, spec.train.max_steps or sys.maxsize)
-
-        # Model
         if spec.train.deterministic:
             use_deterministic_algorithms(world.device)
-        files = world.on_all_ranks(locate_model)
+        files = world.on_all_ranks(find_model)
         plan = plan_for(spec, files, world)
         engine = build_engine(run, files, world, plan)
 
         # Resume
-        found = self._newest_checkpoint()
-        if found is not None:
-            engine.load_state(found.engine)
-            self.position = Position.from_record(found.progress)
-            if found.modified is not None:
-                metrics.CHECKPOINT.labels(self.run_name).set(found.modified)
-
-        # Report
-        if world.rank == 0:
-            self.progress = Journal(
-                run.store,
-                attempt=self.number,
-                world_size=world.size,
-                start_step=self.position.step,
-                total_steps=total_steps,
-                task_name=spec.train.task_name,
-                exports=exports,
-            )
-        self.progress = Metered(self.progress, self.run_name, world, total_steps)
-        self.progress.say(
-            f"attempt {self.number}: {dataset.num_rows} rows, {total_steps} steps, {world.size} processes, {plan}"
-            + (f", going on after step {self.position.step}" if self.position.step else "")
-        )
-        publisher = Publisher(
-            run,
-            world,
-            self.number,
-            engine,
-            self.progress,
-            files,
-            engine.model.base_digest,
-            exports,
-            found,
-            lambda: None if evaluation is None else dataset_digest(evaluation),
-            self._keep_log,
-        )
+        checkpoint = self._newest_checkpoint()
+        resumed = ""
+        if checkpoint is not None:
+            engine.load_state(checkpoint.engine)
+            self.state = LoopState.from_record(checkpoint.progress)
+            resumed = f", resuming after step {self.state.step}"
+            if checkpoint.modified is not None:
+                metrics.CHECKPOINT.labels(attempt.run_name).set(checkpoint.modified)
 
         # Train
-        self.doing = "training"
-        ends_at = run.deadline()
-        batch_size = 1 if spec.train.deterministic else spec.train.batch_size
-        share: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
-        share["device"] = world.device
+        if world.rank == 0:
+            self.progress = Journal(attempt, start_step=self.state.step, total_steps=total_steps)
+        else:
+            self.progress = Metered(attempt, total_steps)
+        self.progress.log(
+            f"attempt {attempt.number}: {dataset.num_rows} packed rows, {total_steps} steps, {world.size} processes, "
+            f"{plan}{resumed}"
+        )
+        provenance = Provenance(files, engine.model.base_digest, None if eval_loader is None else eval_loader.dataset)
+        resumed_from = None if checkpoint is None else checkpoint.pointer
+        publisher = Publisher(attempt, engine, self.progress, provenance, resumed_from)
+        self.phase = "training"
+        self.stop.deadline = run.deadline()
         outcome = train(
             spec.train,
+            self.state,
             engine=engine,
-            batches=Batches(dataset, order, vocabulary, first=self.position.step + 1, last=total_steps, **share),
-            eval_batches=None if evaluation is None else AllRows(evaluation, vocabulary, **share),
+            batches=Batches(loader, order, first=self.state.step + 1, last=total_steps),
+            eval_batches=None if eval_loader is None else EvalBatches(eval_loader),
             total_steps=total_steps,
-            position=self.position,
             saver=publisher,
             progress=self.progress,
-            control=_Control(self.stop, ends_at),
+            wants_stop=self.stop.is_set,
         )
 
         # Publish
-        self.doing = "publishing"
+        self.phase = "publishing"
         if outcome != "stopped":
-            publisher.finish(self.position, outcome)
-        elif ends_at is not None and time.time() > ends_at:
-            publisher.fail(self.position, run.deadline_reason)
+            publisher.succeed(self.state, outcome)
+        elif self.stop.deadline_has_passed():
+            publisher.fail(self.state, run.deadline_reason)
         else:
             publisher.suspend()
-            Failure(PEER_STOPPED, self.position.step, permanent=False, exit_code=CancelledError.exit_code).write()
+            Failure(PEER_STOPPED, self.state.step, permanent=False, exit_code=CancelledError.exit_code).write()
+
+        # End
         if world.rank != 0:
-            self._keep_log()
+            attempt.upload_log()
         world.destroy()
 
     def _newest_checkpoint(self) -> Checkpoint | None:
-        """The same on all ranks, so one chooses: an attempt before this one may still be writing."""
+        """Return the same checkpoint on all ranks. Rank 0 chooses, because an earlier attempt may still write some."""
         chosen: list[Checkpoint] = []
 
         def choose() -> StoredCheckpoint | None:
             found = newest_checkpoint(self.run.store, warn=log.warning)
-            record_begin(self.run.store, self.number, None if found is None else found.pointer)
+            record_begin(self.run.store, self.attempt.number, None if found is None else found.pointer)
             if found is None:
                 return None
             chosen.append(found)
             return StoredCheckpoint(found.attempt, found.step, found.modified)
 
-        manifest = self.world.broadcast_object(choose)
-        if manifest is None:
+        stored = self.world.broadcast_object(choose)
+        if stored is None:
             return None
-        return chosen[0] if chosen else read_checkpoint(self.run.store, manifest)
+        return chosen[0] if chosen else read_checkpoint(self.run.store, stored)
 
-    def failed(self, error: CpmbeeError) -> Failure:
-        """Put the failure on record; end the run for good where another attempt can't help."""
-        # The run is in other hands, or has no room: there is nothing to write.
-        refused = isinstance(error, RefusedError | DiskError)
-        permanent = refused or isinstance(error, InvalidError)
-        failure = Failure(str(error), self.position.step, permanent, error.exit_code)
+    def fail(self, error: CpmbeeError) -> Failure:
+        """Record the failure. Fail the run too if another attempt cannot help."""
+        # Another attempt owns the run, or the disk is full: nothing can be written.
+        cannot_write = isinstance(error, RefusedError | DiskError)
+        permanent = cannot_write or isinstance(error, InvalidError)
+        failure = Failure(str(error), self.state.step, permanent, error.exit_code)
         failure.write()
         log.error("error: %s", error)
-        if refused:
-            self.progress.drop()
+        if cannot_write:
+            self.progress.abandon()
             return failure
         try:
-            if newest_attempt(self.run.store) > self.number:  # the same, only that we failed before we could tell
-                self.progress.drop()
-                self._keep_log()
+            if newest_attempt(self.run.store) > self.attempt.number:
+                self.progress.abandon()
+                self.attempt.upload_log()
                 return failure
-            again = record_failure(self.run, self.number, failure)
-            if again and not permanent:
+            is_repeated = record_failure(self.run, self.attempt.number, failure)
+            if is_repeated and not permanent:
                 limit = self.run.spec.train.max_failures
                 error = CpmbeeError(f"failed {limit} times at the same step: {error.message}", hint=error.hint)
-            if again or permanent:
-                self.run.fail(error, steps=self.position.step, attempts=self.number)
-            self.progress.close("failed" if again or permanent else "interrupted")
-            self._keep_log()
+            if is_repeated or permanent:
+                self.run.fail(error, steps=self.state.step, attempts=self.attempt.number)
+            self.progress.close("failed" if is_repeated or permanent else "interrupted")
+            self.attempt.upload_log()
         except CpmbeeError as problem:
-            log.warning("the failure could not be put on record: %s", problem)
+            log.warning("cannot record the failure: %s", problem)
         return failure
 
-    def _keep_log(self) -> None:
-        if self.log_file is not None:
-            key = keys.log_key(contract.pod_name(), self.number)
-            self.log_file.seek(0)
-            patiently(partial(self.run.store.put, key, self.log_file.read().encode()))
-            if (file := log_place(self.number)) is not None:
-                file.unlink(missing_ok=True)  # what is left there is for the entrypoint to keep
-
-    def _stalled(self) -> None:
+    def _record_stall(self) -> None:
         timeout = self.run.spec.train.stall_timeout
-        reason = f"no progress for {timeout:.0f} s while {self.doing}: ended by the watchdog"
-        Failure(reason, self.position.step, permanent=False, exit_code=ExitCode.STALLED).write()
+        reason = f"no progress for {timeout:.0f} s while {self.phase}: ended by the watchdog"
+        Failure(reason, self.state.step, permanent=False, exit_code=ExitCode.STALLED).write()
 
 
-def _log_to_file(attempt: int) -> IO[str]:
-    """Have this process's log in a file too, to be kept with the run: where an entrypoint waits for us, in one that it
-    finds when we are killed."""
-    place = log_place(attempt)
-    # Open as long as we are.
-    file: IO[str] = place.open("w+", encoding="utf-8") if place else tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
-    handler = logging.StreamHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
-    return file
-
-
-def _dataset(run: Run, split: dict[str, Any]) -> RowDataset:
-    """The rows of all data sets of a split."""
-    folders = [keys.prepared_url(run.spec.output, one["prepared"]) for one in split["sets"]]
+def _open_dataset(run: Run, split: dict[str, Any]) -> RowDataset:
+    """Open the packed rows of all datasets of a split."""
+    folders = [keys.prepared_url(run.spec.output, dataset["prepared"]) for dataset in split["sets"]]
     stores = [open_store(folder, run.storage) for folder in folders]
     return RowDataset.open(*stores, cache=default_cache_dir() / "prepared")
 
 
 def _mixture(sets: list[dict[str, Any]]) -> tuple[SetShare, ...]:
-    """What weights make of an epoch; nothing where there are none."""
+    """Return the share of each dataset in an epoch; empty if the datasets have no weights."""
     if sets[0]["weight"] is None:
         return ()
-    rows, examples, weights = ([one[key] for one in sets] for key in ("rows", "examples", "weight"))
+    rows, examples, weights = ([dataset[key] for dataset in sets] for key in ("rows", "examples", "weight"))
     return shares(rows, examples, weights)
 
 
-def _lost_peer(error: Exception) -> bool:
-    """Whether a collective failed because another rank has gone: NCCL has a class for it, gloo only words."""
+def _is_lost_peer(error: Exception) -> bool:
+    """Return whether a collective failed because another rank is gone. NCCL has an exception class, gloo a message."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
-
-
-class _Control:
-    """The loop's `Control`: signals and the deadline."""
-
-    def __init__(self, stop: StopRequest, deadline: float | None) -> None:
-        self._stop, self._deadline = stop, deadline
-
-    def wants_stop(self) -> bool:
-        return self._stop.requested or (self._deadline is not None and time.time() > self._deadline)
 
 
 if __name__ == "__main__":

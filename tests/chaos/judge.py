@@ -15,7 +15,7 @@ from tests.chaos.driver import Driver, Struck
 from tests.integration.jobs import delta, metrics, numbers
 
 STOPS = ("SIGTERM to a rank", "SIGTERM to the entrypoint")
-PASSED_OVER = b"can't be used, going back to the one before"
+PASSED_OVER = b"skipping the corrupt checkpoint of step"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import ones
+from torch import device, ones
 
 from cpmbee_job import documents
 from cpmbee_job.data.dataset.index import INDEX, Index
@@ -28,11 +28,12 @@ from cpmbee_job.run.rows import RowRecorder, read_rows
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.spec import StorageSpec, parse_spec
 from cpmbee_job.store.s3.begun_uploads import Begun
+from cpmbee_job.train.attempt import Attempt
 from cpmbee_job.train.engine.interface import EngineState
 from cpmbee_job.train.failures import Failure, record_failure
 from cpmbee_job.train.output.checkpoint import newest_checkpoint, write_checkpoint
-from cpmbee_job.train.output.exports import NO_EXPORTS
-from cpmbee_job.train.output.progress import Journal
+from cpmbee_job.train.output.journal import Journal
+from cpmbee_job.train.world import World
 from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
 from tests.records import data_record
 
@@ -79,14 +80,8 @@ def begin(folder: Path) -> Run:
 
 
 def journal(run: Run) -> None:
-    settings: dict[str, Any] = {
-        "attempt": 1,
-        "world_size": 1,
-        "total_steps": 9,
-        "task_name": "task",
-        "flush_interval": 99,
-    }
-    Journal(run.store, start_step=9, exports=NO_EXPORTS, **settings).drop()
+    attempt = Attempt(run, World(0, 0, 1, device("cpu")), 1)
+    Journal(attempt, start_step=9, total_steps=9, flush_interval=99.0).abandon()
 
 
 def record_again(run: Run) -> None:

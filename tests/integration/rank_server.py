@@ -31,7 +31,7 @@ from cpmbee_job.run.run import Run
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.train import worker
 from cpmbee_job.train.engine.torch_engine import TorchEngine
-from cpmbee_job.train.worker import form_world, work
+from cpmbee_job.train.worker import init_world, work
 
 WRITES = ("put", "upload", "delete")
 
@@ -75,7 +75,7 @@ def execute(
         shard_the_base()
     run = Run.open(url)
     try:
-        failure = work(run, form_world(), lambda: fetch_model(run.spec.model, run.storage))
+        failure = work(run, init_world(), lambda: fetch_model(run.spec.model, run.storage))
     except BaseException:
         logging.exception("rank %d", rank)
         return 1

@@ -101,14 +101,14 @@ def test_a_worker_that_is_killed_again_and_again_is_not_started_for_ever(tmp_pat
     program = (
         "import sys\n"
         "from cpmbee_job.train import __main__, supervisor\n"
-        "supervisor.MAX_IDLE_STARTS, supervisor.LONGEST_PAUSE = 2, 0.1\n"
+        "supervisor.MAX_IDLE_STARTS, supervisor.MAX_PAUSE = 2, 0.1\n"
         f"sys.argv = ['train', {run.url!r}]\n"
         "__main__.main()\n"
     )
     pod["PYTHONPATH"] = os.pathsep.join([str(tmp_path), pod.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", program], env=pod, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    words = "no progress in 2 starts: a worker ended without a word (killed?)"
+    words = "no newer checkpoint after 2 starts: a worker was killed or exited without a message"
     assert run.result()["reason"] == last_word.read_text() == words
 
 

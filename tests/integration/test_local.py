@@ -214,7 +214,7 @@ def test_a_worker_that_hangs_is_ended_and_its_log_is_kept(job: Path, undisturbed
     assert "no progress for 15 s while training: ended by the watchdog" in err
     assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
     (log,) = run.glob("logs/*/00001.log")
-    assert "attempt 1: 45 rows" in log.read_text()
+    assert "attempt 1: 45 packed rows" in log.read_text()
 
 
 @pytest.mark.parametrize("victim", ["local", "entrypoint", "torchrun"])

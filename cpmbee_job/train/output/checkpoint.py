@@ -1,7 +1,7 @@
-"""Checkpoints and deltas in the store: an object, then a manifest with its hash, then a pointer.
+"""Checkpoints in the store: a state, then a manifest with its hash, then the pointer `LATEST`. Writer and reader.
 
-Writer and reader stand side by side. A state holds everything but the base: trained parameters and moments in fp32,
-loss scale, position, best score, patience. No random state: what is random is a function of (seed, step, rank).
+The state contains everything but the base model: trained parameters and optimizer moments in fp32, the loss scale, and
+the `LoopState`. It contains no random state: dropout is seeded by (seed, step, rank).
 """
 
 import hashlib
@@ -24,10 +24,13 @@ from cpmbee_job.train.engine.interface import EngineState
 
 
 def write_checkpoint(store: Store, step: int, attempt: int, state: EngineState, progress: Mapping[str, Any]) -> None:
-    """Write the state of `step`, its manifest, and move LATEST. Raises `RefusedError` when a newer attempt is there."""
+    """Write the state and its manifest, and move `LATEST`. Raises `RefusedError` if a newer attempt has been claimed.
+
+    `progress`: the record of a `LoopState`.
+    """
     require_newest(store, attempt)
     header = {"version": FORMAT_VERSION, "step": step, "attempt": attempt, "engine": state.values, "progress": progress}
-    # safetensors keeps text only beside the tensors
+    # safetensors stores metadata only as strings
     data = safetensors.torch.save(dict(state.tensors), metadata={"cpmbee": json.dumps(header, sort_keys=True)})
     key = keys.state_key(step, attempt)
     store.put(key, data)
@@ -45,12 +48,13 @@ def write_checkpoint(store: Store, step: int, attempt: int, state: EngineState, 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: the engine's state, and the loop's `Position` as a record."""
+    """A checkpoint that has been read."""
 
     step: int
     attempt: int
     engine: EngineState
     progress: dict[str, Any]
+    """The record of a `LoopState`."""
     modified: float | None = None
     """When its manifest was written, in seconds since 1970 by the store's clock."""
 
@@ -59,22 +63,25 @@ class Checkpoint:
         return CheckpointPointer(step=self.step, attempt=self.attempt)
 
 
-def read_checkpoint(store: Store, manifest: StoredCheckpoint) -> Checkpoint:
-    """The checkpoint behind a manifest. Raises `DamagedError` when anything about it is not as the
-    manifest says, `NotFoundError` when a part is missing, `StoreError` when the store fails."""
-    data = read_state(store, manifest)
+def read_checkpoint(store: Store, stored: StoredCheckpoint) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises `DamagedError` if it differs from its manifest, `NotFoundError` if an object is missing, `StoreError`."""
+    data = read_state(store, stored)
     header_length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + header_length])["__metadata__"]["cpmbee"])
     state = EngineState(safetensors.torch.load(data), header["engine"])
-    return Checkpoint(manifest.step, manifest.attempt, state, header["progress"], manifest.modified)
+    return Checkpoint(stored.step, stored.attempt, state, header["progress"], stored.modified)
 
 
 def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint whose hashes hold, or None where there is none. Those that don't hold are passed over, and
-    said; a store that fails is no reason to pass over one."""
-    for found in resumable_checkpoints(store):
+    """Read the newest intact checkpoint; None if there is none. Skips corrupt ones with a warning.
+
+    Raises `StoreError` if the store fails: an outage must not make a run lose steps.
+    """
+    for stored in resumable_checkpoints(store):
         try:
-            return read_checkpoint(store, found)
+            return read_checkpoint(store, stored)
         except (DamagedError, NotFoundError, KeyError, TypeError, ValueError) as error:
-            warn(f"the checkpoint of step {found.step} can't be used, going back to the one before: {error}")
+            warn(f"skipping the corrupt checkpoint of step {stored.step}, using the one before: {error}")
     return None

@@ -63,4 +63,4 @@ def test_a_failure_that_finds_no_room_is_said_and_ends_nothing(
     """The folder is gone; on a full disk it is the same."""
     monkeypatch.setenv(FAILURE_ENV, str(tmp_path / "gone" / "failure.json"))
     Failure("lost contact", 3, permanent=False, exit_code=1).write()
-    assert "'lost contact' could not be left for the entrypoint: [Errno 2]" in capsys.readouterr().err
+    assert "cannot write the failure 'lost contact' for the entrypoint: [Errno 2]" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from cpmbee_job.model.net.inputs import ModelInputs
 from cpmbee_job.spec import TrainSpec
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.interface import EngineState, EvalResult, ParameterStatistics, StepResult
-from cpmbee_job.train.loop import Outcome, Position, train
+from cpmbee_job.train.loop import LoopState, Outcome, train
 
 INTERRUPTED = -1.0
 """Stands for an evaluation that a stop interrupted."""
@@ -48,51 +48,50 @@ class CountingEngine:
 
 @dataclass
 class Recorder:
-    """Saver, progress and control in one: what happened, in order."""
+    """Saver and progress in one: records events in order."""
 
     events: list[str] = field(default_factory=list)
 
-    def trained(self, batch: Batch) -> None: ...
+    def record_rows(self, batch: Batch) -> None: ...
 
-    def checkpoint(self, position: Position) -> None:
-        self.events.append(f"checkpoint {position.step}")
+    def save_checkpoint(self, state: LoopState) -> None:
+        self.events.append(f"checkpoint {state.step}")
 
-    def best(self, position: Position) -> None:
-        self.events.append(f"best {position.best_step}")
+    def save_best(self, state: LoopState) -> None:
+        self.events.append(f"best {state.best_step}")
 
     def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None: ...
 
-    def evaluation(self, step: int, result: EvalResult, best: bool) -> None:
+    def evaluation(self, step: int, result: EvalResult, is_best: bool) -> None:
         self.events.append(f"eval {step}")
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         self.events.append(message)
 
     def flush(self) -> None: ...
 
     def close(self, state: str) -> None: ...
 
-    def wants_stop(self) -> bool:
-        return False
+    def abandon(self) -> None: ...
 
 
 def run(
-    total: int, eval_losses: Sequence[float] | None, position: Position | None = None, **fields: int
-) -> tuple[Outcome, Position, list[str]]:
+    total: int, eval_losses: Sequence[float] | None, state: LoopState | None = None, **fields: int
+) -> tuple[Outcome, LoopState, list[str]]:
     stop_at, bad_step = fields.pop("stop_at", 0), fields.pop("bad_step", 0)
-    position, recorder = position or Position(), Recorder()
+    state, recorder = state or LoopState(), Recorder()
     outcome = train(
         TrainSpec.model_validate({"eval_interval": 2, "checkpoint_interval": 100, **fields}),
+        state,
         engine=CountingEngine(iter(eval_losses or ()), stop_at, bad_step),
-        batches=[Batch(step, 1, [step], [step], []) for step in range(position.step + 1, total + 1)],
+        batches=[Batch(step, 1, [step], [step], []) for step in range(state.step + 1, total + 1)],
         eval_batches=None if eval_losses is None else [],
         total_steps=total,
-        position=position,
         saver=recorder,
         progress=recorder,
-        control=recorder,
+        wants_stop=lambda: False,
     )
-    return outcome, position, recorder.events
+    return outcome, state, recorder.events
 
 
 def test_it_evaluates_in_intervals_and_at_the_end() -> None:
@@ -102,26 +101,26 @@ def test_it_evaluates_in_intervals_and_at_the_end() -> None:
 
 
 def test_it_stops_when_evaluations_do_not_get_better() -> None:
-    outcome, position, events = run(100, [2.0, 2.0, 3.0], early_stop_patience=2)
-    assert (outcome, position.step, position.best_step) == ("early stop", 6, 2)
-    assert events[-2:] == ["checkpoint 6", "no better evaluation in 2: stopping early"]
+    outcome, state, events = run(100, [2.0, 2.0, 3.0], early_stop_patience=2)
+    assert (outcome, state.step, state.best_step) == ("early stop", 6, 2)
+    assert events[-2:] == ["checkpoint 6", "early stop: no better evaluation in the last 2"]
 
 
 def test_patience_survives_a_restart() -> None:
-    position = Position(step=4, best_step=2, best_loss=2.0, evaluations_without_gain=1, evaluated_step=4)
-    outcome, position, _ = run(100, [2.5], position, early_stop_patience=2)
-    assert (outcome, position.step) == ("early stop", 6)
+    state = LoopState(step=4, best_step=2, best_loss=2.0, evaluations_without_gain=1, evaluated_step=4)
+    outcome, state, _ = run(100, [2.5], state, early_stop_patience=2)
+    assert (outcome, state.step) == ("early stop", 6)
 
 
 def test_a_run_that_had_stopped_early_does_no_further_step() -> None:
-    position = Position(step=6, best_step=2, best_loss=2.0, evaluations_without_gain=2, evaluated_step=6)
-    outcome, position, events = run(100, [], position, early_stop_patience=2)
-    assert (outcome, position.step, events) == ("early stop", 6, [])
+    state = LoopState(step=6, best_step=2, best_loss=2.0, evaluations_without_gain=2, evaluated_step=6)
+    outcome, state, events = run(100, [], state, early_stop_patience=2)
+    assert (outcome, state.step, events) == ("early stop", 6, [])
 
 
 def test_a_stop_that_was_agreed_on_leaves_a_checkpoint() -> None:
-    outcome, position, events = run(100, None, stop_at=7)
-    assert (outcome, position.step, events) == ("stopped", 7, ["checkpoint 7"])
+    outcome, state, events = run(100, None, stop_at=7)
+    assert (outcome, state.step, events) == ("stopped", 7, ["checkpoint 7"])
 
 
 def test_a_stop_at_the_last_step_is_the_end() -> None:
@@ -129,22 +128,22 @@ def test_a_stop_at_the_last_step_is_the_end() -> None:
 
 
 def test_a_stop_goes_before_an_evaluation_which_is_made_up_for_later() -> None:
-    outcome, position, events = run(100, [], stop_at=4, eval_interval=4)
+    outcome, state, events = run(100, [], stop_at=4, eval_interval=4)
     assert (outcome, events) == ("stopped", ["checkpoint 4"])
-    outcome, position, events = run(6, [2.0, 3.0], position, eval_interval=4)
+    outcome, state, events = run(6, [2.0, 3.0], state, eval_interval=4)
     assert (outcome, events) == ("finished", ["best 4", "eval 4", "eval 6", "checkpoint 6"])
 
 
 def test_a_stop_in_an_evaluation_leaves_a_checkpoint() -> None:
-    outcome, position, events = run(4, [INTERRUPTED])
-    assert (outcome, position.evaluated_step, events) == ("stopped", 0, ["checkpoint 2"])
-    assert run(4, [2.0, 1.0], position)[2] == ["best 2", "eval 2", "best 4", "eval 4", "checkpoint 4"]
+    outcome, state, events = run(4, [INTERRUPTED])
+    assert (outcome, state.evaluated_step, events) == ("stopped", 0, ["checkpoint 2"])
+    assert run(4, [2.0, 1.0], state)[2] == ["best 2", "eval 2", "best 4", "eval 4", "checkpoint 4"]
 
 
 def test_an_evaluation_that_a_stop_kept_from_the_last_step_is_made_up_for() -> None:
-    outcome, position, _ = run(4, [2.0], stop_at=4)
-    assert (outcome, position.step) == ("stopped", 4)
-    outcome, position, events = run(4, [1.0], position)
+    outcome, state, _ = run(4, [2.0], stop_at=4)
+    assert (outcome, state.step) == ("stopped", 4)
+    outcome, state, events = run(4, [1.0], state)
     assert (outcome, events) == ("finished", ["best 4", "eval 4"])
 
 
@@ -158,10 +157,10 @@ def test_inspection_prints_statistics_of_every_parameter() -> None:
 
 
 def test_a_bad_step_is_named_with_its_rows() -> None:
-    with pytest.raises(ModelError, match=r"step 3 \(rows 3\): the loss is nan"):
+    with pytest.raises(ModelError, match=r"step 3 \(packed rows 3\): the loss is nan"):
         run(5, None, bad_step=3)
 
 
 def test_a_position_survives_its_record() -> None:
-    for position in (Position(), Position(4, 2, 1.5, 1, 4)):
-        assert Position.from_record(position.record()) == position
+    for state in (LoopState(), LoopState(4, 2, 1.5, 1, 4)):
+        assert LoopState.from_record(state.record()) == state

@@ -15,15 +15,15 @@ LIMIT = 128 << 20
 PROGRAM = """
 import os, subprocess, sys
 from pathlib import Path
-from cpmbee_job.train.oom import MemoryWatch
+from cpmbee_job.train.oom import OomWatch
 Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
 steps = iter([0, 0, 7])
-watch = MemoryWatch(lambda: next(steps))
+watch = OomWatch(lambda: next(steps))
 for program in ("pass", *["bytearray(1 << 30)"] * 3):
     watch.begin()
     subprocess.run([sys.executable, "-c", program])
-    watch.look()
-    print(watch.ends, watch.reason)
+    watch.poll()
+    print(watch.count, watch.reason)
 """
 
 

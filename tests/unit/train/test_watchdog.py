@@ -29,7 +29,7 @@ def lines_of(program: str) -> list[str]:
     whole = textwrap.dedent(PREAMBLE) + textwrap.dedent(program) + "time.sleep(60)\n"
     done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == ExitCode.STALLED, done.stderr
-    assert "no progress for 1 s; where every thread stands" in done.stderr
+    assert "no progress for 1 s; stacks of all threads" in done.stderr
     return done.stdout.split("\n")[:-1]
 
 

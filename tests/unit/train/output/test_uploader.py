@@ -40,7 +40,7 @@ def test_the_uploader_tries_a_failing_store_again() -> None:
 
 def test_newer_checkpoints_stand_for_those_that_wait_for_the_store() -> None:
     away, began, done = threading.Event(), threading.Event(), []
-    uploader = Uploader(pending_bytes=20)
+    uploader = Uploader(max_pending_bytes=20)
     uploader.submit(lambda: (began.set(), away.wait()), size=10, may_be_dropped=True)  # type: ignore[arg-type, func-returns-value]
     began.wait()
     for number in range(5):
@@ -52,7 +52,7 @@ def test_newer_checkpoints_stand_for_those_that_wait_for_the_store() -> None:
 
 def test_what_must_be_written_waits_for_room() -> None:
     away, began, done = threading.Event(), threading.Event(), []
-    uploader = Uploader(pending_bytes=20)
+    uploader = Uploader(max_pending_bytes=20)
     uploader.submit(lambda: (began.set(), away.wait()), size=10)  # type: ignore[arg-type, func-returns-value]
     began.wait()
     deltas = threading.Thread(
@@ -67,7 +67,7 @@ def test_what_must_be_written_waits_for_room() -> None:
 
 def test_one_that_is_larger_than_all_that_may_wait_is_written() -> None:
     done: list[int] = []
-    uploader = Uploader(pending_bytes=20)
+    uploader = Uploader(max_pending_bytes=20)
     for number in range(3):
         uploader.submit(lambda number=number: done.append(number), size=100)
     uploader.finish()
