@@ -8,22 +8,10 @@ from datetime import UTC, datetime
 from cpmbee_job.errors import ClusterError, ConflictError, NotFoundError, RejectedError, UnreachableError
 from cpmbee_job.launch.checks.capacity import NodeRoom, count_gpus, count_nodes, fit, node_rooms, quota_shortages
 from cpmbee_job.launch.checks.check_result import CheckResult, is_denied
+from cpmbee_job.launch.kube import protocol as kube
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, part, parts, text
 from cpmbee_job.launch.kube.permissions import PERMISSIONS, Permission
-from cpmbee_job.launch.kube.protocol import (
-    ACCESS_REVIEWS,
-    DEPLOYMENTS,
-    KUBEFLOW_VERSIONS,
-    KUEUE_VERSIONS,
-    LOCAL_QUEUES,
-    NAMESPACES,
-    NODES,
-    PODS,
-    PYTORCHJOBS,
-    QUOTAS,
-    Cluster,
-    Object,
-)
+from cpmbee_job.launch.kube.protocol import Cluster, Object
 
 OPERATOR = "training-operator"
 MAX_SKEW = 30.0
@@ -34,7 +22,7 @@ _INSTALL = "install the Kubeflow training operator 1.9 (its v1 API, not Trainer 
 def check_cluster(cluster: Cluster) -> Iterator[CheckResult]:
     """Check that the API server answers and authenticates this user, and compare the clocks."""
     with suppress(NotFoundError):
-        cluster.get(KUBEFLOW_VERSIONS, "v1")  # requires authentication, which the version does not
+        cluster.get(kube.KUBEFLOW_VERSIONS, "v1")  # requires authentication, which the version does not
     yield CheckResult("cluster", "ok", f"{cluster.address}, {cluster.server_version()}, namespace {cluster.namespace}")
     skew = abs((datetime.now(UTC) - cluster.server_time()).total_seconds())
     if skew > MAX_SKEW:
@@ -45,7 +33,7 @@ def check_cluster(cluster: Cluster) -> Iterator[CheckResult]:
 def check_operator(cluster: Cluster) -> Iterator[CheckResult]:
     """Check that PyTorchJobs are served, that the operator is ready, and that its webhook answers."""
     try:
-        served = cluster.get(KUBEFLOW_VERSIONS, "v1")
+        served = cluster.get(kube.KUBEFLOW_VERSIONS, "v1")
     except NotFoundError:
         served = {}
     if not any(resource.get("name") == "pytorchjobs" for resource in parts(served, "resources")):
@@ -89,7 +77,7 @@ def check_namespace(cluster: Cluster) -> Iterator[CheckResult]:
     """Check that the namespace exists."""
     name = cluster.namespace
     try:
-        found = cluster.get(NAMESPACES, name)
+        found = cluster.get(kube.NAMESPACES, name)
     except NotFoundError:
         hint = f"kubectl create namespace {name}, or use another one"
         yield CheckResult("namespace", "problem", f"{name} does not exist", hint)
@@ -104,7 +92,7 @@ def check_namespace(cluster: Cluster) -> Iterator[CheckResult]:
 
 def check_quotas(cluster: Cluster, pod_spec: Object | None, count: int) -> Iterator[CheckResult]:
     """Show what ResourceQuotas leave. With a pod spec, check that `count` such pods fit."""
-    quotas = list(cluster.list(QUOTAS))
+    quotas = list(cluster.list(kube.QUOTAS))
     if not quotas:
         yield CheckResult("quota", "ok", f"none in {cluster.namespace}")
     for quota in quotas:
@@ -121,7 +109,7 @@ def check_quotas(cluster: Cluster, pod_spec: Object | None, count: int) -> Itera
 def check_queue(cluster: Cluster, queue: str | None) -> Iterator[CheckResult]:
     """Check Kueue and the LocalQueue that the spec names."""
     try:
-        cluster.get(KUEUE_VERSIONS, "v1beta1")
+        cluster.get(kube.KUEUE_VERSIONS, "v1beta1")
     except NotFoundError:
         if queue is None:
             yield CheckResult("Kueue", "ok", "not installed, not required")
@@ -133,7 +121,7 @@ def check_queue(cluster: Cluster, queue: str | None) -> Iterator[CheckResult]:
         yield CheckResult("Kueue", "ok", "installed; the spec names no queue")
         return
     try:
-        found = cluster.get(LOCAL_QUEUES, queue)
+        found = cluster.get(kube.LOCAL_QUEUES, queue)
     except NotFoundError:
         hint = f"set cluster.queue to one of `kubectl get localqueues -n {cluster.namespace}`"
         yield CheckResult("Kueue", "problem", f"LocalQueue {queue} does not exist in {cluster.namespace}", hint)
@@ -149,10 +137,10 @@ def check_queue(cluster: Cluster, queue: str | None) -> Iterator[CheckResult]:
 
 def check_nodes(cluster: Cluster, pod_spec: Object | None, count: int, gpu_resource: str) -> Iterator[CheckResult]:
     """Count the GPUs by product. With a pod spec, check that `count` such pods fit on the nodes."""
-    nodes = list(cluster.list(NODES))
+    nodes = list(cluster.list(kube.NODES))
     pods_known = True
     try:
-        running = cluster.list(PODS, fields="status.phase!=Succeeded,status.phase!=Failed", all_namespaces=True)
+        running = cluster.list(kube.PODS, fields="status.phase!=Succeeded,status.phase!=Failed", all_namespaces=True)
         rooms = node_rooms(nodes, running)
     except ClusterError as error:
         if not is_denied(error):
@@ -166,7 +154,7 @@ def check_nodes(cluster: Cluster, pod_spec: Object | None, count: int, gpu_resou
 
 def _check_deployment(cluster: Cluster) -> CheckResult:
     try:
-        found = [d for d in cluster.list(DEPLOYMENTS, all_namespaces=True) if OPERATOR in _images(d) + name_of(d)]
+        found = [d for d in cluster.list(kube.DEPLOYMENTS, all_namespaces=True) if OPERATOR in _images(d) + name_of(d)]
     except ClusterError as error:
         if not is_denied(error):
             raise
@@ -191,7 +179,7 @@ def _check_webhook(cluster: Cluster) -> CheckResult:
         "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": 1, "template": template}}},
     }
     try:
-        cluster.create(PYTORCHJOBS, job, dry_run=True)
+        cluster.create(kube.PYTORCHJOBS, job, dry_run=True)
     except UnreachableError as error:
         if "failed calling webhook" not in error.message:
             raise
@@ -217,7 +205,7 @@ def _is_allowed(cluster: Cluster, permission: Permission, verb: str) -> bool:
         "metadata": {},
         "spec": {"resourceAttributes": attributes},
     }
-    return part(cluster.create(ACCESS_REVIEWS, review), "status").get("allowed") is True
+    return part(cluster.create(kube.ACCESS_REVIEWS, review), "status").get("allowed") is True
 
 
 def _check_gpus(rooms: Sequence[NodeRoom], pod_spec: Object | None, resource: str, *, pods_known: bool) -> CheckResult:

@@ -122,23 +122,5 @@ def index_in(pod_name: str) -> int | None:
 
 
 def why_refused(message: str) -> str:
-    """Explain why the API server refuses to create a pod."""
-    reason = re.sub(r'^(Error creating: )?(pods "[^"]*" is forbidden: )?', "", message)
-    quota = re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", reason)
-    if quota:
-        requested, used, limited = (_amounts(quota[group]) for group in (2, 3, 4))
-        resources = (
-            f"{amount} {resource} requested, {used.get(resource, '?')} of {limited.get(resource, '?')} used"
-            for resource, amount in requested.items()
-        )
-        return f"exceeded quota {quota[1]}: {'; '.join(resources)}"
-    security = re.search(r'violates PodSecurity "([^"]*)": (.*)', reason)
-    if security:
-        return f"the pods violate the namespace's PodSecurity level {security[1]}: {security[2]}"
-    if "failed quota" in reason:
-        return f"a ResourceQuota requires fields that the pod does not set: {reason}"
-    return reason
-
-
-def _amounts(pairs: str) -> dict[str, str]:
-    return dict(pair.split("=", 1) for pair in pairs.split(",") if "=" in pair)
+    """Return why the API server refuses to create a pod, from an event's message."""
+    return re.sub(r'^(Error creating: )?(pods "[^"]*" is forbidden: )?', "", message)

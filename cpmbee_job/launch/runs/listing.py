@@ -83,7 +83,7 @@ def list_runs(
             if namespace is None:
                 raise
             notes.append(f"the store: {error.message}")
-    newest_first = sorted(entries.values(), key=_sort_key, reverse=True)
+    newest_first = sorted(entries.values(), key=_last_change, reverse=True)
     return Listing(runs=tuple(newest_first[:limit]), total=len(newest_first), notes=tuple(notes))
 
 
@@ -169,14 +169,11 @@ class _StoreReader:
         """Return why the PyTorchJob of a run may exist although it was not found."""
         if self._namespace is None:
             return "the cluster was not read"
-        namespace = self._submitted_to(folder)
-        return None if namespace in (None, self._namespace) else f"not read: it was submitted to namespace {namespace}"
-
-    def _submitted_to(self, folder: str) -> str | None:
-        """Return the namespace that the run was submitted to, None if that is unknown."""
         key = f"{folder}/{keys.SPEC}"
         with suppress(CpmbeeError):  # a spec of a newer release, for example
-            return parse_spec(self._store.get(key), source=f"{self._store.url}/{key}").cluster.namespace
+            namespace = parse_spec(self._store.get(key), source=f"{self._store.url}/{key}").cluster.namespace
+            if namespace not in (None, self._namespace):
+                return f"not read: it was submitted to namespace {namespace}"
         return None
 
 
@@ -188,5 +185,5 @@ def _read(store: Store, key: str) -> Object:
         return {}
 
 
-def _sort_key(entry: RunEntry) -> tuple[str, str, str]:
+def _last_change(entry: RunEntry) -> tuple[str, str, str]:
     return entry.created_at or entry.updated_at or entry.ended_at or "", entry.name, entry.run_id

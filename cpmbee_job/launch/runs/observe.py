@@ -87,16 +87,19 @@ class _ClusterReader:
         pods = self._list(PODS, "pods", found.labels)
         if ended:
             return ClusterSnapshot(job=job, pods=pods)
-        workload = self._read_workload(job) if is_queued(job) else None
+        workloads = []
+        if is_queued(job):
+            labels = {"kueue.x-k8s.io/job-uid": text(job, "metadata", "uid")}
+            workloads = self._list(WORKLOADS, "Kueue's workloads", labels)
         silent = sorted({text(pod, "spec", "nodeName") for pod in pods if is_silent(pod)} - {""})
         nodes = {node: self._why_silent(node) for node in silent[:MAX_NODES]}
         return ClusterSnapshot(
-            job=job, pods=pods, events=self._read_events(job, pods), silent_nodes=nodes, workload=workload
+            job=job,
+            pods=pods,
+            events=self._read_events(job, pods),
+            silent_nodes=nodes,
+            workload=next(iter(workloads), None),
         )
-
-    def _read_workload(self, job: Object) -> Object | None:
-        labels = {"kueue.x-k8s.io/job-uid": text(job, "metadata", "uid")}
-        return next(iter(self._list(WORKLOADS, "Kueue's workloads", labels)), None)
 
     def _read_events(self, job: Object, pods: list[Object]) -> list[Object]:
         events, phase = [], job_phase(job)

@@ -26,6 +26,13 @@ STALE_EVENT = 300.0
 """Age in seconds from which a mount failure is over: kubelet would have retried, and reported it again."""
 MOUNT_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 NODE_EVENTS = ("FailedCreatePodSandBox", "NetworkNotReady")
+DISRUPTIONS: dict[str, tuple[Cause, str]] = {
+    "PreemptionByScheduler": ("preempted", "preempted by a pod of higher priority"),
+    "DeletionByTaintManager": ("node", "its node was lost or drained"),
+    "EvictionByEvictionAPI": ("evicted", "evicted from its node, for example by a drain"),
+    "DeletionByPodGC": ("node", "its node is gone"),
+}
+"""By the reason of the condition DisruptionTarget."""
 INIT_STEP = ("initContainers", "initContainerStatuses")
 MAIN_STEP = ("containers", "containerStatuses")
 
@@ -194,20 +201,12 @@ def _disruption(pod: Object) -> tuple[Cause | None, str]:
         return "evicted", f"Evicted by its node: {message}"
     if reason == "Preempting":
         return "preempted", f"Preempting: {message}"
-    target, node = condition(pod, "DisruptionTarget"), text(pod, "spec", "nodeName")
     if not is_true(pod, "DisruptionTarget"):
         return None, ""
-    reason, detail = text(target, "reason"), after_colon(one_line(target, "message") or message)
-    match reason:
-        case "PreemptionByScheduler":
-            return "preempted", f"preempted by a pod of higher priority ({reason}){detail}"
-        case "DeletionByTaintManager":
-            return "node", f"node {node} was lost or drained ({reason}){detail}"
-        case "EvictionByEvictionAPI":
-            return "evicted", f"evicted from node {node}, for example by a drain ({reason}){detail}"
-        case "DeletionByPodGC":
-            return "node", f"node {node} is gone ({reason}){detail}"
-    return "evicted", f"terminated by its node ({reason}){detail}"
+    target = condition(pod, "DisruptionTarget")
+    reason, message = text(target, "reason"), one_line(target, "message") or message
+    cause, why = DISRUPTIONS.get(reason, ("evicted", "terminated by its node"))
+    return cause, f"{why} ({reason}){after_colon(message)}"
 
 
 def _statuses(pod: Object, spec_list: str, status_list: str) -> list[Object]:

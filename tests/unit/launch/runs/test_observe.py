@@ -58,7 +58,7 @@ def test_512_waiting_workers_take_three_requests() -> None:
 
 def test_reads_events_if_pods_cannot_be_created() -> None:
     cluster, found = cluster_of("quota")
-    assert "exceeded quota gpus" in observe(found, cluster).problems[0]
+    assert "exceeded quota: gpus" in observe(found, cluster).problems[0]
     assert cluster.calls[2:] == [("list", EVENTS)]
 
 

@@ -49,17 +49,18 @@ def unschedulable(message: str, **spec: Any) -> Object:
         (
             "0/3 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu: present}, 2 Insufficient "
             "nvidia.com/gpu. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.",
-            "Unschedulable (0 of 3 nodes fit): 1 with untolerated taint nvidia.com/gpu=present (cluster.tolerations), "
-            "2 with insufficient nvidia.com/gpu (8 requested, workers.gpus)",
+            "Unschedulable: 0/3 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu: present} "
+            "(cluster.tolerations), 2 Insufficient nvidia.com/gpu (8 requested, workers.gpus)",
         ),
         (
             "0/2 nodes are available: 2 node(s) had untolerated taint(s) {node.kubernetes.io/not-ready: }.",
-            "Unschedulable (0 of 2 nodes fit): 2 with untolerated taint node.kubernetes.io/not-ready "
-            "(cluster.tolerations)",
+            "Unschedulable: 0/2 nodes are available: 2 node(s) had untolerated taint(s) "
+            "{node.kubernetes.io/not-ready: } (cluster.tolerations)",
         ),
         (
             "0/4 nodes are available: 1 Too many pods, 1 node(s) were unschedulable, 2 node(s) had a conflict.",
-            "Unschedulable (0 of 4 nodes fit): 1 with too many pods, 1 cordoned, 2 had a conflict",
+            "Unschedulable: 0/4 nodes are available: 1 Too many pods, 1 node(s) were unschedulable, "
+            "2 node(s) had a conflict",
         ),
         ("no nodes available to schedule pods", "Unschedulable: no nodes available to schedule pods"),
         ("", "Unschedulable"),
@@ -72,10 +73,7 @@ def test_explains_the_message_of_the_scheduler(message: str, reason: str) -> Non
 def test_names_an_affinity_that_no_node_matches() -> None:
     said = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
     item = unschedulable(said, affinity={"nodeAffinity": {"x": 1}})
-    assert (
-        described(item).reason
-        == "Unschedulable (0 of 1 nodes fit): 1 not matching the node affinity (cluster.affinity)"
-    )
+    assert described(item).reason == f"Unschedulable: {said[:-1]} (cluster.affinity)"
 
 
 def test_names_the_scheduling_gates() -> None:
@@ -160,13 +158,13 @@ def test_an_unknown_pod_is_lost_with_its_node() -> None:
     ("target", "cause", "reason"),
     [
         ("PreemptionByScheduler", "preempted", "preempted by a pod of higher priority (PreemptionByScheduler): detail"),
-        ("DeletionByTaintManager", "node", "node node-1 was lost or drained (DeletionByTaintManager): detail"),
+        ("DeletionByTaintManager", "node", "its node was lost or drained (DeletionByTaintManager): detail"),
         (
             "EvictionByEvictionAPI",
             "evicted",
-            "evicted from node node-1, for example by a drain (EvictionByEvictionAPI): detail",
+            "evicted from its node, for example by a drain (EvictionByEvictionAPI): detail",
         ),
-        ("DeletionByPodGC", "node", "node node-1 is gone (DeletionByPodGC): detail"),
+        ("DeletionByPodGC", "node", "its node is gone (DeletionByPodGC): detail"),
         ("TerminationByKubelet", "evicted", "terminated by its node (TerminationByKubelet): detail"),
     ],
 )

@@ -56,12 +56,13 @@ REASONS = {
     "bad-image": "worker 0: cannot pull image registry.example/nobody/nothing:7 (ImagePullBackOff): failed to ",
     "bad-name": "worker 0: `image` registry.example/Nobody//x is not a valid image name (InvalidImageName):",
     "never-pull": "worker 0: image registry.example/not-here:1 is not on the node, and cluster.image_pull_policy is",
-    "big-cpu": "2 workers (0, 1): Unschedulable (0 of 1 nodes fit): 1 with insufficient cpu (100 requested, "
-    "workers.cpu), 1 with insufficient memory (900Gi requested, workers.memory)",
-    "gpu": "worker 0: Unschedulable (0 of 1 nodes fit): 1 with insufficient nvidia.com/gpu (8 requested, workers.gpus)",
-    "selector": "worker 0: Unschedulable (0 of 1 nodes fit): 1 not matching nvidia.com/gpu.product=NVIDIA-H200, zone=b "
-    "(workers.gpu_product, cluster.node_selector)",
-    "claim": "worker 0: Unschedulable: PersistentVolumeClaim models not found in the namespace (cluster.cache_claim)",
+    "big-cpu": "2 workers (0, 1): Unschedulable: 0/1 nodes are available: 1 Insufficient cpu (100 requested, "
+    "workers.cpu), 1 Insufficient memory (900Gi requested, workers.memory)",
+    "gpu": "worker 0: Unschedulable: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu (8 requested, "
+    "workers.gpus)",
+    "selector": "worker 0: Unschedulable: 0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector "
+    "(nvidia.com/gpu.product=NVIDIA-H200, zone=b, workers.gpu_product, cluster.node_selector)",
+    "claim": 'worker 0: Unschedulable: persistentvolumeclaim "models" not found (cluster.cache_claim)',
     "secret": "worker 0: cannot create container pytorch (CreateContainerConfigError): "
     'secret "s3-credentials" not found',
     "key": "worker 0: cannot create container pytorch (CreateContainerConfigError): couldn't find key "
@@ -77,10 +78,9 @@ REASONS = {
     "oom": "worker 0: training ran out of memory (OOMKilled, limit 32Mi, workers.memory); CrashLoopBackOff, restart ",
     "init-oom": "worker 0: the init step ran out of memory (OOMKilled, limit 24Mi, workers.memory)",
     "evict": "worker 0 was Evicted ",
-    "quota": "cannot create 1 of the pods (FailedCreatePod): exceeded quota gpus: 100m requests.cpu requested, "
-    "300m of 300m used",
-    "psa": "cannot create pods (FailedCreatePod): the pods violate the namespace's PodSecurity level "
-    "restricted:latest: host ",
+    "quota": "cannot create 1 of the pods (FailedCreatePod): exceeded quota: gpus, requested: requests.cpu=100m, "
+    "used: requests.cpu=300m, limited: requests.cpu=300m",
+    "psa": 'cannot create pods (FailedCreatePod): violates PodSecurity "restricted:latest": host namespaces',
     "no-account": "cannot create pods (FailedCreatePod): error looking up service account sad/trainer: "
     'serviceaccount "trainer" not',
     "no-priority": "cannot create pods (FailedCreatePod): no PriorityClass with name very-high was found",
