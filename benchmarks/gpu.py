@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write a result file (JSON)")
     options = parser.parse_args()
     if not options.rehearse and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA GPU; use --rehearse to rehearse on the CPU")
+        parser.error("torch finds no CUDA GPU here; use --rehearse to rehearse on the CPU")
     device = torch.device("cpu" if options.rehearse else "cuda")
     run = {
         "command": f"python -m benchmarks.gpu {' '.join(sys.argv[1:])}",

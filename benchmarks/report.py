@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.measure import Figure
 
-COLUMNS = ("what", "ours", "baseline", "ratio", "mark", "reached")
+COLUMNS = ("what", "ours", "baseline", "ratio", "target", "reached")
 
 _BEGIN, _END = "<!-- measured: written by `python -m benchmarks --write` -->", "<!-- /measured -->"
 
@@ -57,7 +57,7 @@ def _plot_ratios(figures: Sequence[Figure], path: Path) -> None:
     marks = [f.mark if f.bound == "at least" else 1 / f.mark for f in shown if f.mark]
     drawing, axes = pyplot.subplots(figsize=(9, 0.32 * len(shown) + 0.8), layout="constrained")
     axes.barh([f.what for f in shown], better, color=["tab:blue" if f.reached else "tab:red" for f in shown])
-    axes.scatter(marks, range(len(shown)), marker="|", s=160, color="black", zorder=2, label="mark")
+    axes.scatter(marks, range(len(shown)), marker="|", s=160, color="black", zorder=2, label="target")
     axes.set(xscale="log", xlabel="times better than the baseline")
     axes.legend(loc="lower right")
     _save(drawing, path)

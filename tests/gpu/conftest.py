@@ -20,7 +20,7 @@ DEVICE = os.environ.get("CPMBEE_TEST_DEVICE", "cuda")
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     if DEVICE == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA GPU here; CPMBEE_TEST_DEVICE=cpu rehearses these tests")
+        pytest.skip("torch finds no CUDA GPU here; CPMBEE_TEST_DEVICE=cpu rehearses these tests")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -36,7 +36,7 @@ def test_the_tests_for_a_gpu_pass_their_rehearsal() -> None:
 def test_without_a_gpu_they_are_skipped_and_say_why() -> None:
     done = python("-m", "pytest", "tests/gpu", "-m", "gpu", "-rs")
     assert done.returncode == 0
-    assert "torch sees no CUDA GPU here" in done.stdout
+    assert "torch finds no CUDA GPU here" in done.stdout
     assert "passed" not in done.stdout
 
 
@@ -62,7 +62,7 @@ def test_flex_attention_computes_what_the_groups_do(tmp_path: Path) -> None:
 def test_the_benchmark_of_a_gpu_is_refused_without_one() -> None:
     done = python("-m", "benchmarks.gpu")
     assert done.returncode == 2
-    assert "torch sees no CUDA GPU here" in done.stderr
+    assert "torch finds no CUDA GPU here" in done.stderr
 
 
 def test_what_a_python_lacks_for_them_is_found() -> None:
