@@ -26,8 +26,8 @@ def sentences(verdict: Verdict) -> list[str]:
     return [
         f"{verdict.struck} of {verdict.planned} faults in {verdict.seconds / 60:.0f} minutes (seed {verdict.seed}): "
         f"{verdict.attempts} attempts in {verdict.pods} pods",
-        f"{verdict.steps:,} steps, {max(0, verdict.executed - verdict.steps):,} done again",
-        f"rows seen twice in an epoch: {_count(verdict.twice)}, never: {_count(verdict.never)}, in all: "
+        f"{verdict.steps:,} steps, {max(0, verdict.executed - verdict.steps):,} repeated",
+        f"packed rows seen twice in an epoch: {_count(verdict.twice)}, never: {_count(verdict.never)}, total: "
         f"{_count(verdict.rows)}",
         f"difference of the final delta from the undisturbed run's: {deltas}",
         "nothing was lost" if not verdict.problems else f"LOST: {len(verdict.problems)} problems",

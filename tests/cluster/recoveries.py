@@ -32,7 +32,7 @@ RECOVERIES = pytest.StashKey[list[Recovery]]()
 
 def table(recoveries: list[Recovery]) -> str:
     """As the documentation has it."""
-    lines = ["| fault | next step | with all workers | steps done again |", "|---|---|---|---|"]
+    lines = ["| fault | next step | with all workers | steps repeated |", "|---|---|---|---|"]
     lines += [f"| {found.fault} | {found.step:.0f} s | {found.whole:.0f} s | {found.again} |" for found in recoveries]
     return "\n".join(lines) + "\n"
 
