@@ -1,44 +1,59 @@
-"""The command line: each verb parses, calls, prints and ends with the exit code of `cpmbee_job.errors`."""
+"""The command line: each command parses, calls, prints and ends with an exit code of `errors.ExitCode`."""
 
 import errno
 import io
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
 
 import typer
 
 from cpmbee_job import __version__
 from cpmbee_job.cli.admin import checkpoints
-from cpmbee_job.cli.cluster import doctor, follow, render, status, submit
-from cpmbee_job.cli.data import encode
-from cpmbee_job.cli.local import job
-from cpmbee_job.cli.results import fetch, inference, model, promote
+from cpmbee_job.cli.admin.gc import gc
+from cpmbee_job.cli.cluster.cancel import cancel
+from cpmbee_job.cli.cluster.doctor import doctor
+from cpmbee_job.cli.cluster.list import list_
+from cpmbee_job.cli.cluster.logs import logs
+from cpmbee_job.cli.cluster.render import render
+from cpmbee_job.cli.cluster.resume import resume
+from cpmbee_job.cli.cluster.status import status
+from cpmbee_job.cli.cluster.submit import submit
+from cpmbee_job.cli.cluster.wait import wait
+from cpmbee_job.cli.data.check import check
+from cpmbee_job.cli.data.encode import encode
+from cpmbee_job.cli.data.preprocess import preprocess
+from cpmbee_job.cli.data.reformat import reformat
+from cpmbee_job.cli.local.init import init
+from cpmbee_job.cli.local.local import local
+from cpmbee_job.cli.local.prepare import prepare
+from cpmbee_job.cli.local.validate import validate
+from cpmbee_job.cli.results import model
+from cpmbee_job.cli.results.compare import compare
+from cpmbee_job.cli.results.evaluate import evaluate
+from cpmbee_job.cli.results.fetch import fetch
+from cpmbee_job.cli.results.predict import predict
+from cpmbee_job.cli.results.promote import promote
 from cpmbee_job.cli.shared import console, extras
+from cpmbee_job.cli.shared.commands import add_commands, add_group, new_app
 from cpmbee_job.errors import CpmbeeError, DiskError
 
-app = typer.Typer(
-    name="cpmbee-job",
-    help="Fine-tune CPM-Bee: raw rows in, a delta in object storage, answers out.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+DATA, TRAIN, CLUSTER, RESULTS, ADMIN = "Data", "Train here", "Run on a cluster", "Results", "Administration"
+app = new_app("Fine-tune CPM-Bee: data in, a LoRA delta in object storage, answers out.")
+add_commands(app, reformat, preprocess, panel=DATA)
+add_commands(app, init, validate, prepare, local, panel=TRAIN)
+add_commands(app, doctor, render, submit, status, list_, logs, wait, cancel, resume, panel=CLUSTER)
+add_commands(app, fetch, predict, evaluate, compare, promote, panel=RESULTS)
+add_commands(app, gc, panel=ADMIN)
+add_group(app, "data", "Check data, and show it as the model sees it.", check, encode, panel=DATA)
+add_group(app, "model", "Merge, convert and create models.", model.merge, model.convert, model.init, panel=RESULTS)
+add_group(
+    app, "checkpoints", "List and verify the checkpoints of a run.", checkpoints.list_, checkpoints.verify, panel=ADMIN
 )
-job.register(app)
-encode.register(app)
-inference.register(app)
-model.register(app)
-doctor.register(app)
-render.register(app)
-submit.register(app)
-status.register(app)
-follow.register(app)
-fetch.register(app)
-promote.register(app)
-checkpoints.register(app)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"cpmbee-job {__version__}")
         raise typer.Exit
 
@@ -46,30 +61,35 @@ def _print_version(wanted: bool) -> None:
 @app.callback(help=app.info.help)
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
 
 
-def main() -> None:
-    """Run the command line; errors become words on stderr and an exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. An error becomes a message on stderr and an exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # of GBK, say, which has no emoji: those are written as numbers
+        if isinstance(stream, io.TextIOWrapper):  # an encoding such as GBK has no emoji, which are then escaped
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="cpmbee-job")
-    except CpmbeeError as error:
-        console.error(str(error))
+        sys.exit(app(arguments, prog_name="cpmbee-job", standalone_mode=False))
+    except typer.TyperException as error:  # an invalid command line
+        error.show()
         sys.exit(error.exit_code)
+    except CpmbeeError as error:
+        _fail(error)
     except ModuleNotFoundError as error:
-        lacking = extras.explain(error)
-        if lacking is None:
+        explained = extras.explain(error)
+        if explained is None:
             raise
-        console.error(str(lacking))
-        sys.exit(lacking.exit_code)
+        _fail(explained)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        console.error(f"{error.filename or 'the output'}: {error.strerror}")
-        sys.exit(DiskError.exit_code)
+        _fail(DiskError(f"{error.filename or 'the output'}: {error.strerror}"))
+
+
+def _fail(error: CpmbeeError) -> NoReturn:
+    console.error(str(error))
+    sys.exit(error.exit_code)

@@ -1,15 +1,12 @@
-"""The verb `data check`."""
+"""The command `data check`."""
 
 from typing import Annotated
 
 import typer
 
-from cpmbee_job.cli.local.job import AsJson
 from cpmbee_job.cli.shared import console
-from cpmbee_job.cli.shared.record_options import Format, Strict, Vocabulary, format_as_option
-from cpmbee_job.cli.shared.storage_options import EndpointUrl, PathStyle, storage
+from cpmbee_job.cli.shared.options import AsJson, Format, StoreOptions, Strict, Vocabulary, format_as_option
 from cpmbee_job.errors import DataError, StoreError
-from cpmbee_job.spec.training import TrainSpec
 
 
 def check(
@@ -18,54 +15,58 @@ def check(
         str,
         typer.Option(
             "--input",
-            help="A file or folder of JSON lines (also .gz, .zst, s3://), or a data set that preprocess wrote.",
+            metavar="URL",
+            help="JSON lines (.jsonl, .gz, .zst), a folder of them, or a data set of `preprocess`; local or s3://.",
             show_default=False,
         ),
     ],
+    store: StoreOptions,
     evaluation: Annotated[
         str | None,
-        typer.Option("--eval", help="Evaluation data: checked too, and how much of them the input holds."),
+        typer.Option("--eval", metavar="URL", help="Evaluation data: also checked, and searched for in the input."),
     ] = None,
     format_name: Format = "bee",
-    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Tokens in a row.")] = TrainSpec().max_length,
+    max_length: Annotated[
+        int, typer.Option("--max-length", metavar="TOKENS", min=1, help="Tokens in a packed row.")
+    ] = 2048,
     strict: Strict = False,
     as_json: AsJson = False,
-    endpoint_url: EndpointUrl = None,
-    path_style: PathStyle = None,
 ) -> None:
-    """Say what is in data and what is wrong with them. Looks at lengths, packing, unknown characters, answers and
-    duplicates, and shows three examples as the model sees them. Ends with 3 if a row can't be used, naming it.
+    """Report statistics and problems of training data.
+
+    Checks lengths, packing, unknown characters, answers and duplicates, and shows three examples as the model sees
+    them. Names each invalid record; the exit code is 3 if there is any. docs/check.schema.json describes --json.
 
     Example: cpmbee-job data check --vocab models/cpm-bee-10b/vocab.txt --input examples/train.jsonl
     """
-    from cpmbee_job.cli.data.check_report import draw, summarise
+    from cpmbee_job.cli.data.check_report import draw, summarize
     from cpmbee_job.data.check.scan import Check, report_on
     from cpmbee_job.data.encode.tokenizer import Tokenizer
     from cpmbee_job.data.read.sources import open_source
 
     tokenizer = Tokenizer.from_file(vocab)
-    settings = storage(endpoint_url, path_style)
+    storage = store.storage()
     out = console.stderr if as_json else console.stdout
     checks: list[Check] = []
     try:
-        sources = [open_source(url, settings) for url in (source, evaluation) if url is not None]
+        sources = [open_source(url, storage) for url in (source, evaluation) if url is not None]
         num_bytes = sum(one.num_bytes for one in sources)
-        with console.byte_progress("check", num_bytes) as bar, format_as_option():
+        with console.byte_progress("check", num_bytes) as advance, format_as_option():
             for one in sources:
                 checks.append(Check(one, tokenizer, format_name=format_name, max_length=max_length, strict=strict))
-                checks[-1].read(lambda count: bar.advance(bar.task_ids[0], count))
-        with console.byte_progress("find duplicates", num_bytes) as bar:
-            bar.update(bar.task_ids[0], visible=False)  # most data have none
-            report = report_on(*checks, on_bytes=lambda count: bar.update(bar.task_ids[0], advance=count, visible=True))
-    except (DataError, StoreError):  # there is nothing to read, or the store fails
-        out.print(f"summary: stopped after {sum(check.num_rows for check in checks):,} rows", markup=False)
+                checks[-1].read(advance)
+        # Most data have no duplicates, and no second pass to show.
+        with console.byte_progress("find duplicates", num_bytes, visible=False) as advance:
+            report = report_on(*checks, on_bytes=advance)
+    except (DataError, StoreError):  # nothing to read, or the object store fails
+        out.print(f"summary: stopped after {sum(check.num_rows for check in checks):,} records", markup=False)
         raise
     if as_json:
         console.print_json(report.model_dump())
     else:
         draw(report, out)
-    out.print(summarise(report))
+    out.print(summarize(report))
     errors = checks[0].errors
     for check in checks[1:]:
         errors.extend(check.errors)
-    errors.refuse("mend these before training")
+    errors.refuse("fix these before training")

@@ -1,4 +1,4 @@
-"""What `data check` found, in words and bars: on a terminal of any width, or without one."""
+"""Draw the report of `data check` as text and bars, on a terminal of any width or in a file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ _LABEL_WIDTH = 20
 _BAR_WIDTH = 40
 _SHORTEST_BAR = 5
 _MOST_BARS = 12
-"""What is shown one by one; the histogram has no more."""
+"""More counts are summed up in one line; the histogram has no more."""
 _LEVELS = ("magenta", "cyan", "blue", "yellow")
-"""Colours of segments by their level in the tree."""
+"""Colors of segments by their level in the tree."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A line or more under one title."""
+class TextItem:
+    """One or more lines under a title."""
 
     title: str
     lines: Sequence[str]
@@ -36,8 +36,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Bars:
-    """Counts under one title, each with its share as a bar."""
+class BarItem:
+    """Counts under a title, each with a bar for its share."""
 
     title: str
     counts: Mapping[str, int]
@@ -45,7 +45,7 @@ class Bars:
 
 
 def draw(report: CheckReport, console: Console) -> None:
-    """Print all of it."""
+    """Print the whole report."""
     page = _Page(console)
     page.heading(report.url)
     for item in _of_set(report, with_histogram=True):
@@ -58,85 +58,85 @@ def draw(report: CheckReport, console: Console) -> None:
         page.item(_leakage(report.leakage))
     if report.views:
         page.heading("examples as the model sees them")
-        page.line("One segment a line, each between <s> and </s>, tokens between │, → what is to be predicted.")
+        page.line("One segment per line, between <s> and </s>; │ separates tokens, → marks what the model predicts.")
         for view in report.views:
             page.view(view)
     page.line("")
 
 
-def summarise(report: CheckReport) -> Text:
-    """All of it in one line."""
-    words = f"summary: {_usable(report)}"
+def summarize(report: CheckReport) -> Text:
+    """The report in one line."""
+    line = f"summary: {_usable(report)}"
     warnings = _warnings(report)
     num_errors = report.num_errors
     if report.eval is not None and report.leakage is not None:
-        words += f" and {_usable(report.eval)} for evaluation"
+        line += f" and {_usable(report.eval)} for evaluation"
         warnings += [f"{title} (eval)" for title in _warnings(report.eval)]
         warnings += ["leakage"] * report.leakage.any
         num_errors += report.eval.num_errors
-    words += f" can be used; {_number(num_errors, 'error')}, {_number(len(warnings), 'warning')}"
+    line += f" are valid; {_number(num_errors, 'error')}, {_number(len(warnings), 'warning')}"
     if warnings:
-        words += f": {', '.join(warnings)}"
-    return Text(words, "red" if num_errors else "yellow" if warnings else "green")
+        line += f": {', '.join(warnings)}"
+    return Text(line, "red" if num_errors else "yellow" if warnings else "green")
 
 
-def _of_set(report: SetReport, *, with_histogram: bool) -> Iterator[Finding | Bars]:
-    yield Finding("rows", [_rows(report)], report.bad_rows > 0)
+def _of_set(report: SetReport, *, with_histogram: bool) -> Iterator[TextItem | BarItem]:
+    yield TextItem("records", [_records(report)], report.bad_rows > 0)
     for title, lengths in (("tokens", report.tokens), ("target tokens", report.target_tokens)):
         if lengths is not None:
             yield _lengths(title, lengths)
     if with_histogram and report.histogram:
         bins = {f"{b.first:,}-{b.last:,}" if b.first < b.last else f"{b.first:,}": b.examples for b in report.histogram}
-        yield Bars("lengths", bins, report.examples)
+        yield BarItem("lengths", bins, report.examples)
     if report.packing is not None:
         packing = report.packing
-        rows = f"{_number(packing.rows, 'row')} of {report.max_length:,} tokens, {packing.efficiency:.1%} full"
-        yield Finding("packing", [f"{rows}, {packing.examples / packing.rows:,.1f} examples a row"])
+        rows = f"{_number(packing.rows, 'packed row')} of {report.max_length:,} tokens, {packing.efficiency:.1%} full"
+        yield TextItem("packing", [f"{rows}, {packing.examples / packing.rows:,.1f} examples per row"])
     if report.examples:
         yield _too_long(report)
         yield _unknown(report.unknown)
         yield from _answers(report.answers, report.examples)
         yield _duplicates(report.duplicates)
     if report.warnings:
-        yield Finding("mended", [f"{kind}: {count:,}" for kind, count in report.warnings.items()], is_warning=True)
+        yield TextItem("corrected", [f"{kind}: {count:,}" for kind, count in report.warnings.items()], is_warning=True)
 
 
-def _rows(report: SetReport) -> str:
-    bad = f", {report.bad_rows:,} that can't be used" if report.bad_rows else ""
+def _records(report: SetReport) -> str:
+    bad = f", {report.bad_rows:,} invalid" if report.bad_rows else ""
     return f"{report.rows:,}: {_number(report.examples, 'example')}{bad}"
 
 
 def _usable(report: SetReport) -> str:
     if not report.rows:
-        return "no rows"
+        return "no records"
     number = "none" if not report.examples else "all" if not report.bad_rows else f"{report.examples:,}"
-    return f"{number} of {_number(report.rows, 'row')}"
+    return f"{number} of {_number(report.rows, 'record')}"
 
 
-def _lengths(title: str, lengths: Lengths) -> Finding:
+def _lengths(title: str, lengths: Lengths) -> TextItem:
     numbers = lengths.model_dump()
     total = numbers.pop("total")
     if lengths.min == lengths.max:
-        return Finding(title, [f"{total:,}; {lengths.max:,} an example"])
-    return Finding(title, [f"{total:,}; of an example " + ", ".join(f"{k} {v:,}" for k, v in numbers.items())])
+        return TextItem(title, [f"{total:,}; {lengths.max:,} per example"])
+    return TextItem(title, [f"{total:,}; per example " + ", ".join(f"{k} {v:,}" for k, v in numbers.items())])
 
 
-def _too_long(report: SetReport) -> Finding:
+def _too_long(report: SetReport) -> TextItem:
     if not report.too_long:
-        return Finding("too long", [f"none of more than {report.max_length:,} tokens"])
-    return Finding(
+        return TextItem("too long", [f"none has more than {report.max_length:,} tokens"])
+    return TextItem(
         "too long",
         [
-            f"{_number(report.too_long, 'example')} of more than {report.max_length:,} tokens",
+            f"{_number(report.too_long, 'example')} with more than {report.max_length:,} tokens",
             *(f"{one.location}: {one.tokens:,} tokens" for one in report.too_long_at),
         ],
         is_warning=True,
     )
 
 
-def _unknown(unknown: Unknown) -> Finding:
+def _unknown(unknown: Unknown) -> TextItem:
     if not unknown.characters:
-        return Finding("unknown", ["no characters"])
+        return TextItem("unknown", ["no characters"])
     examples = _number(unknown.examples, "example")
     lines = [f"{_number(unknown.characters, 'character')}, {unknown.different:,} different, in {examples}"]
     for one in unknown.most_frequent:
@@ -144,23 +144,23 @@ def _unknown(unknown: Unknown) -> Finding:
         lines.append(f"{shown}{one.code_point}: {one.count:,}, first {one.first}")
     if len(unknown.most_frequent) < unknown.different:
         lines.append(f"and {unknown.different - len(unknown.most_frequent):,} more, less frequent")
-    return Finding("unknown", lines, is_warning=True)
+    return TextItem("unknown", lines, is_warning=True)
 
 
-def _answers(answers: Answers, num_examples: int) -> Iterator[Finding | Bars]:
+def _answers(answers: Answers, num_examples: int) -> Iterator[TextItem | BarItem]:
     lines = [f"{answers.empty:,} empty"] if answers.empty else []
     for one in answers.constant:
-        which = "" if one.examples == num_examples else " that have it"
-        lines.append(f"{one.place} never varies: {one.text!r} in all {one.examples:,}{which}")
+        scope = "" if one.examples == num_examples else " that have it"
+        lines.append(f"{one.place} is always the same: {one.text!r} in all {one.examples:,}{scope}")
     fine = "none empty" if num_examples == 1 else "none empty, and they vary"
-    yield Finding("answers", lines or [fine], is_warning=bool(lines))
+    yield TextItem("answers", lines or [fine], is_warning=bool(lines))
     for place, classes in answers.classes.items():
         if place != ANSWER:
-            yield Finding("classes", [f"of {place}"])
-        yield Bars("classes" if place == ANSWER else "", classes, sum(classes.values()))
+            yield TextItem("classes", [f"of {place}"])
+        yield BarItem("classes" if place == ANSWER else "", classes, sum(classes.values()))
 
 
-def _duplicates(found: Duplicates) -> Finding:
+def _duplicates(found: Duplicates) -> TextItem:
     lines = []
     if found.repeated:
         verb = "repeats" if found.repeated == 1 else "repeat"
@@ -168,27 +168,29 @@ def _duplicates(found: Duplicates) -> Finding:
         lines += [f"{again} repeats {first}" for first, again in found.repeated_at]
     if found.contradicting:
         verb = "has" if found.contradicting == 1 else "have"
-        lines.append(f"{_number(found.contradicting, 'example')} {verb} an earlier one's question, and another answer")
-        lines += [f"{again} answers {first} otherwise" for first, again in found.contradicting_at]
-    return Finding("duplicates", lines or ["none"], is_warning=bool(lines))
+        lines.append(
+            f"{_number(found.contradicting, 'example')} {verb} the question of an earlier one, but another answer"
+        )
+        lines += [f"{again} answers {first} differently" for first, again in found.contradicting_at]
+    return TextItem("duplicates", lines or ["none"], is_warning=bool(lines))
 
 
-def _leakage(found: Duplicates) -> Finding:
+def _leakage(found: Duplicates) -> TextItem:
     lines = []
     if found.repeated:
-        lines.append(f"{_number(found.repeated, 'evaluation example')} in the training data too")
-        lines += [f"{one} is {other}" for one, other in found.repeated_at]
+        lines.append(f"{_number(found.repeated, 'evaluation example')} also in the training data")
+        lines += [f"{one} equals {other}" for one, other in found.repeated_at]
     if found.contradicting:
-        lines.append(f"{_number(found.contradicting, 'evaluation question')} in it with another answer")
-        lines += [f"{one} asks what {other} asks" for one, other in found.contradicting_at]
-    return Finding("leakage", lines or ["none"], is_warning=bool(lines))
+        lines.append(f"{_number(found.contradicting, 'evaluation question')} in the training data with another answer")
+        lines += [f"{one} has the question of {other}" for one, other in found.contradicting_at]
+    return TextItem("leakage", lines or ["none"], is_warning=bool(lines))
 
 
 def _warnings(report: SetReport) -> list[str]:
     return [
         item.title
         for item in _of_set(report, with_histogram=False)
-        if isinstance(item, Finding) and item.is_warning and item.title != "rows"  # those are errors
+        if isinstance(item, TextItem) and item.is_warning and item.title != "records"  # invalid records are errors
     ]
 
 
@@ -197,7 +199,7 @@ def _number(count: int, noun: str) -> str:
 
 
 class _Page:
-    """Lines with a hanging indent, folded where there is a terminal; elsewhere each stays one line."""
+    """Prints lines with a hanging indent: folded on a terminal, elsewhere never."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -210,8 +212,8 @@ class _Page:
     def line(self, text: str, style: str = "") -> None:
         self._print(Text(), Text(text, style))
 
-    def item(self, item: Finding | Bars) -> None:
-        if isinstance(item, Bars):
+    def item(self, item: TextItem | BarItem) -> None:
+        if isinstance(item, BarItem):
             self._bars(item)
             return
         style = "yellow" if item.is_warning else ""
@@ -243,7 +245,7 @@ class _Page:
             text.append(f" … {segment.more_tokens:,} more", "dim")
         self._print(Text(("  → " if segment.target else "    ") + "  " * segment.level, style), text)
 
-    def _bars(self, bars: Bars) -> None:
+    def _bars(self, bars: BarItem) -> None:
         shown = dict(list(bars.counts.items())[:_MOST_BARS])
         labels = {label: _visible(label) or "(empty)" for label in shown}
         label_width = min(max(map(cell_len, labels.values())), _LABEL_WIDTH)
@@ -261,7 +263,7 @@ class _Page:
             self._print(Text(" " * _TITLE_WIDTH), Text(f"and {len(bars.counts) - len(shown):,} more: {rest:,}"))
 
     def _print(self, first: Text, text: Text) -> None:
-        """`text` behind `first`, its further lines as far from the left."""
+        """Print `text` after `first`, with its continuation lines indented to the same column."""
         room = None if self._width is None else self._width - first.cell_len
         lines = [text] if room is None else text.wrap(self._console, max(room, 10), overflow="fold")
         for number, line in enumerate(lines):
@@ -272,11 +274,11 @@ class _Page:
 
 
 def _visible(text: str) -> str:
-    """A text of the data in which nothing is left for a terminal to obey, and no character is invisible."""
+    """Text of the data with all control and invisible characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _bar(share: float, width: int) -> str:
-    """A bar of so much of `width` cells, drawn in eighths; of anything above nothing at least one."""
+    """A bar over `share` of `width` cells, drawn in eighths; at least one eighth unless the share is 0."""
     eighths = round(share * width * 8) or (1 if share else 0)
     return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8]).rstrip()

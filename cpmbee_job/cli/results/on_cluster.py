@@ -12,50 +12,58 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+<<<<<<< HEAD
 from cpmbee_job.cli.cluster.follow import printer
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.cluster_options import connect
+=======
+from cpmbee_job.cli.cluster.attach import printer
+from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.options import CLUSTER, JobClusterOptions, Timeout
+>>>>>>> 898a134 (WIP cli)
 from cpmbee_job.errors import ExitCode, NotFoundError, UsageError
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.run import keys
-from cpmbee_job.spec import JobSpec, StorageSpec, load_spec
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.inference.requests import Inference
     from cpmbee_job.launch.kube.protocol import Cluster
+    from cpmbee_job.spec import JobSpec, StorageSpec
     from cpmbee_job.store.base import Store
-
-OnCluster = Annotated[
-    bool,
-    typer.Option(
-        "--on-cluster",
-        help="Let a pod do it. Its image, memory, GPU and store are those of --job, or of the run whose folder --delta "
-        "names. Paths of this machine are uploaded.",
-    ),
-]
-Job = Annotated[
-    Path | None, typer.Option("--job", metavar="JOB.yaml", help="With --on-cluster: the job spec to take them from.")
-]
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the options of these names say."""
+class OnClusterOptions(JobClusterOptions):
+    """Whether a pod does the work, and where."""
 
-    on_cluster: bool
-    job: Path | None
-    timeout: float | None
-    context: str | None
-    namespace: str | None
+    on_cluster: Annotated[
+        bool,
+        typer.Option(
+            "--on-cluster",
+            help="Run in a pod. Image, resources and object store are those of --job, else of the run that --delta "
+            "names. Local inputs are uploaded.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = False
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            "--job",
+            metavar="JOB.yaml",
+            help="With --on-cluster: the job spec to take them from.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None
+    timeout: Timeout = None
 
     def check(self) -> Self | None:
-        """None where no cluster is meant. Raises `UsageError` for options that mean nothing without one."""
+        """None without --on-cluster. Raises `UsageError` for options that require it."""
         if self.on_cluster:
             return self
         given = {"--job": self.job, "--timeout": self.timeout, "--context": self.context, "--namespace": self.namespace}
         for option, value in given.items():
             if value is not None:
-                raise UsageError(f"{option}: there is no cluster without --on-cluster")
+                raise UsageError(f"{option} requires --on-cluster")
         return None
 
     def ask(
@@ -65,14 +73,15 @@ class Options:
         delta: str | None,
         data: str,
         flags: Mapping[str, str | float],
-        settings: StorageSpec,
+        settings: "StorageSpec",
     ) -> "Store":
         """The folder with the results, when they are there."""
         from cpmbee_job.launch.inference.requests import Question, begin
+        from cpmbee_job.spec import load_spec
 
         spec = load_spec(self.job) if self.job is not None else _spec_of_run(delta, settings)
         given = {key: getattr(settings, key) for key in settings.model_fields_set}
-        cluster = connect(self.context, self.namespace or spec.cluster.namespace)
+        cluster = self.connect(spec.cluster.namespace)
         asked = begin(
             spec,
             Question(command, model, delta, data, tuple(f"{flag}={value}" for flag, value in flags.items())),
@@ -89,7 +98,7 @@ class Options:
         return asked.store
 
 
-def _spec_of_run(delta: str | None, settings: StorageSpec) -> JobSpec:
+def _spec_of_run(delta: str | None, settings: "StorageSpec") -> "JobSpec":
     from cpmbee_job.run.run import Run
 
     hint = "--job job.yaml says so; or let --delta be the s3:// URL of a run's folder"

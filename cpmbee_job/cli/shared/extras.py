@@ -1,4 +1,4 @@
-"""The core install is light: verbs that encode, train or answer need what the package's extras bring."""
+"""Report missing optional dependencies. The core install is light; encoding, training and inference need extras."""
 
 import re
 from importlib import metadata
@@ -9,26 +9,26 @@ PACKAGE = "cpmbee-job"
 
 
 def require(extra: str) -> None:
-    """Raises `PreflightError` where a distribution of `extra` is missing; imports none of them."""
+    """Raises `PreflightError` if a distribution of `extra` is not installed. Imports none of them."""
     missing = sorted(name for name, its_extra in _optional().items() if its_extra == extra and not _is_installed(name))
     if missing:
-        raise _lacking(", ".join(missing), extra)
+        raise _not_installed(", ".join(missing), extra)
 
 
 def explain(error: ModuleNotFoundError) -> PreflightError | None:
-    """The error in words where an extra is not installed; None where the fault is another."""
+    """Name the extra that is not installed. None if the error has another cause."""
     module = (error.name or "").partition(".")[0]
     for name, extra in _optional().items():
         if name.replace("-", "_") == module and not _is_installed(name):
-            return _lacking(name, extra)
+            return _not_installed(name, extra)
     return None
 
 
 def _optional() -> dict[str, str]:
-    """The extra that brings each distribution, as the package's own metadata have it."""
+    """The extra of each optional distribution, from the package's own metadata."""
     try:
         requirements = metadata.requires(PACKAGE) or []
-    except metadata.PackageNotFoundError:  # run from its sources
+    except metadata.PackageNotFoundError:  # run from the source tree
         return {}
     found = (re.match(r"([\w.-]+).*;\s*extra\s*==\s*['\"]([\w-]+)", line) for line in requirements)
     return {match[1].lower(): match[2] for match in found if match}
@@ -42,9 +42,9 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _lacking(names: str, extra: str) -> PreflightError:
+def _not_installed(names: str, extra: str) -> PreflightError:
     return PreflightError(
         f"not installed: {names}",
-        hint=f"this needs the extra [{extra}]; from the sources: `make setup`, or "
+        hint=f"install the extra [{extra}]; from the source tree: `make setup`, or "
         f"`pip install --no-deps --require-hashes -r locks/train.txt`",
     )

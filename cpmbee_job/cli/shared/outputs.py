@@ -1,4 +1,4 @@
-"""Where verbs leave their results: stdout, a file or a folder, on this machine or in S3; all of it or nothing."""
+"""Write results to stdout, a file or a folder, locally or in S3: completely or not at all."""
 
 import json
 import shutil
@@ -21,23 +21,23 @@ WriteLine = Callable[[Any], None]
 
 @contextmanager
 def lines_to(url: str | None, storage: StorageSpec) -> Iterator[WriteLine]:
-    """JSON lines to stdout, or to the object at `url`, which appears when the block ends well."""
+    """Write JSON lines to stdout, or to the object at `url`, which appears when the block succeeds."""
     if url is None:
         yield lambda document: _write(sys.stdout.buffer.write, document)
         sys.stdout.flush()
         return
     store, key = open_object(url, storage)
-    with tempfile.TemporaryDirectory(prefix="cpmbee-") as name:
-        path = Path(name) / "lines"
+    with _draft() as folder:
+        path = folder / "lines"
         with path.open("wb") as file:
             yield lambda document: _write(file.write, document)
         store.upload(path, key)
 
 
 def copy_lines(source: Store, key: str, url: str | None, storage: StorageSpec) -> None:
-    """The lines in an object of `source` to stdout, or to the object at `url`."""
-    with tempfile.TemporaryDirectory(prefix="cpmbee-") as name:
-        path = Path(name) / "lines"
+    """Copy an object of `source` to stdout, or to the object at `url`."""
+    with _draft() as folder:
+        path = folder / "lines"
         source.download(key, path)
         if url is not None:
             store, target = open_object(url, storage)
@@ -48,47 +48,48 @@ def copy_lines(source: Store, key: str, url: str | None, storage: StorageSpec) -
         sys.stdout.flush()
 
 
-def keep_apart(output: str | None, source: str, storage: StorageSpec) -> None:
-    """Raises `RefusedError` where writing to `output` could replace what is read from `source`, a file or a folder."""
+def require_apart(output: str | None, source: str, storage: StorageSpec) -> None:
+    """Raises `RefusedError` if writing `output` could overwrite the input `source`, a file or a folder."""
     if output is None:
         return
-    target, origin = _place(output, storage), _place(source, storage)
+    target, origin = _absolute(output, storage), _absolute(source, storage)
     if target == origin or target.startswith(f"{origin}/"):
-        raise RefusedError(f"{output}: the input is there too", hint="name another file for the output")
+        raise RefusedError(f"{output}: would overwrite the input {source}", hint="choose another output")
 
 
 @contextmanager
 def new_folder(url: str, storage: StorageSpec, *, last: str) -> Iterator[Path]:
-    """A folder to fill, which becomes the one at `url` when the block ends well; the file `last` is written last.
+    """Yield a folder to fill. It appears at `url` when the block succeeds; the file `last` is written last.
 
-    Raises `RefusedError` where something is there already.
+    Raises `RefusedError` if `url` exists and is not empty.
     """
     store = open_store(url, storage)
     if isinstance(store, FileStore):
         with explained(store.root):
             if store.root.exists() and (store.root.is_file() or any(store.root.iterdir())):
-                raise RefusedError(f"{url}: is there already", hint="name a new folder")
+                raise RefusedError(f"{url}: exists already", hint="choose a new folder")
             store.root.parent.mkdir(parents=True, exist_ok=True)
             with _draft(store.root.parent) as folder:
                 yield folder
                 folder.rename(store.root)
         return
     if next(store.list(), None) is not None:
-        raise RefusedError(f"{url}: there is something in it already", hint="name a new folder")
-    with _draft(None) as folder:
+        raise RefusedError(f"{url}: exists already", hint="choose a new folder")
+    with _draft() as folder:
         yield folder
         for path in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
             store.upload(path, path.name)
 
 
-def _place(url: str, storage: StorageSpec) -> str:
+def _absolute(url: str, storage: StorageSpec) -> str:
     store = open_store(url, storage)
     return str(store.root) if isinstance(store, FileStore) else store.url
 
 
 @contextmanager
-def _draft(place: Path | None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=".cpmbee-", dir=place) as name:
+def _draft(parent: Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder in a temporary one, on the file system of `parent` so that it can be renamed into it."""
+    with tempfile.TemporaryDirectory(prefix=".cpmbee-", dir=parent) as name:
         folder = Path(name) / "new"
         folder.mkdir()
         yield folder

@@ -1,4 +1,4 @@
-"""What a verb leaves for the page of a pipeline's job: Markdown that is appended, JUnit's XML."""
+"""Report a command's outcome to a CI pipeline: a Markdown summary that is appended, and a JUnit XML file."""
 
 import re
 import time
@@ -6,17 +6,21 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.errors import CpmbeeError, ExitCode, UsageError
-from cpmbee_job.launch.runs.durations import duration
+<<<<<<< HEAD:cpmbee_job/cli/shared/report.py
+from cpmbee_job.launch.runs.containers import duration
+=======
+>>>>>>> 898a134 (WIP cli):cpmbee_job/cli/shared/ci_report.py
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.runs.status import RunStatus
 
+<<<<<<< HEAD:cpmbee_job/cli/shared/report.py
 SummaryFile = Annotated[
     Path | None,
     typer.Option(
@@ -34,11 +38,15 @@ JUnitFile = Annotated[
 ]
 ABOUT_JOB = (ExitCode.INVALID, ExitCode.JOB_FAILED, ExitCode.UNFINISHED, ExitCode.CANCELLED)
 """A failed test case in JUnit's terms; all other exit codes are errors of the environment."""
+=======
+ABOUT_JOB = (ExitCode.INVALID, ExitCode.JOB_FAILED, ExitCode.UNFINISHED, ExitCode.CANCELLED)
+"""JUnit failures: faults of the job. All other exit codes are JUnit errors: no result was obtained."""
+>>>>>>> 898a134 (WIP cli):cpmbee_job/cli/shared/ci_report.py
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Report:
-    """What becomes of a run, to be told in the end. `title` names it before there is a run."""
+    """Collects what is reported at the end. `title` names the run until its status is known."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -47,12 +55,14 @@ class Report:
         self._began = time.monotonic()
 
     def see(self, status: "RunStatus") -> None:
-        """A look at the run; one that has begun before the run was cancelled may end after it, and is no news then."""
+        """Keep the latest status. One observed before a cancellation may arrive after it, and is ignored."""
         if self.status is None or self.status.phase != "cancelled":
             self.status = status
 
     def markdown(self) -> str:
-        """For a page that others write to as well: a heading, a table, and what went wrong as it was said."""
+        """Heading, table and error message, for a page that other steps write to as well."""
+        from cpmbee_job.launch.runs.containers import duration
+
         status, lines = self.status, []
         name = self.title if status is None else status.reference
         end = "error" if status is None else status.phase if status.ended or self.error is None else "not ended"
@@ -68,13 +78,13 @@ class Report:
             rows.append(("waited", duration(time.monotonic() - self._began)))
             lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]
         if self.error is not None:
-            words = _words(self.error)
-            fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", words))])
-            lines += [f"{fence}text", words, fence, ""]
+            message = _message(self.error)
+            fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", message))])
+            lines += [f"{fence}text", message, fence, ""]
         return "\n".join(lines) + "\n"
 
     def junit(self) -> bytes:
-        """One test case. What is wrong with the job is a failure, what keeps us from knowing is an error."""
+        """A JUnit report of one test case."""
         error, taken = self.error, f"{time.monotonic() - self._began:.3f}"
         about_job = error is not None and getattr(error, "exit_code", ExitCode.INTERNAL) in ABOUT_JOB
         counts = {
@@ -87,16 +97,18 @@ class Report:
         name = self.title if self.status is None else self.status.reference
         case = ET.SubElement(suite, "testcase", {"classname": "cpmbee-job", "name": name, "time": taken})
         if error is not None:
-            words = _words(error)
-            details = {"type": type(error).__name__, "message": words.partition("\n")[0]}
-            ET.SubElement(case, "failure" if about_job else "error", details).text = words
+            message = _message(error)
+            details = {"type": type(error).__name__, "message": message.partition("\n")[0]}
+            ET.SubElement(case, "failure" if about_job else "error", details).text = message
         return bytes(ET.tostring(suites, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
 @contextmanager
 def reported(title: str, summary: Path | None = None, junit: Path | None = None, *, as_json: bool) -> Iterator[Report]:
-    """However the block ends: prints what was seen last of the run (`as_json`), and writes both files, as far as they
-    are asked for. Raises `UsageError` before it begins where one can't be written."""
+    """Report however the block ends: print the last status (`as_json`), and write the files that are given.
+
+    Raises `UsageError` before the block starts if a file cannot be written.
+    """
     report = Report(title)
     _require_writable(junit)
     with appended(summary) as write:
@@ -115,7 +127,7 @@ def reported(title: str, summary: Path | None = None, junit: Path | None = None,
 
 @contextmanager
 def appended(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """What to call with text for the end of the file; nothing is written where there is none."""
+    """Yield a function that appends text to the file; without a file it does nothing."""
     if path is None:
         yield lambda _text: None
         return
@@ -129,11 +141,11 @@ def _require_writable(path: Path | None) -> None:
         if path is not None:
             path.open("ab").close()
     except OSError as error:
-        raise UsageError(f"{path}: can't be written: {error.strerror}") from error
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _words(error: BaseException) -> str:
-    """Without what XML can't have and a page must not."""
+def _message(error: BaseException) -> str:
+    """The error's message without characters that XML cannot represent."""
     if isinstance(error, typer.Exit | KeyboardInterrupt):
-        return "interrupted; the run goes on"
+        return "interrupted; the run continues"
     return _NOT_XML.sub("�", str(error) if isinstance(error, CpmbeeError) else repr(error))

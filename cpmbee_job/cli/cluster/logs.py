@@ -1,0 +1,94 @@
+"""The command `logs`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cpmbee_job.cli.cluster.attach import StateChanges, follow_pods, interruptible, printer, say_end, wait_for
+from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, seconds
+from cpmbee_job.errors import UsageError
+
+if TYPE_CHECKING:
+    from cpmbee_job.launch.follow.logs import LogLine
+
+
+def logs(
+    run: RunReference,
+    where: RunOptions,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")] = False,
+    previous: Annotated[
+        bool, typer.Option("--previous", "-p", help="Show the log of the containers before their last restart.")
+    ] = False,
+    pod: Annotated[
+        str | None,
+        typer.Option("--pod", metavar="POD", help="Only this pod: its name or its end, such as worker-1 or 1."),
+    ] = None,
+    since: Annotated[
+        float | None,
+        typer.Option("--since", parser=seconds, metavar="DURATION", help="Only the last 90s, 10m or 2h."),
+    ] = None,
+    container: Annotated[
+        str | None,
+        typer.Option(
+            "--container", "-c", metavar="NAME", help="Only `prepare` (the init container) or `pytorch` (training)."
+        ),
+    ] = None,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Start each line with its time in UTC.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the logs of a run's pods, merged by time.
+
+    The logs come from the cluster while the pods exist, then from the object store. Of more than 32 pods, workers 0 to
+    31 are shown; --pod shows another one. --follow waits for pods, and continues across restarts. --json prints a list
+    with `time`, `pod`, `container` and `text` of each line.
+
+    Example: cpmbee-job logs ccpm/0a1b2c3d4e5f --follow --since 10m
+    """
+    from cpmbee_job.launch.background import begin
+    from cpmbee_job.launch.follow.logs import CONTAINERS, Choice, read_logs
+
+    if previous and follow:
+        raise UsageError("--previous and --follow are incompatible: a previous log no longer grows")
+    if container is not None and container not in CONTAINERS:
+        raise UsageError(f"--container: must be {' or '.join(CONTAINERS)} (got {container})")
+    after = None if since is None else f"{datetime.now(UTC) - timedelta(seconds=since):%Y-%m-%dT%H:%M:%S.%f000Z}"
+    choice = Choice(pod, CONTAINERS if container is None else (container,), after, previous)
+    found, cluster = where.find(run)
+    with ExitStack() as stack:
+        show = stack.enter_context(_json_list()) if as_json else printer(console.stdout, timestamps)
+        stack.enter_context(interruptible(found, cluster))
+        if not follow:
+            for line in read_logs(found, cluster, choice, console.say):
+                show(line)
+            return
+        waiting = begin(lambda: wait_for(found, cluster, None, StateChanges()))
+        follow_pods(found, cluster, waiting, choice, show)
+        say_end(waiting.result())
+
+
+@contextmanager
+def _json_list() -> "Iterator[Callable[[LogLine], None]]":
+    """Print each line when it arrives, all together as one JSON list."""
+    separator = "[\n"
+
+    def show(line: "LogLine") -> None:
+        nonlocal separator
+        fields = {"time": line.time, "pod": line.pod, "container": line.container, "text": line.text}
+        sys.stdout.write(separator + json.dumps(fields, ensure_ascii=False))
+        sys.stdout.flush()
+        separator = ",\n"
+
+    try:
+        yield show
+        if separator == "[\n":
+            sys.stdout.write("[")
+            separator = ",\n"
+    finally:
+        if separator == ",\n":
+            sys.stdout.write("\n]\n")

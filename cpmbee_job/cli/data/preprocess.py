@@ -1,0 +1,64 @@
+"""The command `preprocess`."""
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.options import Strict
+from cpmbee_job.errors import NotFoundError, UsageError
+
+
+class OnError(Enum):
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+def preprocess(
+    input_folder: Annotated[
+        str, typer.Option("--input", metavar="DIR", help="Folder of JSON lines files.", show_default=False)
+    ],
+    output_path: Annotated[
+        str, typer.Option("--output_path", metavar="DIR", help="Folder for the data sets.", show_default=False)
+    ],
+    output_name: Annotated[
+        str, typer.Option("--output_name", metavar="NAME", help="Name of the data files.", show_default=False)
+    ],
+    vocab: Annotated[
+        Path | None,
+        typer.Option("--vocab", metavar="FILE", help="Also check that examples can be encoded with this vocab.txt."),
+    ] = None,
+    on_error: Annotated[OnError, typer.Option("--on-error", help="How to handle an invalid record.")] = OnError.FAIL,
+    strict: Strict = False,
+) -> None:
+    """Validate records and write them as data sets.
+
+    Replaces the original preprocess_dataset.py. Each input file becomes a data set: train.jsonl becomes the folder
+    OUTPUT_PATH/train, which the original fine-tuning script takes as --dataset.
+
+    Example: cpmbee-job preprocess --input raw --output_path bin_data --output_name ccpm
+    """
+    from cpmbee_job.data.prepare.init_step import counted, prepare_bar
+    from cpmbee_job.data.prepare.parts import PrepareSettings
+    from cpmbee_job.data.prepare.prepare import preprocess as write_sets
+    from cpmbee_job.process.pod import num_cpus
+
+    if vocab is not None and not vocab.is_file():
+        raise NotFoundError(f"{vocab}: no such file")
+    if not re.fullmatch(r"[\w.-]+", output_name):
+        raise UsageError(f"--output_name: must be letters, digits, '.', '-' and '_' (got {output_name!r})")
+    with prepare_bar(console.stderr) as progress:
+        indexes = write_sets(
+            input_folder,
+            output_path,
+            output_name,
+            None if vocab is None else vocab.read_bytes(),
+            settings=PrepareSettings(max_length=None, on_error=on_error.value, strict=strict),
+            workers=num_cpus(),
+            progress=progress,
+        )
+    for folder, index in indexes.items():
+        typer.echo(f"{folder}: {index.examples} examples{counted(index.skipped, index.warnings)}")

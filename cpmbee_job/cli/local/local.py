@@ -1,0 +1,48 @@
+"""The command `local`."""
+
+from typing import Annotated
+
+import typer
+
+from cpmbee_job.cli.shared import console, extras
+from cpmbee_job.cli.shared.options import AsJson, JobOptions
+
+
+def local(
+    job: JobOptions,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", metavar="N", min=1, help="Worker processes. Default: workers.count x max(workers.gpus, 1)."
+        ),
+    ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option("--run-id", metavar="ID", help="Run id. Reuse an id to resume a stopped run. Default: a new id."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a job on this machine: prepare, train, store the delta.
+
+    Example: cpmbee-job local job.yaml --set train.epochs=1
+    """
+    from cpmbee_job.launch.local import run_local
+    from cpmbee_job.run.run import Run, check_run_id, new_run_id
+
+    spec = job.load()
+    extras.require("train")  # before anything is written
+    storage = spec.storage.seen_by_launcher()
+    run = Run.start(spec, new_run_id() if run_id is None else check_run_id(run_id), storage)
+    console.say(f"run {run.url}")
+    result = run_local(run, processes or spec.workers.count * max(spec.workers.gpus, 1))
+    if as_json:
+        console.print_json(result)
+        return
+    scores = result["scores"]
+    best = (
+        f"best eval loss {scores['eval_loss']:.4f} at step {scores['best_step']}"
+        if scores["best_step"]
+        else "no evaluation"
+    )
+    console.say(f"succeeded after {result['steps']} steps ({result['reason']}), {best}")
+    typer.echo(run.url)

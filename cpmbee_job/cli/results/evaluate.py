@@ -1,0 +1,143 @@
+"""The command `evaluate`."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_tokenizer, load_with_delta
+from cpmbee_job.cli.results.on_cluster import OnClusterOptions
+from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.options import OUTPUT, AsJson, Format, StoreOptions
+from cpmbee_job.run import keys
+
+if TYPE_CHECKING:
+    from cpmbee_job.data.encode.examples import Example
+    from cpmbee_job.run.deltas import StoredDelta
+    from cpmbee_job.spec import StorageSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(ModelOptions):
+    """What is scored, and how."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", metavar="URL", help="Records with their answers: JSON lines, or a data set.", show_default=False
+        ),
+    ]
+    format_name: Format = "bee"
+    batch_tokens: Annotated[
+        int, typer.Option("--batch-tokens", metavar="TOKENS", min=1, help="Tokens in one forward pass.")
+    ] = 8192
+
+
+def evaluate(
+    options: EvaluationOptions,
+    on_cluster: OnClusterOptions,
+    store: StoreOptions,
+    per_example: Annotated[
+        str | None,
+        typer.Option(
+            "--per-example",
+            metavar="URL",
+            help="File for one JSON line per example: tokens, log-probability.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Store the scores with the delta, for `promote`.", rich_help_panel=OUTPUT)
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", metavar="URL", help="File for the scores as JSON; local or s3://.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the reference answers: loss, perplexity, accuracy.
+
+    The loss is the mean over target tokens, in nats. The accuracy is the share of examples with `options` whose correct
+    option scores best. The eval digest identifies the examples, independent of their order and file: losses with the
+    same digest are comparable.
+
+    With --on-cluster a pod computes and stores the scores, and the same command returns the stored scores.
+
+    Example: cpmbee-job evaluate --model models/cpm-bee-10b --delta runs/ccpm/r1 --data examples/eval.jsonl
+
+    Example: cpmbee-job evaluate --on-cluster --model s3://models/bee/ --delta s3://runs/ccpm/r1 --data eval.jsonl
+    """
+    from cpmbee_job import documents
+    from cpmbee_job.cli.results import recorded_scores
+    from cpmbee_job.cli.shared.outputs import copy_lines, require_apart
+    from cpmbee_job.run.run import now
+    from cpmbee_job.store.urls import open_object
+
+    storage = store.storage()
+    for place in (per_example, output):
+        require_apart(place, options.data, storage)
+    cluster = on_cluster.check()
+    recorded = recorded_scores.find_delta(options.delta, storage) if record else None
+    if recorded is not None:  # the delta itself, whatever its run or folder points to later
+        options = replace(options, delta=recorded.url)
+    if cluster is not None:
+        flags = {"--format": options.format_name, "--batch-tokens": str(options.batch_tokens)}
+        results = cluster.ask("evaluate", options.model, options.delta, options.data, flags, storage)
+        if per_example is not None:
+            copy_lines(results, keys.PER_EXAMPLE, per_example, storage)
+        report = recorded_scores.parse(results, required=recorded is not None)
+    else:
+        report = _score(options, per_example, storage, recorded)
+    if recorded is not None:
+        details = {"data": options.data, "model": options.model, "evaluated_at": now()}
+        recorded_scores.record(recorded, {**report, **details})
+    if output is not None:
+        target, key = open_object(output, storage)
+        target.put(key, documents.to_json(report))
+    if as_json:
+        console.print_json(report)
+    else:
+        for key, value in report.items():
+            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+            console.stdout.print(f"{key.replace('_', ' '):15}{shown}", markup=False)
+
+
+def _score(
+    options: EvaluationOptions, per_example: str | None, storage: "StorageSpec", recorded: "StoredDelta | None"
+) -> dict[str, Any]:
+    """Score the examples on this machine. Fails before the work if `recorded` is a delta of another base model."""
+    from cpmbee_job.cli.results.recorded_scores import require_base
+    from cpmbee_job.cli.shared.outputs import lines_to
+    from cpmbee_job.eval.evaluate import Evaluator, Summary
+    from cpmbee_job.model.locate import fetch_model
+    from cpmbee_job.process.pod import require_contract
+
+    require_contract()
+    files = fetch_model(options.model, storage)
+    tokenizer = load_tokenizer(files)
+    loaded = load_examples(options.data, storage, options.format_name)
+    examples = [(location, _as_trained(example)) for location, example in loaded]
+    model = load_with_delta(options, files, storage)
+    if recorded is not None:
+        require_base(recorded, model.base_digest, options.model)
+    evaluator = Evaluator(model, tokenizer, options.batch_tokens)
+    summary = Summary()
+    lines = nullcontext(None) if per_example is None else lines_to(per_example, storage)
+    with lines as write, console.item_progress("evaluate", len(examples), "examples") as advance:
+        for score in evaluator.scores(examples):
+            summary.add(score)
+            if write is not None:
+                write(score.to_dict())
+            advance(1)
+    return summary.to_dict() | {"eval_digest": evaluator.digest.hexdigest(), "base_digest": model.base_digest}
+
+
+def _as_trained(example: "Example") -> "Example":
+    """Order a nested answer as training does, so that both compute the same loss."""
+    from cpmbee_job.data.encode.encoder import answer_order, shuffle_answer
+
+    order = answer_order(example)
+    return example if order is None else shuffle_answer(example, order)

@@ -1,0 +1,106 @@
+"""The command `predict`."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_tokenizer, load_with_delta
+from cpmbee_job.cli.results.on_cluster import OnClusterOptions
+from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.options import StoreOptions
+from cpmbee_job.errors import DataError
+from cpmbee_job.run import keys
+
+if TYPE_CHECKING:
+    from cpmbee_job.spec import StorageSpec
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options of the beam search."""
+
+    beam_size: Annotated[int, typer.Option("--beam-size", metavar="N", min=1, help="Number of beams.")] = 3
+    repetition_penalty: Annotated[
+        float,
+        typer.Option(
+            "--repetition-penalty", metavar="FACTOR", min=1.0, help="Above 1, repeated tokens become less likely."
+        ),
+    ] = 1.0
+    max_length: Annotated[
+        int, typer.Option("--max-length", metavar="TOKENS", min=1, help="Length limit of an example's answers.")
+    ] = 100
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Examples in one forward pass.")
+    ] = 8
+
+
+def predict(
+    inputs: ModelOptions,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="URL",
+            help="Examples with <ans> to fill: JSON lines (.jsonl, .gz, .zst).",
+            show_default=False,
+        ),
+    ],
+    search: SearchOptions,
+    on_cluster: OnClusterOptions,
+    store: StoreOptions,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="URL", help="File for the results. Default: stdout.")
+    ] = None,
+) -> None:
+    """Fill <ans> of each example by beam search.
+
+    Prints the filled examples as JSON lines. With --on-cluster a pod computes and stores them, and the same command
+    returns the stored results.
+
+    Example: cpmbee-job predict --model models/cpm-bee-10b --delta runs/ccpm/r1 --input questions.jsonl
+
+    Example: cpmbee-job predict --on-cluster --job job.yaml --model s3://models/bee/ --input questions.jsonl
+    """
+    from cpmbee_job.cli.shared.outputs import copy_lines, require_apart
+
+    storage = store.storage()
+    require_apart(output, source, storage)
+    if cluster := on_cluster.check():
+        flags = {"--beam-size": search.beam_size, "--repetition-penalty": search.repetition_penalty}
+        flags |= {"--max-length": search.max_length, "--batch-size": search.batch_size}
+        results = cluster.ask("predict", inputs.model, inputs.delta, source, flags, storage)
+        copy_lines(results, keys.ROWS, output, storage)
+    else:
+        _predict(inputs, source, search, output, storage)
+
+
+def _predict(
+    inputs: ModelOptions, source: str, search: SearchOptions, output: str | None, storage: "StorageSpec"
+) -> None:
+    from cpmbee_job.cli.shared.outputs import lines_to
+    from cpmbee_job.eval.generate import BeamOptions, Generator
+    from cpmbee_job.eval.questions import ask
+    from cpmbee_job.model.locate import fetch_model
+    from cpmbee_job.process.pod import require_contract
+
+    require_contract()
+    files = fetch_model(inputs.model, storage)
+    tokenizer = load_tokenizer(files)
+    # Read all examples before the first prediction: an invalid one must not surface after hours of work.
+    questions = []
+    for location, example in load_examples(source, storage, "bee"):
+        try:
+            questions.append(ask(tokenizer, example))
+        except DataError as error:
+            raise DataError(f"{location}: {error.message}", hint=error.hint) from error
+    model = load_with_delta(inputs, files, storage)
+    generator = Generator(model, tokenizer, BeamOptions(search.beam_size, search.max_length, search.repetition_penalty))
+    total = len(questions)
+    with lines_to(output, storage) as write, console.item_progress("predict", total, "examples") as advance:
+        for begin in range(0, total, search.batch_size):
+            for filled in generator.answer_questions(questions[begin : begin + search.batch_size]):
+                write(filled)
+                advance(1)
+    if output is not None:
+        console.say(f"{output}: {total:,} examples")

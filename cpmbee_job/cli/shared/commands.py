@@ -1,0 +1,62 @@
+"""Add functions to the command line, with option groups: dataclasses that several commands take as one parameter."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+import typer
+
+
+def new_app(help_text: str) -> typer.Typer:
+    return typer.Typer(help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def add_commands(app: typer.Typer, *commands: Callable[..., None], panel: str | None = None) -> None:
+    """Add each function as a command of its name; its docstring is the help. `panel` is its group in the list.
+
+    A parameter whose type is a dataclass stands for that dataclass's fields: each is an option or argument of its own.
+    """
+    for command in commands:
+        paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        app.command(command.__name__.rstrip("_"), help=text, rich_help_panel=panel)(_flat(command))
+
+
+def add_group(app: typer.Typer, name: str, help_text: str, *commands: Callable[..., None], panel: str) -> None:
+    """Add functions as the subcommands of a command."""
+    group = new_app(help_text)
+    add_commands(group, *commands)
+    app.add_typer(group, name=name, rich_help_panel=panel)
+
+
+def _flat(command: Callable[..., None]) -> Callable[..., None]:
+    """Wrap `command` to take the fields of its option groups one by one."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _parameters_of(groups[name])
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @functools.wraps(command)
+    def call(**given: Any) -> None:
+        for name, group in groups.items():
+            values = {field.name: given.pop(field.name) for field in fields(group)}
+            given[name] = group(**values)
+        command(**given)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _parameters_of(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+        for name, parameter in inspect.signature(group).parameters.items()
+    ]
