@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.measure import Figure, paired, rendezvous, settle
 from cpmbee_job.cli.results.model import convert
+from cpmbee_job.cli.shared.options import StoreOptions
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.net.cpmbee import CpmBee
@@ -216,7 +217,7 @@ def _load(url: str) -> dict[str, int]:
 
 
 def _convert(url: str, out: str) -> dict[str, int]:
-    convert(url, out)
+    convert(url, out, StoreOptions())
     return {}
 
 

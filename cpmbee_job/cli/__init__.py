@@ -36,7 +36,7 @@ from cpmbee_job.cli.results.predict import predict
 from cpmbee_job.cli.results.promote import promote
 from cpmbee_job.cli.shared import console, extras
 from cpmbee_job.cli.shared.commands import add_commands, add_group, new_app
-from cpmbee_job.errors import CpmbeeError, DiskError
+from cpmbee_job.errors import CpmbeeError, DiskError, UsageError
 
 DATA, TRAIN, CLUSTER, RESULTS, ADMIN = "Data", "Train here", "Run on a cluster", "Results", "Administration"
 app = new_app("Fine-tune CPM-Bee: data in, a LoRA delta in object storage, answers out.")
@@ -74,9 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(arguments, prog_name="cpmbee-job", standalone_mode=False))
-    except typer.TyperException as error:  # an invalid command line
-        error.show()
-        sys.exit(error.exit_code)
+    except typer.TyperException as error:
+        message = error.format_message()
+        if not message:  # no command was given, and the help is printed
+            sys.exit(error.exit_code)
+        context: typer.Context | None = getattr(error, "ctx", None)
+        _fail(UsageError(message, hint=f"see `{context.command_path if context else 'cpmbee-job'} --help`"))
     except CpmbeeError as error:
         _fail(error)
     except ModuleNotFoundError as error:

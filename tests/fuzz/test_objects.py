@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes import config
 
-from cpmbee_job.cli.cluster.status import describe, summary, table
+from cpmbee_job.cli.cluster.run_text import describe, summary, table
 from cpmbee_job.errors import ClusterError, CpmbeeError
 from cpmbee_job.launch.kube.api import ApiCluster
 from cpmbee_job.launch.kube.fields import text

@@ -7,6 +7,7 @@ import typer
 from rich import filesize
 
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import argument, flag, option
 from cpmbee_job.cli.shared.options import AsJson, StoreOptions, seconds
 from cpmbee_job.errors import UsageError
 
@@ -15,27 +16,19 @@ MIN_AGE = 3600.0
 
 
 def gc(
-    output: Annotated[
-        str,
-        typer.Argument(
-            metavar="OUTPUT", envvar="CPMBEE_OUTPUT", help="Folder of all runs (the spec's output).", show_default=False
-        ),
-    ],
+    output: Annotated[str, argument("OUTPUT", "Folder of all runs (the spec's output).", envvar="CPMBEE_OUTPUT")],
     store: StoreOptions,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete the objects instead of only listing them.")] = False,
+    delete: Annotated[bool, flag("--delete", "Delete the objects instead of only listing them.")] = False,
     older_than: Annotated[
-        float,
-        typer.Option(
-            "--older-than", parser=seconds, metavar="DURATION", help="Keep newer objects: 90m, 24h, 7d; at least 1h."
-        ),
+        float, option("--older-than", "DURATION", "Keep newer objects: 90m, 24h, 7d; at least 1h.", parser=seconds)
     ] = "24h",  # type: ignore[assignment]
     as_json: AsJson = False,
 ) -> None:
     """List, or delete, stored objects that no run needs.
 
-    These are superseded and incomplete checkpoints, prepared data and uploads that no run refers to, incomplete uploads,
-    and what `evaluate` and `predict` started with --on-cluster but never finished. Results are kept. docs/formats.md
-    has the rules.
+    These are superseded and incomplete checkpoints, prepared data and uploads that no run refers to, incomplete
+    uploads, and what `evaluate` and `predict` started with --on-cluster but never finished. Results are kept.
+    docs/formats.md has the rules.
 
     Example: cpmbee-job gc s3://bucket/runs --delete
     """

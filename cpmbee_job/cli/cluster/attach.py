@@ -16,7 +16,6 @@ from rich.text import Text
 from cpmbee_job.cli.cluster.run_text import summary
 from cpmbee_job.cli.shared import console
 from cpmbee_job.errors import ExitCode, NotFoundError
-from cpmbee_job.launch.kube import naming
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.follow.logs import Choice, LogLine
@@ -167,6 +166,7 @@ def interruptible(found: "FoundRun", cluster: "Cluster | None") -> Iterator[None
 
 def printer(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":
     """A function that prints a log line after its pod's name, in the pod's color on a terminal."""
+    from cpmbee_job.launch.kube import naming
 
     def show(line: "LogLine") -> None:
         source = line.pod if line.container == naming.TRAIN_CONTAINER else f"{line.pod} {line.container}"

@@ -4,10 +4,9 @@ import getpass
 import os
 from typing import Annotated
 
-import typer
-
 from cpmbee_job.cli.cluster.run_text import run_fields
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, seconds
 
 
@@ -16,11 +15,11 @@ def cancel(
     where: RunOptions,
     timeout: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--timeout",
+            "DURATION",
+            "Time for the pods to terminate, such as 90 or 5m. Default: their grace period and a minute.",
             parser=seconds,
-            metavar="DURATION",
-            help="Time for the pods to terminate, such as 90 or 5m. Default: their grace period and a minute.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.text import Text
 
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import argument, option
 from cpmbee_job.cli.shared.options import STORE, AsJson, JobClusterOptions, JobOptions, Overrides, StoreOptions
 from cpmbee_job.errors import PreflightError, UsageError
 
@@ -19,19 +19,11 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "red", "not_permitted":
 def doctor(
     cluster: JobClusterOptions,
     store: StoreOptions,
-    job: Annotated[
-        Path | None, typer.Argument(metavar="JOB.yaml", help="A job spec: check all that it requires.")
-    ] = None,
+    job: Annotated[Path | None, argument("JOB.yaml", "A job spec: check all that it requires.")] = None,
     overrides: Overrides = None,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output",
-            metavar="URL",
-            envvar="CPMBEE_OUTPUT",
-            help="Output folder of runs to check, without a job spec.",
-            rich_help_panel=STORE,
-        ),
+        option("--output", "URL", "Output folder of runs to check, without a job spec.", STORE, envvar="CPMBEE_OUTPUT"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

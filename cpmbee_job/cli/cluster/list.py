@@ -3,18 +3,15 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-import typer
-
 from cpmbee_job.cli.cluster.run_text import table
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions
 
 
 def list_(
     where: RunOptions,
-    limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=0, help="Show at most this many, newest first; 0 shows all.")
-    ] = 50,
+    limit: Annotated[int, option("--limit", "N", "Show at most this many, newest first; 0 shows all.", min=0)] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List the runs of a namespace and of an output folder.

@@ -7,10 +7,9 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from cpmbee_job.cli.cluster.attach import StateChanges, follow_pods, interruptible, printer, say_end, wait_for
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, seconds
 from cpmbee_job.errors import UsageError
 
@@ -21,25 +20,20 @@ if TYPE_CHECKING:
 def logs(
     run: RunReference,
     where: RunOptions,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")] = False,
+    follow: Annotated[bool, flag("--follow, -f", "Keep printing until the run ends.")] = False,
     previous: Annotated[
-        bool, typer.Option("--previous", "-p", help="Show the log of the containers before their last restart.")
+        bool, flag("--previous, -p", "Show the log of the containers before their last restart.")
     ] = False,
     pod: Annotated[
-        str | None,
-        typer.Option("--pod", metavar="POD", help="Only this pod: its name or its end, such as worker-1 or 1."),
+        str | None, option("--pod", "POD", "Only this pod: its name or its end, such as worker-1 or 1.")
     ] = None,
     since: Annotated[
-        float | None,
-        typer.Option("--since", parser=seconds, metavar="DURATION", help="Only the last 90s, 10m or 2h."),
+        float | None, option("--since", "DURATION", "Only the last 90s, 10m or 2h.", parser=seconds)
     ] = None,
     container: Annotated[
-        str | None,
-        typer.Option(
-            "--container", "-c", metavar="NAME", help="Only `prepare` (the init container) or `pytorch` (training)."
-        ),
+        str | None, option("--container, -c", "NAME", "Only `prepare` (the init container) or `pytorch` (training).")
     ] = None,
-    timestamps: Annotated[bool, typer.Option("--timestamps", help="Start each line with its time in UTC.")] = False,
+    timestamps: Annotated[bool, flag("--timestamps", "Start each line with its time in UTC.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the logs of a run's pods, merged by time.

@@ -5,14 +5,14 @@ from typing import Annotated
 import typer
 
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import AsJson, JobNamespace, JobOptions
 
 
 def render(
     job: JobOptions,
     run_id: Annotated[
-        str | None,
-        typer.Option("--run-id", metavar="ID", help="Run id. Default: a digest of the spec's training fields."),
+        str | None, option("--run-id", "ID", "Run id. Default: a digest of the spec's training fields.")
     ] = None,
     namespace: JobNamespace = None,
     as_json: AsJson = False,

@@ -12,6 +12,7 @@ from rich.live import Live
 
 from cpmbee_job.cli.cluster.run_text import describe, summary
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import flag
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference
 from cpmbee_job.errors import UsageError
 
@@ -25,8 +26,8 @@ LINE_SECONDS = 15.0
 def status(
     run: RunReference,
     where: RunOptions,
-    all_pods: Annotated[bool, typer.Option("--all", help="List all pods, however many there are.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing the state until the run ends.")] = False,
+    all_pods: Annotated[bool, flag("--all", "List all pods, however many there are.")] = False,
+    watch: Annotated[bool, flag("--watch, -w", "Keep showing the state until the run ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the state, progress and problems of a run.

@@ -8,6 +8,7 @@ from cpmbee_job.cli.cluster.attach import attach
 from cpmbee_job.cli.cluster.run_text import next_commands, run_fields
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.ci_report import reported
+from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import AsJson, JobClusterOptions, JobOptions, PipelineOptions, WaitOptions
 from cpmbee_job.cli.shared.signals import cancelling
 from cpmbee_job.errors import UsageError
@@ -21,19 +22,17 @@ def submit(
     waiting: WaitOptions,
     pipeline: PipelineOptions,
     where: JobClusterOptions,
-    key: Annotated[str, typer.Option("--key", metavar="TEXT", help="Distinguishes runs of an identical spec.")] = "",
-    new: Annotated[bool, typer.Option("--new", help="Start another run even if one exists.")] = False,
+    key: Annotated[str, option("--key", "KEY", "Distinguishes runs of an identical spec.")] = "",
+    new: Annotated[bool, flag("--new", "Start another run even if one exists.")] = False,
     if_changed: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--if-changed",
-            help="Start a run only if data, model or training fields changed since the last successful run, and no such "
+            "Start a run only if data, model or training fields changed since the last successful run, and no such "
             "run is active. A failed or cancelled run does not count.",
         ),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the PyTorchJob; upload, write and create nothing.")
-    ] = False,
+    dry_run: Annotated[bool, flag("--dry-run", "Print the PyTorchJob; upload, write and create nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a job on the cluster, or find its existing run.

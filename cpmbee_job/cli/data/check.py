@@ -2,9 +2,8 @@
 
 from typing import Annotated
 
-import typer
-
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import AsJson, Format, StoreOptions, Strict, Vocabulary, format_as_option
 from cpmbee_job.errors import DataError, StoreError
 
@@ -13,22 +12,18 @@ def check(
     vocab: Vocabulary,
     source: Annotated[
         str,
-        typer.Option(
+        option(
             "--input",
-            metavar="URL",
-            help="JSON lines (.jsonl, .gz, .zst), a folder of them, or a data set of `preprocess`; local or s3://.",
-            show_default=False,
+            "URL",
+            "JSON lines (.jsonl, .gz, .zst), a folder of them, or a data set of `preprocess`; local or s3://.",
         ),
     ],
     store: StoreOptions,
     evaluation: Annotated[
-        str | None,
-        typer.Option("--eval", metavar="URL", help="Evaluation data: also checked, and searched for in the input."),
+        str | None, option("--eval", "URL", "Evaluation data: also checked, and searched for in the input.")
     ] = None,
     format_name: Format = "bee",
-    max_length: Annotated[
-        int, typer.Option("--max-length", metavar="TOKENS", min=1, help="Tokens in a packed row.")
-    ] = 2048,
+    max_length: Annotated[int, option("--max-length", "TOKENS", "Tokens in a packed row.", min=1)] = 2048,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:

@@ -5,18 +5,15 @@ import sys
 from collections import Counter
 from typing import Annotated
 
-import typer
-
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import Strict, Vocabulary
 from cpmbee_job.errors import DataError
 
 
 def encode(
     vocab: Vocabulary,
-    source: Annotated[
-        str, typer.Option("--input", metavar="FILE", help="JSON lines, one example each.", show_default=False)
-    ],
+    source: Annotated[str, option("--input", "FILE", "JSON lines, one example each.")],
     strict: Strict = False,
 ) -> None:
     """Print each example as the model sees it, as JSON lines.

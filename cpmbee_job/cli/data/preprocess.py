@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import Strict
 from cpmbee_job.errors import NotFoundError, UsageError
 
@@ -18,20 +19,13 @@ class OnError(Enum):
 
 
 def preprocess(
-    input_folder: Annotated[
-        str, typer.Option("--input", metavar="DIR", help="Folder of JSON lines files.", show_default=False)
-    ],
-    output_path: Annotated[
-        str, typer.Option("--output_path", metavar="DIR", help="Folder for the data sets.", show_default=False)
-    ],
-    output_name: Annotated[
-        str, typer.Option("--output_name", metavar="NAME", help="Name of the data files.", show_default=False)
-    ],
+    input_folder: Annotated[str, option("--input", "DIR", "Folder of JSON lines files.")],
+    output_path: Annotated[str, option("--output_path", "DIR", "Folder for the data sets.")],
+    output_name: Annotated[str, option("--output_name", "NAME", "Name of the data files.")],
     vocab: Annotated[
-        Path | None,
-        typer.Option("--vocab", metavar="FILE", help="Also check that examples can be encoded with this vocab.txt."),
+        Path | None, option("--vocab", "FILE", "Also check that examples can be encoded with this vocab.txt.")
     ] = None,
-    on_error: Annotated[OnError, typer.Option("--on-error", help="How to handle an invalid record.")] = OnError.FAIL,
+    on_error: Annotated[OnError, option("--on-error", "CHOICE", "How to handle an invalid record.")] = OnError.FAIL,
     strict: Strict = False,
 ) -> None:
     """Validate records and write them as data sets.

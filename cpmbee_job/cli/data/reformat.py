@@ -4,23 +4,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import Format, format_as_option
 
 
 def reformat(
-    source: Annotated[
-        Path,
-        typer.Option("--input", metavar="PATH", help="A JSON lines file, or a folder of them.", show_default=False),
-    ],
-    target: Annotated[
-        Path,
-        typer.Option(
-            "--output", metavar="DIR", help="Folder for the results; file names are kept.", show_default=False
-        ),
-    ],
+    source: Annotated[Path, option("--input", "PATH", "A JSON lines file, or a folder of them.")],
+    target: Annotated[Path, option("--output", "DIR", "Folder for the results; file names are kept.")],
     format_name: Format = "ccpm",
 ) -> None:
     """Convert raw records to examples with <ans>.

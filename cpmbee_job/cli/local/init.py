@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import argument
 from cpmbee_job.errors import RefusedError, UsageError
 
 TEMPLATE = """\
@@ -43,9 +42,7 @@ train:
 """
 
 
-def init(
-    file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The file to write.")] = Path("job.yaml"),
-) -> None:
+def init(file: Annotated[Path, argument("JOB.yaml", "The file to write.")] = Path("job.yaml")) -> None:
     """Write a commented job spec to start from.
 
     Example: cpmbee-job init job.yaml

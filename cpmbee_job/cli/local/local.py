@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cpmbee_job.cli.shared import console, extras
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import AsJson, JobOptions
 
 
@@ -12,13 +13,10 @@ def local(
     job: JobOptions,
     processes: Annotated[
         int | None,
-        typer.Option(
-            "--processes", metavar="N", min=1, help="Worker processes. Default: workers.count x max(workers.gpus, 1)."
-        ),
+        option("--processes", "N", "Worker processes. Default: workers.count x max(workers.gpus, 1).", min=1),
     ] = None,
     run_id: Annotated[
-        str | None,
-        typer.Option("--run-id", metavar="ID", help="Run id. Reuse an id to resume a stopped run. Default: a new id."),
+        str | None, option("--run-id", "ID", "Run id. Reuse an id to resume a stopped run. Default: a new id.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import flag
 from cpmbee_job.cli.shared.options import AsJson, JobClusterOptions, JobOptions
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ def validate(
     job: JobOptions,
     where: JobClusterOptions,
     server: Annotated[
-        bool, typer.Option("--server", help="Also check by dry runs on the cluster: operator, admission, quotas.")
+        bool, flag("--server", "Also check by dry runs on the cluster: operator, admission, quotas.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

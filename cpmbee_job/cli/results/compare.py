@@ -3,10 +3,10 @@
 import json
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.text import Text
 
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import argument
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def compare(
     first: RunReference,
-    second: Annotated[str, typer.Argument(metavar="RUN", help="The other run.", show_default=False)],
+    second: Annotated[str, argument("RUN", "The other run.")],
     where: RunOptions,
     as_json: AsJson = False,
 ) -> None:

@@ -4,11 +4,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_tokenizer, load_with_delta
 from cpmbee_job.cli.results.on_cluster import OnClusterOptions
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import OUTPUT, AsJson, Format, StoreOptions
 from cpmbee_job.run import keys
 
@@ -22,16 +21,9 @@ if TYPE_CHECKING:
 class EvaluationOptions(ModelOptions):
     """What is scored, and how."""
 
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data", metavar="URL", help="Records with their answers: JSON lines, or a data set.", show_default=False
-        ),
-    ]
+    data: Annotated[str, option("--data", "URL", "Records with their answers: JSON lines, or a data set.")]
     format_name: Format = "bee"
-    batch_tokens: Annotated[
-        int, typer.Option("--batch-tokens", metavar="TOKENS", min=1, help="Tokens in one forward pass.")
-    ] = 8192
+    batch_tokens: Annotated[int, option("--batch-tokens", "TOKENS", "Tokens in one forward pass.", min=1)] = 8192
 
 
 def evaluate(
@@ -40,21 +32,11 @@ def evaluate(
     store: StoreOptions,
     per_example: Annotated[
         str | None,
-        typer.Option(
-            "--per-example",
-            metavar="URL",
-            help="File for one JSON line per example: tokens, log-probability.",
-            rich_help_panel=OUTPUT,
-        ),
+        option("--per-example", "URL", "File for one JSON line per example: tokens, log-probability.", OUTPUT),
     ] = None,
-    record: Annotated[
-        bool, typer.Option("--record", help="Store the scores with the delta, for `promote`.", rich_help_panel=OUTPUT)
-    ] = False,
+    record: Annotated[bool, flag("--record", "Store the scores with the delta, for `promote`.", OUTPUT)] = False,
     output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", metavar="URL", help="File for the scores as JSON; local or s3://.", rich_help_panel=OUTPUT
-        ),
+        str | None, option("--output", "URL", "File for the scores as JSON; local or s3://.", OUTPUT)
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference
 from cpmbee_job.errors import StoreError, UsageError
 
@@ -13,20 +14,17 @@ from cpmbee_job.errors import StoreError, UsageError
 def fetch(
     run: RunReference,
     where: RunOptions,
-    to: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="The new folder. Default: ./NAME-RUN_ID.")
-    ] = None,
+    to: Annotated[Path | None, option("--to", "DIR", "The new folder. Default: ./NAME-RUN_ID.")] = None,
     what: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--what",
-            metavar="KINDS",
-            help="Comma-separated: delta, metrics, result, spec, logs, status, tensorboard. Default: those of the first "
+            "KINDS",
+            "Comma-separated: delta, metrics, result, spec, logs, status, tensorboard. Default: those of the first "
             "five that exist.",
-            show_default=False,
         ),
     ] = None,
-    last: Annotated[bool, typer.Option("--last", help="Download the last delta instead of the best.")] = False,
+    last: Annotated[bool, flag("--last", "Download the last delta instead of the best.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Download the delta, metrics and logs of a run.

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
 from cpmbee_job.cli.results.model_inputs import DELTA_HELP, ModelOption, warn_of_other_base
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import StoreOptions
 from cpmbee_job.errors import ModelError
 
@@ -19,21 +18,18 @@ if TYPE_CHECKING:
 
     from cpmbee_job.model.weights.model_folder import ModelFiles
 
-Out = Annotated[
-    str, typer.Option("--out", metavar="URL", help="Folder for the new model; local or s3://.", show_default=False)
-]
+Out = Annotated[str, option("--out", "URL", "Folder for the new model; local or s3://.")]
 
 
 def merge(
     model: ModelOption,
-    delta: Annotated[str, typer.Option("--delta", metavar="URL", help=DELTA_HELP, show_default=False)],
+    delta: Annotated[str, option("--delta", "URL", DELTA_HELP)],
     out: Out,
     store: StoreOptions,
     round_weights: Annotated[
         bool,
-        typer.Option(
-            "--round",
-            help="Store merged weights in the base's dtype: smaller, but results may differ in the third digit.",
+        flag(
+            "--round", "Store merged weights in the base's dtype: smaller, but results may differ in the third digit."
         ),
     ] = False,
 ) -> None:
@@ -65,7 +61,7 @@ def convert(
     out: Out,
     store: StoreOptions,
     target: Annotated[
-        Literal["safetensors", "bin"], typer.Option("--to", help="File format of the weights; bin is the original's.")
+        Literal["safetensors", "bin"], option("--to", "CHOICE", "File format of the weights; bin is the original's.")
     ] = "safetensors",
 ) -> None:
     """Convert a model's weights to another file format.
@@ -91,14 +87,11 @@ def convert(
 
 
 def init(
-    config: Annotated[
-        Path,
-        typer.Option("--config", metavar="FILE", help="config.json; vocab_size is optional.", show_default=False),
-    ],
-    vocab: Annotated[Path, typer.Option("--vocab", metavar="FILE", help="The model's vocab.txt.", show_default=False)],
+    config: Annotated[Path, option("--config", "FILE", "config.json; vocab_size is optional.")],
+    vocab: Annotated[Path, option("--vocab", "FILE", "The model's vocab.txt.")],
     out: Out,
     store: StoreOptions,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the random weights.")] = 0,
+    seed: Annotated[int, option("--seed", "N", "Seed of the random weights.", min=0)] = 0,
 ) -> None:
     """Create a model with random weights, for tests.
 

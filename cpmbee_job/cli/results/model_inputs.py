@@ -5,9 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.errors import DataError, ModelError, SpecError, UsageError
 from cpmbee_job.process import contract
 from cpmbee_job.process.pod import num_cpus
@@ -23,13 +22,7 @@ if TYPE_CHECKING:
     from cpmbee_job.spec import StorageSpec
 
 ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="URL",
-        help="Model folder with vocab.txt, config.json and weights; local or s3://.",
-        show_default=False,
-    ),
+    str, option("--model", "URL", "Model folder with vocab.txt, config.json and weights; local or s3://.")
 ]
 DELTA_HELP = "Delta folder, .pt file, or a run's folder (then its best delta); local or s3://."
 
@@ -39,7 +32,7 @@ class ModelOptions:
     """A model, and optionally a delta of it."""
 
     model: ModelOption
-    delta: Annotated[str | None, typer.Option("--delta", metavar="URL", help=DELTA_HELP)] = None
+    delta: Annotated[str | None, option("--delta", "URL", DELTA_HELP)] = None
 
 
 def load_with_delta(options: ModelOptions, files: "ModelFiles", storage: "StorageSpec") -> "CpmBee":

@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-<<<<<<< HEAD
-from cpmbee_job.cli.cluster.follow import printer
-from cpmbee_job.cli.shared import console
-from cpmbee_job.cli.shared.cluster_options import connect
-=======
 from cpmbee_job.cli.cluster.attach import printer
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import CLUSTER, JobClusterOptions, Timeout
->>>>>>> 898a134 (WIP cli)
 from cpmbee_job.errors import ExitCode, NotFoundError, UsageError
-from cpmbee_job.launch.kube import naming
 from cpmbee_job.run import keys
 
 if TYPE_CHECKING:
@@ -38,21 +32,15 @@ class OnClusterOptions(JobClusterOptions):
 
     on_cluster: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--on-cluster",
-            help="Run in a pod. Image, resources and object store are those of --job, else of the run that --delta "
+            "Run in a pod. Image, resources and object store are those of --job, else of the run that --delta "
             "names. Local inputs are uploaded.",
-            rich_help_panel=CLUSTER,
+            CLUSTER,
         ),
     ] = False
     job: Annotated[
-        Path | None,
-        typer.Option(
-            "--job",
-            metavar="JOB.yaml",
-            help="With --on-cluster: the job spec to take them from.",
-            rich_help_panel=CLUSTER,
-        ),
+        Path | None, option("--job", "JOB.yaml", "With --on-cluster: the job spec to take them from.", CLUSTER)
     ] = None
     timeout: Timeout = None
 
@@ -61,9 +49,9 @@ class OnClusterOptions(JobClusterOptions):
         if self.on_cluster:
             return self
         given = {"--job": self.job, "--timeout": self.timeout, "--context": self.context, "--namespace": self.namespace}
-        for option, value in given.items():
+        for name, value in given.items():
             if value is not None:
-                raise UsageError(f"{option} requires --on-cluster")
+                raise UsageError(f"{name} requires --on-cluster")
         return None
 
     def ask(
@@ -116,6 +104,7 @@ def _wait(asked: "Inference", key: str, cluster: "Cluster", timeout: float | Non
     from cpmbee_job.launch.follow.following import follow_logs
     from cpmbee_job.launch.follow.logs import Choice
     from cpmbee_job.launch.inference.results import wait_for_result
+    from cpmbee_job.launch.kube import naming
 
     found = asked.found
     news = _news(found.job_name)

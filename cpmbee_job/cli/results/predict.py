@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_tokenizer, load_with_delta
 from cpmbee_job.cli.results.on_cluster import OnClusterOptions
 from cpmbee_job.cli.shared import console
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import StoreOptions
 from cpmbee_job.errors import DataError
 from cpmbee_job.run import keys
@@ -20,38 +19,21 @@ if TYPE_CHECKING:
 class SearchOptions:
     """Options of the beam search."""
 
-    beam_size: Annotated[int, typer.Option("--beam-size", metavar="N", min=1, help="Number of beams.")] = 3
+    beam_size: Annotated[int, option("--beam-size", "N", "Number of beams.", min=1)] = 3
     repetition_penalty: Annotated[
-        float,
-        typer.Option(
-            "--repetition-penalty", metavar="FACTOR", min=1.0, help="Above 1, repeated tokens become less likely."
-        ),
+        float, option("--repetition-penalty", "FACTOR", "Above 1, repeated tokens become less likely.", min=1.0)
     ] = 1.0
-    max_length: Annotated[
-        int, typer.Option("--max-length", metavar="TOKENS", min=1, help="Length limit of an example's answers.")
-    ] = 100
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", min=1, help="Examples in one forward pass.")
-    ] = 8
+    max_length: Annotated[int, option("--max-length", "TOKENS", "Length limit of an example's answers.", min=1)] = 100
+    batch_size: Annotated[int, option("--batch-size", "N", "Examples in one forward pass.", min=1)] = 8
 
 
 def predict(
     inputs: ModelOptions,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--input",
-            metavar="URL",
-            help="Examples with <ans> to fill: JSON lines (.jsonl, .gz, .zst).",
-            show_default=False,
-        ),
-    ],
+    source: Annotated[str, option("--input", "URL", "Examples with <ans> to fill: JSON lines (.jsonl, .gz, .zst).")],
     search: SearchOptions,
     on_cluster: OnClusterOptions,
     store: StoreOptions,
-    output: Annotated[
-        str | None, typer.Option("--output", metavar="URL", help="File for the results. Default: stdout.")
-    ] = None,
+    output: Annotated[str | None, option("--output", "URL", "File for the results. Default: stdout.")] = None,
 ) -> None:
     """Fill <ans> of each example by beam search.
 

@@ -6,26 +6,23 @@ import typer
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.ci_report import appended
+from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, SummaryFile
 
 
 def promote(
     run: RunReference,
-    to: Annotated[
-        str,
-        typer.Option("--to", metavar="URL", help="The folder of the delta in production.", show_default=False),
-    ],
+    to: Annotated[str, option("--to", "URL", "The folder of the delta in production.")],
     where: RunOptions,
     min_gain: Annotated[
-        float,
-        typer.Option("--min-gain", metavar="LOSS", min=0.0, help="By how much the loss must be lower, at least."),
+        float, option("--min-gain", "LOSS", "By how much the loss must be lower, at least.", min=0.0)
     ] = 0.0,
     eval_digest: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--eval-digest",
-            metavar="DIGEST",
-            help="Compare losses on these examples (see `evaluate`). Default: the run's data.eval.",
+            "DIGEST",
+            "Compare losses on these examples (see `evaluate`). Default: the run's data.eval.",
         ),
     ] = None,
     summary: SummaryFile = None,
@@ -33,8 +30,8 @@ def promote(
 ) -> None:
     """Copy a run's best delta to production if it is better.
 
-    Better means a lower loss on the same examples. Otherwise nothing changes, and the exit code is 5. Commands that take
-    --delta accept the folder as they accept a run's. Promoting the same delta again changes nothing.
+    Better means a lower loss on the same examples. Otherwise nothing changes, and the exit code is 5. Commands that
+    take --delta accept the folder as they accept a run's. Promoting the same delta again changes nothing.
 
     Example: cpmbee-job promote ccpm/0a1b2c3d4e5f --to s3://bucket/production/
     """

@@ -22,7 +22,7 @@ class _Recordable(documents.Document):
 
 
 def parse(results: Store, *, required: bool) -> dict[str, Any]:
-    """Read the scores that a pod stored. Raises `DamagedError`, also if a field `required` to record them is missing."""
+    """Read the scores that a pod stored. Raises `DamagedError`, also without the fields to record them."""
     scores = results.get(keys.SCORES)
     (_Recordable if required else documents.Document).parse(scores, f"{results.url}/{keys.SCORES}")
     return documents.from_json(scores)

@@ -12,36 +12,12 @@ import typer
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.errors import CpmbeeError, ExitCode, UsageError
-<<<<<<< HEAD:cpmbee_job/cli/shared/report.py
-from cpmbee_job.launch.runs.containers import duration
-=======
->>>>>>> 898a134 (WIP cli):cpmbee_job/cli/shared/ci_report.py
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.runs.status import RunStatus
 
-<<<<<<< HEAD:cpmbee_job/cli/shared/report.py
-SummaryFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--summary",
-        metavar="FILE",
-        help="Append a summary in Markdown to this file, like $GITHUB_STEP_SUMMARY.",
-        show_default=False,
-    ),
-]
-JUnitFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--junit", metavar="FILE", help="Write the end as a test report (JUnit's XML) to this file.", show_default=False
-    ),
-]
-ABOUT_JOB = (ExitCode.INVALID, ExitCode.JOB_FAILED, ExitCode.UNFINISHED, ExitCode.CANCELLED)
-"""A failed test case in JUnit's terms; all other exit codes are errors of the environment."""
-=======
 ABOUT_JOB = (ExitCode.INVALID, ExitCode.JOB_FAILED, ExitCode.UNFINISHED, ExitCode.CANCELLED)
 """JUnit failures: faults of the job. All other exit codes are JUnit errors: no result was obtained."""
->>>>>>> 898a134 (WIP cli):cpmbee_job/cli/shared/ci_report.py
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

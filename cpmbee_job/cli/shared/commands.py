@@ -1,4 +1,4 @@
-"""Add functions to the command line, with option groups: dataclasses that several commands take as one parameter."""
+"""Add functions to the command line. Options may be grouped in dataclasses, which a function takes as one parameter."""
 
 import functools
 import inspect
@@ -7,10 +7,49 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 
-def new_app(help_text: str) -> typer.Typer:
-    return typer.Typer(help=help_text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+def option(names: str, metavar: str, text: str, panel: str | None = None, **more: Any) -> Any:
+    """An option with a value, for `Annotated`. `names`: such as "--pod, -p"; `panel`: its group in the help."""
+    return typer.Option(*names.split(", "), metavar=metavar, help=text, rich_help_panel=panel, **more)
+
+
+def flag(names: str, text: str, panel: str | None = None) -> Any:
+    """An option without a value, for `Annotated`."""
+    return typer.Option(*names.split(", "), help=text, rich_help_panel=panel)
+
+
+def argument(metavar: str, text: str, **more: Any) -> Any:
+    """A positional argument, for `Annotated`."""
+    return typer.Argument(metavar=metavar, help=text, **more)
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
+
+def _without_types(parameters: list[Any]) -> list[Any]:
+    """Remove `<bool>` after flags and `<str>` or `<path>` after arguments from the help."""
+    for parameter in parameters:
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None
+        elif parameter.is_flag:
+            parameter.metavar = ""
+    return parameters
+
+
+def new_app(text: str) -> typer.Typer:
+    """A command line, or a command with subcommands; `text` is its help."""
+    return typer.Typer(
+        cls=_Group, help=text, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
+    )
 
 
 def add_commands(app: typer.Typer, *commands: Callable[..., None], panel: str | None = None) -> None:
@@ -21,12 +60,13 @@ def add_commands(app: typer.Typer, *commands: Callable[..., None], panel: str | 
     for command in commands:
         paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        app.command(command.__name__.rstrip("_"), help=text, rich_help_panel=panel)(_flat(command))
+        name = command.__name__.rstrip("_")
+        app.command(name, cls=_Command, help=text, rich_help_panel=panel)(_flat(command))
 
 
-def add_group(app: typer.Typer, name: str, help_text: str, *commands: Callable[..., None], panel: str) -> None:
+def add_group(app: typer.Typer, name: str, text: str, *commands: Callable[..., None], panel: str) -> None:
     """Add functions as the subcommands of a command."""
-    group = new_app(help_text)
+    group = new_app(text)
     add_commands(group, *commands)
     app.add_typer(group, name=name, rich_help_panel=panel)
 
@@ -34,7 +74,7 @@ def add_group(app: typer.Typer, name: str, help_text: str, *commands: Callable[.
 def _flat(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap `command` to take the fields of its option groups one by one."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in groups:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cpmbee_job.cli.shared.commands import argument, flag, option
 from cpmbee_job.errors import NotFoundError, PreflightError, SpecError, StoreError, UsageError
 from cpmbee_job.process import contract
 
@@ -35,49 +36,36 @@ def seconds(text: str) -> float:
     return days * 86400 + hours * 3600 + minutes * 60 + rest
 
 
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.", rich_help_panel=OUTPUT)
-]
+AsJson = Annotated[bool, flag("--json", "Print one JSON document on stdout, and nothing else.", OUTPUT)]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a spec field, such as train.lr=2e-4. Repeatable."),
+    list[str] | None, option("--set", "KEY=VALUE", "Override a spec field, such as train.lr=2e-4. Repeatable.")
 ]
-RunReference = Annotated[
-    str,
-    typer.Argument(metavar="RUN", help="The run: NAME/RUN_ID, or the URL of its folder.", show_default=False),
-]
+RunReference = Annotated[str, argument("RUN", "The run: NAME/RUN_ID, or the URL of its folder.")]
 Timeout = Annotated[
     float | None,
-    typer.Option(
+    option(
         "--timeout",
+        "DURATION",
+        "Stop waiting after this time (600, 90m, 2h) with exit code 101. The run continues.",
+        WAITING,
         parser=seconds,
-        metavar="DURATION",
-        help="Stop waiting after this time (600, 90m, 2h) with exit code 101. The run continues.",
-        rich_help_panel=WAITING,
     ),
 ]
 SummaryFile = Annotated[
     Path | None,
-    typer.Option(
-        "--summary",
-        metavar="FILE",
-        help="Append a Markdown summary to this file, such as $GITHUB_STEP_SUMMARY.",
-        show_default=False,
-        rich_help_panel=PIPELINE,
-    ),
+    option("--summary", "FILE", "Append a Markdown summary to this file, such as $GITHUB_STEP_SUMMARY.", PIPELINE),
 ]
-Vocabulary = Annotated[Path, typer.Option("--vocab", metavar="FILE", help="The model's vocab.txt.", show_default=False)]
+Vocabulary = Annotated[Path, option("--vocab", "FILE", "The model's vocab.txt.")]
 Format = Annotated[
     str,
-    typer.Option(
+    option(
         "--format",
-        metavar="FORMAT",
-        help="How a record becomes an example: bee (it is one already), ccpm, or your own MODULE:FUNCTION.",
+        "FORMAT",
+        "How a record becomes an example: bee (it is one already), ccpm, or your own MODULE:FUNCTION.",
     ),
 ]
 Strict = Annotated[
-    bool,
-    typer.Option("--strict", help="Treat input that would be auto-corrected as an error, such as a number as text."),
+    bool, flag("--strict", "Treat input that would be auto-corrected as an error, such as a number as text.")
 ]
 
 
@@ -94,7 +82,7 @@ def format_as_option() -> Iterator[None]:
 class JobOptions:
     """A job spec and its overrides."""
 
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job spec.", show_default=False)]
+    job: Annotated[Path, argument("JOB.yaml", "The job spec.")]
     overrides: Overrides = None
 
     def load(self) -> "JobSpec":
@@ -109,22 +97,14 @@ class StoreOptions:
     """How to reach the object store."""
 
     endpoint_url: Annotated[
-        str | None,
-        typer.Option(
-            "--endpoint-url",
-            metavar="URL",
-            envvar="AWS_ENDPOINT_URL",
-            help="S3 endpoint. Default: AWS.",
-            rich_help_panel=STORE,
-        ),
+        str | None, option("--endpoint-url", "URL", "S3 endpoint. Default: AWS.", STORE, envvar="AWS_ENDPOINT_URL")
     ] = None
     path_style: Annotated[
         bool | None,
-        typer.Option(
+        flag(
             "--path-style/--host-style",
-            help="Name the bucket in the path or the host of S3 URLs. Default: path, if an endpoint is set.",
-            show_default=False,
-            rich_help_panel=STORE,
+            "Name the bucket in the path or the host of S3 URLs. Default: path, if an endpoint is set.",
+            STORE,
         ),
     ] = None
 
@@ -148,20 +128,10 @@ class ClusterOptions:
     """A cluster and a namespace in it."""
 
     context: Annotated[
-        str | None,
-        typer.Option(
-            "--context", metavar="NAME", help="Kubeconfig context. Default: the current one.", rich_help_panel=CLUSTER
-        ),
+        str | None, option("--context", "NAME", "Kubeconfig context. Default: the current one.", CLUSTER)
     ] = None
     namespace: Annotated[
-        str | None,
-        typer.Option(
-            "--namespace",
-            "-n",
-            metavar="NAME",
-            help="Namespace of the run. Default: the context's.",
-            rich_help_panel=CLUSTER,
-        ),
+        str | None, option("--namespace, -n", "NAME", "Namespace of the run. Default: the context's.", CLUSTER)
     ] = None
 
     def connect(self, namespace: str | None = None) -> "Cluster":
@@ -176,12 +146,11 @@ class ClusterOptions:
 
 JobNamespace = Annotated[
     str | None,
-    typer.Option(
-        "--namespace",
-        "-n",
-        metavar="NAME",
-        help="Namespace of the job. Default: cluster.namespace of the spec, else the context's.",
-        rich_help_panel=CLUSTER,
+    option(
+        "--namespace, -n",
+        "NAME",
+        "Namespace of the job. Default: cluster.namespace of the spec, else the context's.",
+        CLUSTER,
     ),
 ]
 
@@ -199,12 +168,12 @@ class RunOptions(StoreOptions, ClusterOptions):
 
     output: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--output",
-            metavar="URL",
+            "URL",
+            "Folder of all runs (the spec's output). Finds runs that the cluster no longer has.",
+            STORE,
             envvar="CPMBEE_OUTPUT",
-            help="Folder of all runs (the spec's output). Finds runs that the cluster no longer has.",
-            rich_help_panel=STORE,
         ),
     ] = None
 
@@ -266,13 +235,8 @@ class RunOptions(StoreOptions, ClusterOptions):
 class WaitOptions:
     """Whether to stay with a run that was just started, and for how long."""
 
-    wait: Annotated[
-        bool,
-        typer.Option("--wait", help="Wait until the run ends, and exit with its exit code.", rich_help_panel=WAITING),
-    ] = False
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Like --wait, and show the pods' logs.", rich_help_panel=WAITING)
-    ] = False
+    wait: Annotated[bool, flag("--wait", "Wait until the run ends, and exit with its exit code.", WAITING)] = False
+    follow: Annotated[bool, flag("--follow", "Like --wait, and show the pods' logs.", WAITING)] = False
     timeout: Timeout = None
 
     @property
@@ -291,22 +255,15 @@ class PipelineOptions:
 
     cancel_on_signal: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--cancel-on-signal",
-            help="On SIGINT or SIGTERM, which a cancelled pipeline receives, cancel the run; exit code 103.",
-            rich_help_panel=PIPELINE,
+            "On SIGINT or SIGTERM, which a cancelled pipeline receives, cancel the run; exit code 103.",
+            PIPELINE,
         ),
     ] = False
     summary: SummaryFile = None
     junit: Annotated[
-        Path | None,
-        typer.Option(
-            "--junit",
-            metavar="FILE",
-            help="Write the outcome to this file as a JUnit XML report.",
-            show_default=False,
-            rich_help_panel=PIPELINE,
-        ),
+        Path | None, option("--junit", "FILE", "Write the outcome to this file as a JUnit XML report.", PIPELINE)
     ] = None
 
     @property

@@ -1,34 +1,22 @@
-"""The verb `doctor`, and `validate --server`, where there is no cluster."""
-
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
-import pytest
+from tests.cli_runner import run_cli
 
-
-@pytest.fixture
-def run(tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "cpmbee_job.cli", *arguments]
-        environment = {**os.environ, "KUBECONFIG": str(tmp_path / "none")}
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-
-    return run
+SPEC = "name: a\nmodel: s3://m/\ndata: {train: s3://d/}\noutput: s3://o/\n"
 
 
-def test_what_is_missing_ends_with_4_and_says_how_to_mend_it(run, tmp_path):
-    done = run("doctor", "--output", str(tmp_path / "runs"))
-    assert done.returncode == 4
-    assert "problem       cluster: no way to a Kubernetes cluster" in done.stdout
-    assert "hint: set KUBECONFIG" in done.stdout
-    assert "ok            conditional put: If-None-Match and If-Match work" in done.stdout
-    assert "error: 1 of 4 checks" in done.stderr
+def test_the_exit_code_is_4_and_problems_have_hints(tmp_path: Path) -> None:
+    done = run_cli("doctor", "--output", tmp_path / "runs")
+    assert done.code == 4
+    assert "problem       cluster: no way to a Kubernetes cluster" in done.out
+    assert "hint: set KUBECONFIG" in done.out
+    assert "ok            conditional put: If-None-Match and If-Match are honoured" in done.out
+    assert "error: 1 of 4 checks failed" in done.err
 
 
-def test_json_is_a_list_of_findings(run, tmp_path):
-    document = json.loads(run("doctor", "--json", "--output", str(tmp_path / "runs")).stdout)
+def test_json_is_a_list_of_findings(tmp_path: Path) -> None:
+    document = json.loads(run_cli("doctor", "--json", "--output", tmp_path / "runs").out)
     assert [(finding["check"], finding["state"]) for finding in document][1:3] == [
         ("cluster", "problem"),
         ("output", "ok"),
@@ -36,17 +24,19 @@ def test_json_is_a_list_of_findings(run, tmp_path):
     assert all(finding.keys() == {"check", "state", "detail", "hint"} for finding in document)
 
 
-def test_overrides_need_a_job(run):
-    assert run("doctor", "--set", "workers.gpus=1").returncode == 2
+def test_overrides_require_a_job() -> None:
+    done = run_cli("doctor", "--set", "workers.gpus=1")
+    assert done.code == 2
+    assert "--set requires a JOB.yaml" in done.err
 
 
-def test_a_spec_that_is_none_is_a_mistake_of_its_own(run, tmp_path):
+def test_an_invalid_spec_is_an_error_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("name: a\n")
-    assert run("doctor", "job.yaml").returncode == 3
+    assert run_cli("doctor", tmp_path / "job.yaml").code == 3
 
 
-def test_a_server_that_can_not_be_asked_is_told(run, tmp_path):
-    (tmp_path / "job.yaml").write_text("name: a\nmodel: s3://m/\ndata: {train: s3://d/}\noutput: s3://o/\n")
-    done = run("validate", "job.yaml", "--server")
-    assert done.returncode == 4
-    assert "no way to a Kubernetes cluster" in done.stderr
+def test_validate_server_requires_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(SPEC)
+    done = run_cli("validate", tmp_path / "job.yaml", "--server")
+    assert done.code == 4
+    assert "no way to a Kubernetes cluster" in done.err

@@ -1,132 +1,37 @@
-"""How runs are shown."""
+from cpmbee_job.launch.runs.status import RunStatus
+from cpmbee_job.run.run import Run
+from tests.cli_runner import run_cli
 
-import json
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-
-import pytest
-from typer.testing import CliRunner
-
-from cpmbee_job.cli import app
-from cpmbee_job.cli.cluster.status import describe, summary, table
-from cpmbee_job.errors import NotFoundError
-from cpmbee_job.launch.runs.listing import RunEntry
-from cpmbee_job.launch.runs.pods import PodStatus
-from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
-from cpmbee_job.launch.runs.status import BestScore, RunStatus, describe_run
-
-NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-EMPTY = describe_run("ccpm", "0a1b", "s3://b/runs/ccpm/0a1b", ClusterSnapshot(), StoreSnapshot(), now=NOW).model_copy(
-    update={"phase": "running", "reason": None, "ended": False, "namespace": "train"}
-)
+REASON = "data.jsonl:7: no <ans>"
 
 
-def shown(run: RunStatus, all_pods: bool = False) -> list[str]:
-    return [line.plain for line in describe(run, NOW, all_pods)]
+def test_the_exit_code_for_a_failed_run_is_0(run: Run) -> None:
+    run.finish("failed", REASON, exit_code=3)
+    done = run_cli("status", run.url)
+    assert done.code == 0
+    assert "failed" in done.out
+    assert REASON in done.out
 
 
-def pods(count: int, **fields: str) -> tuple[PodStatus, ...]:
-    given = {"state": "running", "cause": None, "reason": None, "node": "node-1", "restarts": 0} | fields
-    return tuple(PodStatus(name=f"ccpm-0a1b-worker-{index}", index=index, **given) for index in range(count))
+def test_json_is_one_document(run: Run) -> None:
+    run.finish("failed", REASON, exit_code=3)
+    assert RunStatus.model_validate_json(run_cli("status", run.url, "--json").out).exit_code == 3
 
 
-def test_a_running_run() -> None:
-    numbers = {"step": 30, "total_steps": 120, "progress": 0.25, "epoch": 1, "eta_s": 754, "loss": 0.5}
-    numbers |= {"tokens_per_s": 12345.6, "best": BestScore(step=20, loss=0.4), "attempt": 2, "world_size": 2}
-    more = {"restarts": 1, "updated_at": (NOW - timedelta(seconds=3)).isoformat(), "pods": pods(2), "workers": 2}
-    assert shown(EMPTY.model_copy(update=numbers | more)) == [
-        "ccpm/0a1b  running  s3://b/runs/ccpm/0a1b",
-        "  step 30 of 120 (25%), epoch 1, ETA 13 min",
-        "  loss 0.5000, 12,346 tokens/s, best eval loss 0.4000 at step 20",
-        "  attempt 2, 2 processes, 1 container restart, last sign of life 3 s ago",
-        "  2 pods in namespace train: 2 running",
-        "    ccpm-0a1b-worker-0  running  node-1",
-        "    ccpm-0a1b-worker-1  running  node-1",
-    ]
+def test_a_watch_ends_with_the_run(run: Run) -> None:
+    run.finish("failed", REASON, exit_code=3)
+    done = run_cli("status", run.url, "--watch")
+    assert done.code == 0
+    assert done.out.rstrip().endswith(f"failed, {REASON}")
 
 
-def test_512_pods_are_counted_unless_all_are_wanted() -> None:
-    run = EMPTY.model_copy(update={"pods": pods(500) + pods(12, state="pending", reason="x"), "workers": 600})
-    assert shown(run)[1:] == ["  512 of 600 pods in namespace train: 500 running, 12 pending"]
-    assert len(shown(run, all_pods=True)) == 2 + 512
+def test_a_missing_run_is_reported_with_those_that_exist(run: Run) -> None:
+    done = run_cli("status", f"{run.url}x")
+    assert done.code == 102
+    assert "there is abc" in done.err
 
 
-def test_one_of_several_pods_is_said_in_the_plural() -> None:
-    assert shown(EMPTY.model_copy(update={"pods": pods(1), "workers": 2}))[1].startswith("  1 of 2 pods in namespace")
-
-
-def test_a_reason_that_is_told_above_is_not_repeated() -> None:
-    run = EMPTY.model_copy(
-        update={"pods": pods(2, state="pending", reason="no GPU"), "problems": ("2 workers (0, 1): no GPU",)}
-    )
-    lines = shown(run)
-    assert lines[1] == "  ! 2 workers (0, 1): no GPU"
-    assert lines[-1] == "    ccpm-0a1b-worker-1  pending  node-1"
-
-
-def test_what_others_say_is_no_markup() -> None:
-    run = EMPTY.model_copy(update={"problems": ("worker 0: [bold]x[/nothing]",)})
-    assert "  ! worker 0: [bold]x[/nothing]" in shown(run)
-
-
-def test_the_line_of_a_watch() -> None:
-    run = EMPTY.model_copy(update={"step": 3, "total_steps": 4, "loss": 0.5, "problems": ("it hangs", "more")})
-    assert summary(run) == "running, step 3/4, loss 0.5000, it hangs"
-
-
-@pytest.fixture
-def run_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A run of this machine, which knows of no cluster."""
-    from tests.unit.launch.runs.test_find import begin
-
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    run = begin(tmp_path)
-    run.finish("failed", "data.jsonl:7: no <ans>", exit_code=3)
-    return run.url
-
-
-def test_status_of_a_failed_run_ends_with_0(run_url: str) -> None:
-    result = CliRunner().invoke(app, ["status", run_url])
-    assert result.exit_code == 0
-    assert "failed" in result.stdout
-    assert "data.jsonl:7: no <ans>" in result.stdout
-
-
-def test_status_as_json_is_one_document(run_url: str) -> None:
-    result = CliRunner().invoke(app, ["status", run_url, "--json"])
-    assert RunStatus.model_validate_json(result.stdout).exit_code == 3
-
-
-def test_a_watch_ends_with_the_run(run_url: str) -> None:
-    result = CliRunner().invoke(app, ["status", run_url, "--watch"])
-    assert result.exit_code == 0
-    assert result.stdout.rstrip().endswith("failed, data.jsonl:7: no <ans>")
-
-
-def test_no_such_run(run_url: str) -> None:
-    error = CliRunner().invoke(app, ["status", f"{run_url}x"]).exception
-    assert isinstance(error, NotFoundError)
-    assert "existing: 0123456789ab" in str(error)
-
-
-def test_a_long_reason_is_cut_in_a_list() -> None:
-    entry = RunEntry(
-        name="a", run_id="1", url="u", phase="failed", reason="x" * 500, workers=1, step=None, total_steps=None,
-        loss=None, created_at=None, updated_at=None, ended_at=None,
-    )  # fmt: skip
-    assert len(table([entry], NOW)[1].plain) < 150
-
-
-def test_a_watch_is_no_document(run_url: str) -> None:
-    assert "choose one" in str(CliRunner().invoke(app, ["status", run_url, "--watch", "--json"]).exception)
-
-
-def test_list_of_an_output_needs_no_cluster(run_url: str) -> None:
-    output = run_url.rsplit("/", 2)[0]
-    result = CliRunner().invoke(app, ["list", "--output", output])
-    assert result.exit_code == 0
-    first, line = result.stdout.splitlines()
-    assert first.split() == ["RUN", "PHASE", "STEP", "LOSS", "AGE", "REASON"]
-    assert line.split()[:2] == ["ccpm/0123456789ab", "failed"]
-    document = json.loads(CliRunner().invoke(app, ["list", "--output", output, "--json"]).stdout)
-    assert [entry["url"] for entry in document["runs"]] == [run_url]
+def test_watch_and_json_are_incompatible(run: Run) -> None:
+    done = run_cli("status", run.url, "--watch", "--json")
+    assert done.code == 2
+    assert "incompatible" in done.err

@@ -1,10 +1,10 @@
 import pytest
 from rich.progress import Progress
 
-from cpmbee_job.cli.shared.console import mean_rate, printable
+from cpmbee_job.cli.shared.console import columns, mean_rate, printable
 
 
-def test_work_that_comes_in_bursts_is_measured_from_its_beginning():
+def test_the_rate_is_the_mean_since_the_start():
     now = 100.0
     bar = Progress(get_time=lambda: now, disable=True)
     bar.add_task("evaluate", total=40)
@@ -30,5 +30,12 @@ def test_work_that_comes_in_bursts_is_measured_from_its_beginning():
         ("abc\u202edef", "abc�def"),
     ],
 )
-def test_a_terminal_gets_nothing_that_it_would_obey(text: str, shown: str) -> None:
+def test_control_sequences_are_removed(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_columns_are_aligned_and_never_truncated() -> None:
+    long = "x" * 300
+    lines = columns([("a", "", "b"), ("aaa", "", long)], {"a": "red"})
+    assert [line.plain for line in lines] == ["a    b", f"aaa  {long}"]
+    assert lines[0].spans[0].style == "red"

@@ -1,4 +1,4 @@
-"""The command line on the core install alone, as `locks/launcher.txt` makes it."""
+"""The command line with only the core dependencies, as `locks/launcher.txt` installs them."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.paths import ROOT
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages with nothing in it but what the launcher's lock file names, and ourselves."""
+    """A folder with only the packages of the launcher's lock file, and ours."""
     packages = tmp_path_factory.mktemp("core")
     names = re.findall(r"^([\w.-]+)==", (ROOT / "locks" / "launcher.txt").read_text(), re.MULTILINE)
     for name in [*names, "cpmbee-job"]:
@@ -37,7 +37,7 @@ def spec(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_light_verbs_work(core: Path, spec: str) -> None:
+def test_light_commands_work(core: Path, spec: str) -> None:
     assert run(core, "--help").returncode == 0
     assert run(core, "validate", spec).returncode == 0
 
@@ -52,14 +52,14 @@ def test_light_verbs_work(core: Path, spec: str) -> None:
         ["preprocess", "--input=d", "--output_path=o", "--output_name=n"],
     ],
 )
-def test_a_verb_that_needs_more_says_what_to_install(core: Path, arguments: list[str]) -> None:
+def test_other_commands_report_what_to_install(core: Path, arguments: list[str]) -> None:
     done = run(core, *arguments)
     assert done.returncode == 4, done.stderr
     assert done.stderr.startswith("error: not installed: ")
     assert "[train]" in done.stderr
 
 
-def test_a_job_that_could_not_train_leaves_no_run(core: Path, spec: str) -> None:
+def test_local_without_torch_starts_no_run(core: Path, spec: str) -> None:
     done = run(core, "local", spec)
     assert done.returncode == 4, done.stderr
     assert "torch" in done.stderr.splitlines()[0]

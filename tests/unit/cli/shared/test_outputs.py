@@ -2,14 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job.cli.shared.outputs import keep_apart, lines_to, new_folder
+from cpmbee_job.cli.shared.outputs import lines_to, new_folder, require_apart
 from cpmbee_job.errors import RefusedError
 from cpmbee_job.spec import StorageSpec
 
 STORAGE = StorageSpec()
 
 
-def test_lines_appear_when_all_is_written(tmp_path):
+def test_lines_appear_when_all_are_written(tmp_path):
     path = tmp_path / "new" / "out.jsonl"
     with lines_to(str(path), STORAGE) as write:
         write({"a": "天气"})
@@ -18,13 +18,13 @@ def test_lines_appear_when_all_is_written(tmp_path):
     assert path.read_text(encoding="utf-8") == '{"a": "天气"}\n[1]\n'
 
 
-def test_lines_without_a_place_go_to_stdout(capsysbinary):
+def test_lines_without_a_url_go_to_stdout(capsysbinary):
     with lines_to(None, STORAGE) as write:
         write({"a": "天"})
     assert capsysbinary.readouterr().out == '{"a": "天"}\n'.encode()
 
 
-def test_a_failure_leaves_the_old_file(tmp_path):
+def test_a_failure_keeps_the_old_file(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("old")
     with pytest.raises(TypeError), lines_to(str(path), STORAGE) as write:
@@ -43,22 +43,22 @@ def test_a_failure_leaves_the_old_file(tmp_path):
         ("s3://b/data/rows.jsonl", "s3://b/data/"),
     ],
 )
-def test_an_output_among_the_input_is_refused(tmp_path, monkeypatch, output, source):
+def test_an_output_that_would_overwrite_the_input_is_refused(tmp_path, monkeypatch, output, source):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to("data")
-    with pytest.raises(RefusedError, match="the input is there too"):
-        keep_apart(output, source.format(here=Path.cwd()), STORAGE)
+    with pytest.raises(RefusedError, match="would overwrite the input"):
+        require_apart(output, source.format(here=Path.cwd()), STORAGE)
 
 
 @pytest.mark.parametrize("output", [None, "rows.jsonl.out", "s3://b/rows.jsonl"])
-def test_an_output_beside_the_input_is_fine(tmp_path, monkeypatch, output):
+def test_an_output_next_to_the_input_is_accepted(tmp_path, monkeypatch, output):
     monkeypatch.chdir(tmp_path)
-    keep_apart(output, "rows.jsonl", STORAGE)
+    require_apart(output, "rows.jsonl", STORAGE)
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_folder_appears_when_it_is_whole(tmp_path, exists):
+def test_a_folder_appears_when_it_is_complete(tmp_path, exists):
     target = tmp_path / "deep" / "model"
     if exists:
         target.mkdir(parents=True)
@@ -75,7 +75,7 @@ def test_a_failure_leaves_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(RefusedError), new_folder(str(tmp_path), STORAGE, last="b"):
         pass
