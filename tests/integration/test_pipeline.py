@@ -227,7 +227,7 @@ def test_a_signal_before_anything_is_begun_begins_nothing(
         _, err = process.communicate(timeout=60)
         hanging.go_on.set()
     assert process.returncode == 103, err
-    assert "no run was begun" in err
+    assert "no run was started" in err
     assert open_store(f"{bucket}/runs/weather", s3_storage).folders() == []
 
 

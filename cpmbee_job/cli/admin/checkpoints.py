@@ -51,8 +51,8 @@ def verify(run: RunReference, where: RunOptions, as_json: AsJson = False) -> Non
             typer.echo(f"checkpoint of step {one.step}, attempt {one.attempt}: {one.problem or 'ok'}")
         for name, problem in report.deltas.items():
             typer.echo(f"delta {name}: {problem or 'ok'}")
-        typer.echo(report.row_words())
+        typer.echo(report.row_summary())
     if report.problems:
-        newest = next((one for one in report.checkpoints if one.can_be_gone_on_from), None)
+        newest = next((one for one in report.checkpoints if one.is_resumable), None)
         position = "from the beginning" if newest is None else f"after step {newest.step}"
         raise DamagedError(f"{found.url}: {len(report.problems)} damaged; the run would resume {position}")

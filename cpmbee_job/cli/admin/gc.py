@@ -28,7 +28,7 @@ def gc(
 
     These are superseded and incomplete checkpoints, prepared data and uploads that no run refers to, incomplete
     uploads, and what `evaluate` and `predict` started with --on-cluster but never finished. Results are kept.
-    docs/formats.md has the rules.
+    docs/reference/formats.md has the rules.
 
     Example: cpmbee-job gc s3://bucket/runs --delete
     """

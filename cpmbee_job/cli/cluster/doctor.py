@@ -11,7 +11,7 @@ from cpmbee_job.cli.shared.options import STORE, AsJson, JobClusterOptions, JobO
 from cpmbee_job.errors import PreflightError, UsageError
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.checks.findings import Finding
+    from cpmbee_job.launch.checks.check_result import CheckResult
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red", "not_permitted": "cyan"}
 
@@ -58,7 +58,7 @@ def doctor(
         raise PreflightError(f"{problems} of {len(findings)} checks failed")
 
 
-def _line(finding: "Finding") -> Text:
+def _line(finding: "CheckResult") -> Text:
     line = Text(f"{finding.state.replace('_', ' '):<14}", style=STYLES[finding.state])
     line.append(f"{finding.check}: {finding.detail}", style="default")
     if finding.hint is not None and finding.state != "ok":

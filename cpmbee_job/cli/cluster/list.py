@@ -16,7 +16,8 @@ def list_(
 ) -> None:
     """List the runs of a namespace and of an output folder.
 
-    Without --output, only runs whose PyTorchJob still exists are listed. docs/list.schema.json describes --json.
+    Without --output, only runs whose PyTorchJob still exists are listed. Schema of --json:
+    docs/reference/list.schema.json.
 
     Example: cpmbee-job list --output s3://bucket/runs
     """

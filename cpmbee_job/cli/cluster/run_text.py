@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from cpmbee_job.cli.shared.console import columns
+from cpmbee_job.launch.runs.durations import duration
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.runs.find import FoundRun
@@ -86,8 +87,6 @@ def table(runs: "Sequence[RunEntry]", now: datetime) -> list[Text]:
 
 
 def _progress(run: "RunStatus") -> str:
-    from cpmbee_job.launch.runs.containers import duration
-
     if run.step is None:
         return ""
     line = f"step {run.step}" + (f" of {run.total_steps}" if run.total_steps else "")
@@ -108,7 +107,7 @@ def _world(run: "RunStatus", now: datetime) -> str:
     parts += [] if run.world_size is None else [f"{run.world_size} process{'es' * (run.world_size != 1)}"]
     parts += [f"{run.restarts} container restart{'s' * (run.restarts != 1)}"] if run.restarts else []
     if run.updated_at and not run.ended:
-        parts.append(f"last sign of life {_age(run.updated_at, now)} ago")
+        parts.append(f"last heartbeat {_age(run.updated_at, now)} ago")
     return ", ".join(parts)
 
 
@@ -139,8 +138,6 @@ def _indented(message: str, mark: str, style: str) -> list[Text]:
 
 
 def _age(when: str, now: datetime) -> str:
-    from cpmbee_job.launch.runs.containers import duration
-
     try:
         return duration(max((now - datetime.fromisoformat(when)).total_seconds(), 0))
     except (ValueError, TypeError):

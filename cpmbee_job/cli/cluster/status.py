@@ -32,7 +32,8 @@ def status(
 ) -> None:
     """Show the state, progress and problems of a run.
 
-    The exit code is 0 in any state; `wait` exits with the run's exit code. docs/status.schema.json describes --json.
+    The exit code is 0 in any state; `wait` exits with the run's exit code. Schema of --json:
+    docs/reference/status.schema.json.
 
     Example: cpmbee-job status ccpm/0a1b2c3d4e5f --watch
     """

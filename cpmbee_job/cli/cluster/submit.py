@@ -38,7 +38,7 @@ def submit(
     """Run a job on the cluster, or find its existing run.
 
     Submitting the same job again finds the same run. In a CI pipeline, use --wait, --key for a run of its own,
-    --cancel-on-signal, --summary and --junit (docs/ci.md).
+    --cancel-on-signal, --summary and --junit (docs/how-to/pipeline.md).
 
     Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
     """

@@ -30,7 +30,8 @@ def check(
     """Report statistics and problems of training data.
 
     Checks lengths, packing, unknown characters, answers and duplicates, and shows three examples as the model sees
-    them. Names each invalid record; the exit code is 3 if there is any. docs/check.schema.json describes --json.
+    them. Names each invalid record; the exit code is 3 if there is any. Schema of --json:
+    docs/reference/check.schema.json.
 
     Example: cpmbee-job data check --vocab models/cpm-bee-10b/vocab.txt --input examples/train.jsonl
     """

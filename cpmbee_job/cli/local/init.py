@@ -8,7 +8,7 @@ from cpmbee_job.cli.shared.commands import argument
 from cpmbee_job.errors import RefusedError, UsageError
 
 TEMPLATE = """\
-# A job for `cpmbee-job local {file}`. docs/spec.md explains every field.
+# A job for `cpmbee-job local {file}`. docs/reference/spec.md explains every field.
 name: {name}
 
 # A folder with vocab.txt, config.json and the weights (*.safetensors or pytorch_model.bin).

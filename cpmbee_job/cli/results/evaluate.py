@@ -55,7 +55,6 @@ def evaluate(
     from cpmbee_job import documents
     from cpmbee_job.cli.results import recorded_scores
     from cpmbee_job.cli.shared.outputs import copy_lines, require_apart
-    from cpmbee_job.run.run import now
     from cpmbee_job.store.urls import open_object
 
     storage = store.storage()
@@ -74,7 +73,7 @@ def evaluate(
     else:
         report = _score(options, per_example, storage, recorded)
     if recorded is not None:
-        details = {"data": options.data, "model": options.model, "evaluated_at": now()}
+        details = {"data": options.data, "model": options.model, "evaluated_at": documents.now()}
         recorded_scores.record(recorded, {**report, **details})
     if output is not None:
         target, key = open_object(output, storage)

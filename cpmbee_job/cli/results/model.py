@@ -40,10 +40,10 @@ def merge(
     Example: cpmbee-job model merge --model models/cpm-bee-10b --delta runs/ccpm/r1 --out models/ccpm
     """
     from cpmbee_job.cli.shared.outputs import new_folder
-    from cpmbee_job.model.config import CONFIG
     from cpmbee_job.model.locate import fetch_delta, fetch_model
     from cpmbee_job.model.lora import merged_layout, merged_weights
     from cpmbee_job.model.weights.stored import StoredWeights
+    from cpmbee_job.run.model_files import CONFIG
 
     storage = store.storage()
     files = fetch_model(model, storage)
@@ -71,10 +71,10 @@ def convert(
     Example: cpmbee-job model convert --model models/ccpm --out models/ccpm-bin --to bin
     """
     from cpmbee_job.cli.shared.outputs import new_folder
-    from cpmbee_job.model.config import CONFIG
     from cpmbee_job.model.locate import fetch_model
     from cpmbee_job.model.weights.model_folder import check_model
     from cpmbee_job.model.weights.stored import StoredWeights
+    from cpmbee_job.run.model_files import CONFIG
 
     storage = store.storage()
     files = fetch_model(model, storage)

@@ -12,6 +12,7 @@ import typer
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.errors import CpmbeeError, ExitCode, UsageError
+from cpmbee_job.launch.runs.durations import duration
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.runs.status import RunStatus
@@ -37,8 +38,6 @@ class Report:
 
     def markdown(self) -> str:
         """Heading, table and error message, for a page that other steps write to as well."""
-        from cpmbee_job.launch.runs.containers import duration
-
         status, lines = self.status, []
         name = self.title if status is None else status.reference
         end = "error" if status is None else status.phase if status.ended or self.error is None else "not ended"

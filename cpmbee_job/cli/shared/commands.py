@@ -39,7 +39,7 @@ def _without_types(parameters: list[Any]) -> list[Any]:
     """Remove `<bool>` after flags and `<str>` or `<path>` after arguments from the help."""
     for parameter in parameters:
         if parameter.param_type_name == "argument":
-            parameter.display_type_rich = lambda ctx: None
+            parameter.display_type_rich = lambda **_: None
         elif parameter.is_flag:
             parameter.metavar = ""
     return parameters

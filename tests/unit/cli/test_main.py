@@ -109,8 +109,8 @@ def test_validate_rejects_a_model_that_does_not_fit_into_the_gpu(here: Path) -> 
     (here / "job.yaml").write_text(f"name: a\nmodel: .\ndata: {{train: s3://d/}}\noutput: s3://o/\n{workers}")
     done = run_cli("validate", "job.yaml")
     assert done.code == 3
-    assert "workers.gpu_product: a step takes about" in done.err
-    assert "14.7 of 16 GiB to use" in " ".join(done.err.split())
+    assert "workers.gpu_product: a step requires about" in done.err
+    assert "14.7 of 16 GiB are usable" in " ".join(done.err.split())
 
 
 def test_init_writes_a_valid_spec(here: Path) -> None:

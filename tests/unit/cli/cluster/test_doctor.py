@@ -11,7 +11,7 @@ def test_the_exit_code_is_4_and_problems_have_hints(tmp_path: Path) -> None:
     assert done.code == 4
     assert "problem       cluster: no way to a Kubernetes cluster" in done.out
     assert "hint: set KUBECONFIG" in done.out
-    assert "ok            conditional put: If-None-Match and If-Match are honoured" in done.out
+    assert "ok            conditional put: If-None-Match and If-Match work" in done.out
     assert "error: 1 of 4 checks failed" in done.err
 
 

@@ -3,12 +3,13 @@ from datetime import UTC, datetime, timedelta
 from cpmbee_job.cli.cluster.run_text import describe, summary, table
 from cpmbee_job.launch.runs.listing import RunEntry
 from cpmbee_job.launch.runs.pods import PodStatus
-from cpmbee_job.launch.runs.status import BestScore, RunStatus, StoreRecord, describe_run
+from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
+from cpmbee_job.launch.runs.status import BestScore, RunStatus, describe_run
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
-EMPTY = describe_run(
-    name="ccpm", run_id="0a1b", url="s3://b/runs/ccpm/0a1b", job=None, pods=(), record=StoreRecord(), now=NOW
-).model_copy(update={"phase": "running", "reason": None, "ended": False, "namespace": "train"})
+EMPTY = describe_run("ccpm", "0a1b", "s3://b/runs/ccpm/0a1b", ClusterSnapshot(), StoreSnapshot(), now=NOW).model_copy(
+    update={"phase": "running", "reason": None, "ended": False, "namespace": "train"}
+)
 
 
 def shown(run: RunStatus, all_pods: bool = False) -> list[str]:
@@ -28,7 +29,7 @@ def test_a_running_run() -> None:
         "ccpm/0a1b  running  s3://b/runs/ccpm/0a1b",
         "  step 30 of 120 (25%), epoch 1, ETA 13 min",
         "  loss 0.5000, 12,346 tokens/s, best eval loss 0.4000 at step 20",
-        "  attempt 2, 2 processes, 1 container restart, last sign of life 3 s ago",
+        "  attempt 2, 2 processes, 1 container restart, last heartbeat 3 s ago",
         "  2 pods in namespace train: 2 running",
         "    ccpm-0a1b-worker-0  running  node-1",
         "    ccpm-0a1b-worker-1  running  node-1",

@@ -28,7 +28,7 @@ def test_a_watch_ends_with_the_run(run: Run) -> None:
 def test_a_missing_run_is_reported_with_those_that_exist(run: Run) -> None:
     done = run_cli("status", f"{run.url}x")
     assert done.code == 102
-    assert "there is abc" in done.err
+    assert "existing: abc" in done.err
 
 
 def test_watch_and_json_are_incompatible(run: Run) -> None:

@@ -20,9 +20,8 @@ def test_all_forms_of_a_delta_are_the_same(model: Path, delta: Path, examples: P
 
 
 def test_loss_and_accuracy_are_those_of_the_single_examples(model: Path, examples: Path, tmp_path: Path) -> None:
-    done = run_cli(
-        "evaluate", "--model", model, "--data", examples, "--per-example", tmp_path / "scores.jsonl", "--json"
-    )
+    path = tmp_path / "scores.jsonl"
+    done = run_cli("evaluate", "--model", model, "--data", examples, "--per-example", path, "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
     scores = lines(path.read_text(encoding="utf-8"))
