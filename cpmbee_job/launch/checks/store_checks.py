@@ -1,6 +1,5 @@
 """Checks of `doctor` in the object store: permissions, conditional puts, and whether model and data exist."""
 
-import re
 import secrets
 from collections.abc import Callable, Iterator
 
@@ -10,7 +9,7 @@ from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, CpmbeeError, ModelError, NotFoundError
 from cpmbee_job.launch.checks.check_result import CheckResult
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, check_model
+from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, check_model, weight_files
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.urls import list_objects
@@ -102,8 +101,7 @@ def _check_conditions(store: Store, key: str) -> CheckResult:
 def _find_weights(store: Store, files: dict[str, ObjectInfo]) -> list[ObjectInfo]:
     """Return the files of the weights. Raises `ModelError` if the index names missing ones."""
     if SAFETENSORS_INDEX not in files:
-        safetensors = [entry for name, entry in files.items() if name.endswith(".safetensors")]
-        return safetensors or [e for name, e in files.items() if re.fullmatch(r"pytorch_model.*\.bin", name)]
+        return [files[name] for name in weight_files(files)]
     index = _read_json(store, SAFETENSORS_INDEX)
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(weight_map, dict) or not weight_map:
