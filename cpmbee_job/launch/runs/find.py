@@ -223,7 +223,7 @@ class _Search:
     def _job(self, name: str, run_id: str) -> tuple[Object | None, str | None]:
         """Return the run's PyTorchJob, or None and the problem if the cluster cannot be read."""
         if self.cluster is None:
-            return None, "no cluster to ask"
+            return None, "no cluster connection"
         try:
             job = self.cluster.get(PYTORCHJOBS, naming.job_name(name, run_id))
         except NotFoundError:

@@ -64,7 +64,7 @@ def _read_store(found: FoundRun, notes: list[str]) -> StoreSnapshot:
 def _read_cluster(found: FoundRun, cluster: Cluster | None, notes: list[str], *, ended: bool) -> ClusterSnapshot:
     if found.job is None and not found.url.startswith("s3://"):
         return ClusterSnapshot()  # a local run: pods cannot reach its store
-    problem = found.cluster_problem or "not asked"
+    problem = found.cluster_problem or "not connected"
     if cluster is not None:
         try:
             return _ClusterReader(cluster, notes).read(found, ended=ended)
