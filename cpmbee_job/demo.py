@@ -1,7 +1,7 @@
-"""`make demo`: a whole job on this machine, from raw rows in an S3 server to answers of the trained model.
+"""Run a whole job on this machine, from records in an S3 server to answers of the trained model: `make demo`.
 
-The data are weather reports of our own, the base a small model with random weights: it knows nothing, and the delta
-has to teach it to read the weather from a report.
+The records are generated weather reports. The base model is small and has random weights; the delta must teach it to
+read the weather from a report.
 """
 
 import json
@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -65,45 +64,40 @@ def main() -> None:
 
 def demonstrate(endpoint_url: str) -> None:
     storage = StorageSpec(endpoint_url=endpoint_url)
-    with chapter(f"An S3 server is at {endpoint_url}; a model and {NUM_TRAIN:,} rows go into its bucket `demo`"):
-        upload(storage)
-        job = FOLDER / "job.yaml"
-        job.write_text(f"{JOB}storage: {{endpoint_url: {endpoint_url}}}\n", encoding="utf-8")
+    title(f"Upload a model and {NUM_TRAIN:,} records to the bucket `demo` of an S3 server at {endpoint_url}")
+    upload(storage)
+    job = FOLDER / "job.yaml"
+    job.write_text(f"{JOB}storage: {{endpoint_url: {endpoint_url}}}\n", encoding="utf-8")
+    options = [f"--endpoint-url={endpoint_url}", "--model=s3://demo/model/"]
 
-    command_line = [f"--endpoint-url={endpoint_url}", "--model=s3://demo/model/"]
-    with chapter("What the base knows"):
-        cpmbee_job("evaluate", *command_line, "--data=s3://demo/data/eval.jsonl")
+    title("Evaluate the base model before training")
+    cpmbee_job("evaluate", *options, "--data=s3://demo/data/eval.jsonl")
 
-    with chapter(f"The job in {job}, with two processes"):
-        run = cpmbee_job("local", str(job)).strip()
+    title(f"Run the job in {job} with two processes")
+    run = cpmbee_job("local", str(job)).strip()
 
-    with chapter("What it knows with the delta"):
-        cpmbee_job("evaluate", *command_line, f"--delta={run}", "--data=s3://demo/data/eval.jsonl")
+    title("Evaluate the base model with the delta")
+    cpmbee_job("evaluate", *options, f"--delta={run}", "--data=s3://demo/data/eval.jsonl")
 
-    with chapter("Its answers to new reports"):
-        questions = FOLDER / "questions.jsonl"
-        questions.write_text(
-            "".join(json.dumps(r | {"<ans>": ""}, ensure_ascii=False) + "\n" for r in reports(3, seed=7))
-        )
-        cpmbee_job(
-            "predict", *command_line, f"--delta={run}", f"--input={questions}", "--beam-size=1", "--max-length=4"
-        )
+    title("Answer new records")
+    questions = FOLDER / "questions.jsonl"
+    records = (record | {"<ans>": ""} for record in reports(3, seed=7))
+    questions.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    cpmbee_job("predict", *options, f"--delta={run}", f"--input={questions}", "--beam-size=1", "--max-length=4")
 
-    with chapter(f"What is left in {run}"):
-        for entry in open_store(run, storage).list():
-            print(f"{entry.size:12,}  {entry.key}")
+    title(f"List the objects in {run}")
+    for entry in open_store(run, storage).list():
+        print(f"{entry.size:12,}  {entry.key}")
 
-    print(
-        f"\nThe S3 server, which stops now, keeps it all in {FOLDER / 's3'}; the model is also in {FOLDER / 'model'}."
-    )
-    print(f"`make demo` starts that server again and trains another run; delete {FOLDER}/ to start from nothing.")
+    print(f"\nThe objects stay in {FOLDER / 's3'}, and the model also in {FOLDER / 'model'}; the S3 server stops now.")
+    print(f"Run `make demo` again to start it and train another run. Delete {FOLDER}/ to start from scratch.")
 
 
 def upload(storage: StorageSpec) -> None:
-    """Make the data and the base, and put them where the job expects them."""
+    """Generate the data and the base model, and upload them."""
     bucket = open_store("s3://demo", storage)
-    for name, rows in (("train", reports(NUM_TRAIN, seed=1)), ("eval", reports(NUM_EVAL, seed=2))):
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for name, records in (("train", reports(NUM_TRAIN, seed=1)), ("eval", reports(NUM_EVAL, seed=2))):
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         bucket.put(f"data/{name}.jsonl", lines.encode())
     model = FOLDER / "model"
     make_model(model)
@@ -112,7 +106,7 @@ def upload(storage: StorageSpec) -> None:
 
 
 def reports(count: int, seed: int) -> Iterator[dict[str, str]]:
-    """Weather reports, and what they say."""
+    """Yield weather reports as records, with the weather as the answer."""
     draw = random.Random(seed)
     for _ in range(count):
         weather = draw.choice(WEATHER)
@@ -121,7 +115,7 @@ def reports(count: int, seed: int) -> Iterator[dict[str, str]]:
 
 
 def make_model(folder: Path) -> None:
-    """A base of two layers with random weights, the same every time."""
+    """Write a base model of two layers with random weights, the same every time."""
     vocabulary = list(dict.fromkeys([*SPECIAL, *WORDS]))
     sizes = {"dim_model": 64, "num_heads": 4, "dim_head": 16, "dim_ff": 128, "num_layers": 2}
     config = {"vocab_size": len(vocabulary), **sizes, "half": False}
@@ -133,17 +127,15 @@ def make_model(folder: Path) -> None:
     save_weights({name: p.detach() for name, p in model.named_parameters()}, folder)
 
 
-@contextmanager
-def chapter(title: str) -> Iterator[None]:
-    print(f"\n=== {title}", flush=True)
-    yield
+def title(text: str) -> None:
+    print(f"\n=== {text}", flush=True)
 
 
 def cpmbee_job(*arguments: str) -> str:
-    """Run the command line as a user would; what it prints is shown, and returned."""
+    """Run a command as a user would; print its stdout, and return it."""
     print(f"$ cpmbee-job {' '.join(arguments)}", flush=True)
     command = [sys.executable, "-m", "cpmbee_job.cli", *arguments]
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the command too, which ends in its own way
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C also reaches the command, which handles it
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     finally:
