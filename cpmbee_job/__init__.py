@@ -5,10 +5,10 @@ from importlib.metadata import version
 
 __version__ = version("cpmbee-job")
 
-# OpenMP reads it when torch is loaded. Threads that wait by spinning make small steps ten times slower as soon as
-# anything else wants the cores.
+# OpenMP reads this when torch is imported. Threads that spin while they wait make small steps ten times slower when
+# another process uses the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# torch's allocator reads it. Large tensors are mapped anew each time; in pages of 2 MB, where the kernel gives them on
-# request, that is many times fewer page faults than in pages of 4 KB.
+# torch's allocator reads this. Large tensors are mapped each time; with pages of 2 MB, if the kernel provides them on
+# request, there are far fewer page faults than with pages of 4 KB.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,7 +1,7 @@
-"""Drop-in for the original's fine-tuning script: `torchrun ... -m cpmbee_job.finetune $OPTS`.
+"""Replace the original's fine-tuning script, with the same flags: `torchrun ... -m cpmbee_job.finetune $OPTS`.
 
-Every flag of the original, and what it says; the job behind them is the one that a spec describes. The run's folder is
-`<save>/<save-name>/<run>/`, the best weights are `<save>/<save-name>-delta-best.pt` as they were.
+The flags become a job spec. The run's folder is `<save>/<save-name>/<run>/`; the best weights are
+`<save>/<save-name>-delta-best.pt`, as in the original.
 """
 
 import argparse
@@ -23,47 +23,48 @@ from cpmbee_job.train.attempt import Exports
 from cpmbee_job.train.output.terminal import console, log_to_console
 from cpmbee_job.train.worker import exit_with_torchrun, init_world, work
 
-log = logging.getLogger("cpmbee_job.finetune")  # also where this module is __main__
+log = logging.getLogger("cpmbee_job.finetune")  # the name of this module even if it runs as __main__
 
 SAME = """
     use_delta batch_size max_length max_steps drop_last seed task_name eval_interval early_stop_patience inspect_iters
     lr lr_decay_style train_iters lr_decay_iters warmup_iters start_step weight_decay clip_grad loss_scale
     loss_scale_factor save_name checkpoint_interval
 """.split()
-"""Flags that are called as their field of `train` is."""
+"""Flags with the name of their field of `train`."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="cpmbee_job.finetune",
-        description="Fine-tune CPM-Bee, with the flags of the original script.",
+        description="Fine-tune CPM-Bee with the flags of the original script.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model-config", type=Path, required=True, help="model configuration (JSON)")
     model.add_argument("--load", type=Path, required=True, help="weights: .bin, .pt or .safetensors file")
-    model.add_argument("--vocab", type=Path, help="vocabulary; vocab.txt beside the weights by default")
-    model.add_argument("--use-delta", action="store_true", help="train LoRA on the frozen model, not all its weights")
+    model.add_argument("--vocab", type=Path, help="vocabulary; default: vocab.txt beside the weights")
+    model.add_argument("--use-delta", action="store_true", help="train LoRA on the frozen model instead of all weights")
 
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset", required=True, help="training data: output of preprocess, the original's, or JSON lines"
+        "--dataset", required=True, help="training data: output of preprocess or of the original, or JSON lines"
     )
-    data.add_argument("--eval_dataset", help="evaluation data, likewise")
-    data.add_argument("--max-length", type=int, default=512, help="tokens in a row")
-    data.add_argument(
-        "--drop-last", action="store_true", help="leave out an epoch's last step where it is short of rows"
-    )
+    data.add_argument("--eval_dataset", help="evaluation data, in the same forms")
+    data.add_argument("--max-length", type=int, default=512, help="tokens in a packed row")
+    data.add_argument("--drop-last", action="store_true", help="omit the last step of an epoch if it is short")
     data.add_argument("--task-name", default="task", help="name of the task in TensorBoard")
 
     train = parser.add_argument_group("training")
     train.add_argument("--epoch", type=int, default=1, help="passes over the training data")
-    train.add_argument("--batch-size", type=int, default=32, help="rows in one step of one process")
-    train.add_argument("--max-steps", type=int, help="end after so many steps")
-    train.add_argument("--seed", type=int, default=1234, help="seed of the order of rows and of LoRA's first weights")
+    train.add_argument("--batch-size", type=int, default=32, help="packed rows in one step of one process")
+    train.add_argument("--max-steps", type=int, help="stop after this number of steps")
+    train.add_argument("--seed", type=int, default=1234, help="seed of packed row order and initial LoRA weights")
     train.add_argument("--eval-interval", type=int, default=500, help="steps between evaluations")
     train.add_argument(
-        "--early-stop-patience", type=int, default=5, help="evaluations without a better loss; 0: never stop"
+        "--early-stop-patience",
+        type=int,
+        default=5,
+        help="evaluations without a better loss until the stop; 0: never stop",
     )
     train.add_argument("--inspect-iters", type=int, default=1000, help="steps between printed parameter statistics")
 
@@ -76,29 +77,29 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="shape of the schedule",
     )
     optimizer.add_argument("--train-iters", type=int, default=1_000_000, help="horizon of the schedule, in steps")
-    optimizer.add_argument("--lr-decay-iters", type=int, help="the horizon, where it differs")
-    optimizer.add_argument("--warmup-iters", type=int, default=100, help="steps of warm-up")
-    optimizer.add_argument("--start-step", type=int, default=0, help="step at which the schedule begins")
+    optimizer.add_argument("--lr-decay-iters", type=int, help="horizon of the decay; default: train_iters")
+    optimizer.add_argument("--warmup-iters", type=int, default=100, help="warm-up steps")
+    optimizer.add_argument("--start-step", type=int, default=0, help="first step of the schedule")
     optimizer.add_argument("--weight-decay", type=float, default=0.01, help="weight decay")
-    optimizer.add_argument("--clip-grad", type=float, default=1.0, help="largest gradient norm; 0: any")
-    optimizer.add_argument("--loss-scale", type=float, default=1_048_576, help="first loss scale")
-    optimizer.add_argument("--loss-scale-factor", type=float, default=2, help="what it grows and shrinks by")
+    optimizer.add_argument("--clip-grad", type=float, default=1.0, help="maximum gradient norm; 0: no clipping")
+    optimizer.add_argument("--loss-scale", type=float, default=1_048_576, help="initial loss scale")
+    optimizer.add_argument("--loss-scale-factor", type=float, default=2, help="factor by which it grows and shrinks")
     optimizer.add_argument("--loss-scale-steps", type=float, default=512, help="steps without overflow before it grows")
 
     results = parser.add_argument_group("results")
     results.add_argument("--save", type=Path, default=Path("results"), help="folder for results")
-    results.add_argument("--save-name", default="cpm_bee_finetune", help="their file name")
+    results.add_argument("--save-name", default="cpm_bee_finetune", help="file name of the results")
     results.add_argument(
         "--checkpoint-interval", "--save-iters", type=int, default=1000, help="steps between checkpoints"
     )
-    results.add_argument("--resume", action="store_true", help="go on with the newest run of this name in --save")
+    results.add_argument("--resume", action="store_true", help="resume the newest run of this name in --save")
     results.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
     results.add_argument("--log-dir", type=Path, help="folder for a copy of metrics.jsonl")
     return parser.parse_args(arguments)
 
 
 def job_spec(options: argparse.Namespace, world_size: int) -> JobSpec:
-    """The job that the flags describe. Raises `SpecError`."""
+    """Return the job that the flags describe. Raises `SpecError`."""
     name = re.sub(r"[^a-z0-9]+", "-", options.save_name.lower()).strip("-")[:40].strip("-") or "finetune"
     try:
         return JobSpec(
@@ -120,15 +121,15 @@ def job_spec(options: argparse.Namespace, world_size: int) -> JobSpec:
 
 
 def begin(options: argparse.Namespace, model: ModelFiles, world_size: int) -> str:
-    """On rank 0: start a run, or find the one to go on with, and prepare its data. Returns the run's URL."""
+    """On rank 0: start a run, or find the one to resume, and prepare its data. Returns the run's URL."""
     spec = job_spec(options, world_size)
     runs = {found.key.split("/")[0] for found in open_store(f"{spec.output}/{spec.name}").list() if "/" in found.key}
     run_id = new_run_id()
     if options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         if not runs:
-            raise NotFoundError(f"{spec.output}/{spec.name}: no run to resume", hint="leave --resume out to start one")
+            raise NotFoundError(f"{spec.output}/{spec.name}: no run to resume", hint="omit --resume to start one")
         run_id = max(runs)
-        # Another number of processes goes on with the steps that the run began with.
+        # Keep the step size of the run if the number of processes differs.
         begun = Run.open(keys.run_url(spec.output, spec.name, run_id)).spec
         train = spec.train.model_copy(update={"global_batch_size": begun.train.global_batch_size})
         spec = spec.model_copy(update={"train": train})
@@ -153,7 +154,7 @@ def main() -> None:
 
 
 def finetune(options: argparse.Namespace) -> int:
-    """Take part as the rank that torchrun's environment names. Returns the exit code."""
+    """Run as the rank that torchrun's environment names. Returns the exit code."""
     model = _model(options)
     for flag, folder in (
         ("--save", options.save),
