@@ -10,9 +10,9 @@ from benchmarks import inputs
 from benchmarks.measure import Figure, duration, one_core, rate, timed
 from benchmarks.original import GreedyTokenizer, packed
 from cpmbee_job.data.dataset.order import Order
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.data.encode.examples import parse_object
-from cpmbee_job.data.read.reformat import ccpm_example
+from cpmbee_job.data.read.formats import ccpm_example
 from cpmbee_job.train.batches import Batches, RankLoader, Vocabulary
 
 _MARK = 2_000_000  # tokens per second
@@ -48,7 +48,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     )
 
 
-def collate_epochs(dataset: RowDataset, epochs: int) -> tuple[int, float]:
+def collate_epochs(dataset: PackedDataset, epochs: int) -> tuple[int, float]:
     """Return tokens and seconds of the batches of several epochs."""
     tokenizer = inputs.tokenizer()
     vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Figure
-from cpmbee_job.data.dataset.collate import Table, collate
+from cpmbee_job.data.dataset.collate import collate
+from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.demo import SPECIAL, WORDS, reports

@@ -13,10 +13,10 @@ from functools import lru_cache
 from itertools import accumulate, cycle, islice
 from pathlib import Path
 
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.parts import PrepareSettings
-from cpmbee_job.data.prepare.prepare import prepare
+from cpmbee_job.data.prepare.prepare import Preparation, prepare
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
 from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.store.urls import open_store
 
@@ -131,14 +131,14 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 @lru_cache(1)
-def prepared_ccpm(quick: bool) -> RowDataset:
+def prepared_ccpm(quick: bool) -> PackedDataset:
     """Prepare once for all benchmarks of this process, with the default piece size."""
     folder = Path(_scratch().name)
     raw = folder / "raw.jsonl"
     raw.write_text("\n".join(ccpm_lines(num_rows(quick))) + "\n", encoding="utf-8")
     out = open_store(str(folder / "rows"))
-    prepare(open_source(str(raw)), vocabulary(), PrepareSettings(MAX_LENGTH, format="ccpm"), out)
-    return RowDataset.open(out)
+    prepare(Preparation(open_source(str(raw)), PrepareSettings(MAX_LENGTH, format="ccpm"), tokenizer()), out)
+    return PackedDataset.open(out)
 
 
 def job_file(folder: Path, raw: Path, format_name: str) -> Path:

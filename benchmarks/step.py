@@ -19,11 +19,12 @@ from benchmarks import inputs
 from benchmarks.dense import dense_losses
 from benchmarks.measure import Figure, duration, in_fresh_process, megabytes, own_memory, paired
 from benchmarks.original import MAX_LENGTH, Batch, GreedyTokenizer, Row, encode, padded
-from cpmbee_job.data.dataset.collate import Collated, Table, collate
+from cpmbee_job.data.dataset.collate import Collated, collate
 from cpmbee_job.data.dataset.pack import pack
+from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.examples import Example, parse_object
-from cpmbee_job.data.read.reformat import ccpm_example
+from cpmbee_job.data.read.formats import ccpm_example
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.lora import insert_lora
 from cpmbee_job.model.net.cpmbee import CpmBee, init_weights

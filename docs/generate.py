@@ -16,7 +16,7 @@ import chart
 import commands
 from pydantic import BaseModel
 
-from cpmbee_job.data.check.scan import CheckReport
+from cpmbee_job.data.check.report import CheckReport
 from cpmbee_job.errors import FINAL, ExitCode
 from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, Permission, rules
 from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml

@@ -1,8 +1,8 @@
 """The init step of a training pod: `python -m cpmbee_job.data RUN_URL`.
 
-A permanent fault (bad data, no vocabulary, another launcher's contract) ends the run in the store, and this process
-with 0: the training container then ends with the run's exit code, where an init container that fails would be started
-for ever. A store that does not answer is tried again in here; one that refuses is not.
+A permanent error (invalid data, missing vocabulary, incompatible launcher) is recorded in the run, and this process
+exits with 0: the training container then exits with the run's exit code. A failing init container would be restarted
+forever. If the object store does not respond, the step retries; if it denies access, the step fails.
 """
 
 import os
@@ -13,7 +13,7 @@ from functools import partial
 
 from rich.console import Console
 
-from cpmbee_job.data.prepare.init_step import describe, prepare_bar, prepare_job
+from cpmbee_job.data.prepare.job_data import describe, prepare_bar, prepare_job
 from cpmbee_job.errors import (
     AccessError,
     CancelledError,
@@ -34,7 +34,7 @@ from cpmbee_job.store.urls import open_store
 
 def main() -> None:
     parent_watch.end_with(parent_watch.owner())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(CancelledError.exit_code))  # scratch files go
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(CancelledError.exit_code))  # lets temporary files be removed
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         patiently(partial(execute, sys.argv[1], console), hopeless=(AccessError, DamagedError, DiskError))
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def execute(url: str, console: Console) -> None:
-    """Prepare the run at `url`, unless it has ended, or end it for good."""
+    """Prepare the data of the run at `url` unless the run has ended. Permanent errors fail the run."""
     try:
         pod.require_contract()
         run = open_run(url, StorageSpec.from_environment())
@@ -62,7 +62,7 @@ def execute(url: str, console: Console) -> None:
 
 
 def open_run(url: str, storage: StorageSpec) -> Run:
-    """The run at `url`. Where there is none, the first pod begins it with the spec that came with the manifest."""
+    """Open the run at `url`. If it does not exist, the first pod creates it with the manifest's spec."""
     try:
         return Run.open(url, storage)
     except NotFoundError:
@@ -70,13 +70,13 @@ def open_run(url: str, storage: StorageSpec) -> Run:
         if text is None:
             raise
     spec = parse_spec(text, source=contract.SPEC_ENV)
-    with suppress(ConflictError):  # another pod was first
+    with suppress(ConflictError):  # another pod created it
         open_store(url, storage).put(keys.SPEC, spec.to_yaml().encode(), if_none_match=True)
     return Run.open(url, storage)
 
 
 def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> None:
-    """Prepare the data of a run and bind the run to it. See `prepare_job` for `vocab`."""
+    """Prepare the data of a run and bind the run to it. `vocab` defaults to the model folder's vocab.txt."""
     with prepare_bar(console) as progress:
         record = prepare_job(
             run.spec,
@@ -94,7 +94,7 @@ def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> No
 
 def _tell(error: CpmbeeError, console: Console) -> None:
     pod.last_word(str(error))
-    if parent_watch.owner() is None:  # else the one that started us tells it
+    if parent_watch.owner() is None:  # otherwise the parent process reports it
         console.print(f"error: {error}", style="red", markup=False)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cpmbee_job.data.dataset.collate import collate
 from cpmbee_job.data.dataset.order import MicroBatch, Order, share
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.model.net.inputs import ModelInputs
 
 PREFETCH = 2
@@ -31,7 +31,7 @@ class Vocabulary:
 class RankLoader:
     """Splits packed rows between ranks and loads those of this rank."""
 
-    dataset: RowDataset
+    dataset: PackedDataset
     vocabulary: Vocabulary
     rank: int
     world_size: int

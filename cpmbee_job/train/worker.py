@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from cpmbee_job.data.dataset.order import Order, SetShare, shares
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, ExitCode, InvalidError, RefusedError
 from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.weights.model_folder import ModelFiles
@@ -260,11 +260,11 @@ class _Worker:
         Failure(reason, self.state.step, permanent=False, exit_code=ExitCode.STALLED).write()
 
 
-def _open_dataset(run: Run, split: dict[str, Any]) -> RowDataset:
+def _open_dataset(run: Run, split: dict[str, Any]) -> PackedDataset:
     """Open the packed rows of all datasets of a split."""
     folders = [keys.prepared_url(run.spec.output, dataset["prepared"]) for dataset in split["sets"]]
     stores = [open_store(folder, run.storage) for folder in folders]
-    return RowDataset.open(*stores, cache=default_cache_dir() / "prepared")
+    return PackedDataset.open(*stores, cache=default_cache_dir() / "prepared")
 
 
 def _mixture(sets: list[dict[str, Any]]) -> tuple[SetShare, ...]:

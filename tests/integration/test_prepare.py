@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from cpmbee_job.data.check.scan import Check, report_on
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare, prepare_split
 from cpmbee_job.data.read.sources import open_source, read_source
@@ -33,7 +33,7 @@ def test_s3_and_the_disk_hold_the_same_rows(bucket, s3_storage, tiny_vocab, tmp_
     index = prepare(source, vocab, settings, out, storage=s3_storage, workers=2)
     assert index.content_digest == on_disk.content_digest
 
-    dataset = RowDataset.open(out, cache=tmp_path / "cache")
+    dataset = PackedDataset.open(out, cache=tmp_path / "cache")
     table = dataset.table(np.arange(dataset.num_rows))
     assert table.rows.size == index.examples == 250
     assert len(list(read_source(data.url, s3_storage))) == 250

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cpmbee_job.data.prepare.init_step import prepare_job
+from cpmbee_job.data.prepare.job_data import prepare_job
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import load_spec
 from cpmbee_job.store.files import LOCK

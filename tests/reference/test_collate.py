@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from cpmbee_job.data.dataset.collate import Collated, Table, collate
+from cpmbee_job.data.dataset.collate import Collated, collate
+from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import Encoded, encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 from tests.conftest import needs_reference

@@ -9,7 +9,7 @@ import pytest
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.examples import check_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.read.reformat import ccpm_example
+from cpmbee_job.data.read.formats import ccpm_example
 from tests.conftest import needs_reference
 
 pytestmark = needs_reference

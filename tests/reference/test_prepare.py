@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare, prepare_split, preprocess
 from cpmbee_job.data.read.reformat import reformat
 from cpmbee_job.data.read.sources import open_source, read_source
@@ -22,7 +22,7 @@ def test_all_of_ccpm_fills_its_rows(reference, tmp_path):
     assert index.target_tokens == 2 * index.examples
     assert index.tokens / index.capacity >= 0.985
     assert not index.skipped
-    dataset = RowDataset.open(FileStore(folder))
+    dataset = PackedDataset.open(FileStore(folder))
     table = dataset.table(np.arange(dataset.num_rows))
     assert table.rows.size == index.examples
     assert np.bincount(table.rows, weights=table.sample_lengths).max() <= 2048

@@ -51,11 +51,9 @@ def check(
             for one in sources:
                 checks.append(Check(one, tokenizer, format_name=format_name, max_length=max_length, strict=strict))
                 checks[-1].read(advance)
-        # Most data have no duplicates, and no second pass to show.
-        with console.byte_progress("find duplicates", num_bytes, visible=False) as advance:
-            report = report_on(*checks, on_bytes=advance)
+        report = report_on(*checks)
     except (DataError, StoreError):  # nothing to read, or the object store fails
-        out.print(f"summary: stopped after {sum(check.num_rows for check in checks):,} records", markup=False)
+        out.print(f"summary: stopped after {sum(check.num_records for check in checks):,} records", markup=False)
         raise
     if as_json:
         console.print_json(report.model_dump())

@@ -8,12 +8,16 @@ from rich.console import Console
 from rich.text import Text
 
 from cpmbee_job.cli.shared.console import printable
-from cpmbee_job.data.check.answers import Answers
-from cpmbee_job.data.check.duplicates import Duplicates
-from cpmbee_job.data.check.lengths import Lengths
-from cpmbee_job.data.check.scan import CheckReport, SetReport
-from cpmbee_job.data.check.unknown import Unknown
-from cpmbee_job.data.check.view import Segment, View
+from cpmbee_job.data.check.report import (
+    Answers,
+    CheckReport,
+    Duplicates,
+    ExampleView,
+    Lengths,
+    Segment,
+    SetReport,
+    Unknown,
+)
 from cpmbee_job.data.encode.examples import ANSWER
 
 _TITLE_WIDTH = 17
@@ -222,7 +226,7 @@ class _Page:
             title = Text(f"{mark}{'' if number else item.title}".ljust(_TITLE_WIDTH), style)
             self._print(title, Text(printable(line), style))
 
-    def view(self, view: View) -> None:
+    def view(self, view: ExampleView) -> None:
         self.line("")
         tokens = f"{_number(view.tokens, 'token')}, {view.target_tokens:,} to predict"
         self._print(Text("  "), Text(f"{view.location}: {tokens}", "bold"))

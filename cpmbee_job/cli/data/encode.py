@@ -21,8 +21,8 @@ def encode(
     Example: cpmbee-job data encode --vocab models/cpm-bee-10b/vocab.txt --input examples/train.jsonl
     """
     from cpmbee_job.data.encode.encoder import encode_example
-    from cpmbee_job.data.encode.tokenizer import Tokenizer
-    from cpmbee_job.data.read.sources import Rejection, read_source
+    from cpmbee_job.data.encode.tokenizer import LITERAL_WARNING, Tokenizer
+    from cpmbee_job.data.read.reader import Rejection, read_source
 
     tokenizer = Tokenizer.from_file(vocab)
     warnings: Counter[str] = Counter()
@@ -33,6 +33,7 @@ def encode(
             encoded = encode_example(tokenizer, record.content, strict=strict)
         except DataError as error:
             raise DataError(f"{record.location}: {error.message}", hint=error.hint) from error
+        warnings[LITERAL_WARNING] += encoded.literals
         line = {
             "data": record.content,
             "input_ids": encoded.input_ids.tolist(),
@@ -44,6 +45,4 @@ def encode(
             "ext_table": encoded.ext_table,
         }
         sys.stdout.buffer.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    if tokenizer.literals:
-        warnings["'<' taken as text"] = tokenizer.literals
-    console.warn_of_counts(warnings)
+    console.warn_of_counts(+warnings)

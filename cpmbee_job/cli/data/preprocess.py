@@ -35,9 +35,12 @@ def preprocess(
 
     Example: cpmbee-job preprocess --input raw --output_path bin_data --output_name ccpm
     """
-    from cpmbee_job.data.prepare.init_step import counted, prepare_bar
-    from cpmbee_job.data.prepare.parts import PrepareSettings
-    from cpmbee_job.data.prepare.prepare import preprocess as write_sets
+    from cpmbee_job.data.encode.tokenizer import Tokenizer
+    from cpmbee_job.data.prepare.job_data import counted, prepare_bar
+    from cpmbee_job.data.prepare.prepare import Preparation
+    from cpmbee_job.data.prepare.preprocess import preprocess as write_sets
+    from cpmbee_job.data.prepare.shard_maker import PrepareSettings
+    from cpmbee_job.data.read.sources import open_source
     from cpmbee_job.process.pod import num_cpus
 
     if vocab is not None and not vocab.is_file():
@@ -45,14 +48,14 @@ def preprocess(
     if not re.fullmatch(r"[\w.-]+", output_name):
         raise UsageError(f"--output_name: must be letters, digits, '.', '-' and '_' (got {output_name!r})")
     with prepare_bar(console.stderr) as progress:
-        indexes = write_sets(
-            input_folder,
-            output_path,
-            output_name,
-            None if vocab is None else vocab.read_bytes(),
-            settings=PrepareSettings(max_length=None, on_error=on_error.value, strict=strict),
+        folder = Preparation(
+            open_source(input_folder),
+            PrepareSettings(max_length=None, on_error=on_error.value, strict=strict),
+            None if vocab is None else Tokenizer.from_file(vocab),
             workers=num_cpus(),
+            shard_prefix=output_name,
             progress=progress,
         )
-    for folder, index in indexes.items():
-        typer.echo(f"{folder}: {index.examples} examples{counted(index.skipped, index.warnings)}")
+        indexes = write_sets(folder, output_path)
+    for url, index in indexes.items():
+        typer.echo(f"{url}: {index.examples} examples{counted(index.skipped, index.warnings)}")

@@ -13,7 +13,7 @@ def prepare(job: JobOptions, as_json: AsJson = False) -> None:
 
     Example: cpmbee-job prepare job.yaml
     """
-    from cpmbee_job.data.prepare.init_step import describe, prepare_bar, prepare_job
+    from cpmbee_job.data.prepare.job_data import describe, prepare_bar, prepare_job
 
     spec = job.load()
     with prepare_bar(console.stderr) as progress:

@@ -86,7 +86,7 @@ def load_tokenizer(files: "ModelFiles") -> "Tokenizer":
 
 def load_examples(url: str, storage: "StorageSpec", format_name: str) -> "Sequence[tuple[str, Example]]":
     """Read all examples, each with its location. Raises `DataError` for the first invalid record and for no records."""
-    from cpmbee_job.data.read.sources import Rejection, read_source
+    from cpmbee_job.data.read.reader import Rejection, read_source
 
     warnings: Counter[str] = Counter()
     examples = []
@@ -95,7 +95,7 @@ def load_examples(url: str, storage: "StorageSpec", format_name: str) -> "Sequen
             if isinstance(record.content, Rejection):
                 error = record.content.error
                 raise DataError(f"{record.location}: {error.message}", hint=error.hint) from error
-            examples.append((record.location, record.content))
+            examples.append((str(record.location), record.content))
     except SpecError as error:
         raise UsageError(error.message, hint=error.hint) from error
     console.warn_of_counts(warnings)

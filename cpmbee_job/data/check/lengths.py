@@ -1,41 +1,17 @@
-"""How long the examples of a data set are: counted by length, so that memory does not grow with the rows."""
+"""Summarize the lengths of examples, counted by length so that memory does not grow with the number of examples."""
 
 from collections import Counter
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+
+from cpmbee_job.data.check.report import Bin, Lengths
 
 _PERCENTILES = (50, 90, 95, 99)
 _MOST_BINS = 12
 
 
-class Lengths(BaseModel):
-    """Tokens of all examples, and of an example."""
-
-    model_config = ConfigDict(frozen=True)
-
-    total: int
-    min: int
-    mean: float
-    p50: int = Field(description="Half of the examples have at most so many; p90, p95, p99 likewise.")
-    p90: int
-    p95: int
-    p99: int
-    max: int
-
-
-class Bin(BaseModel):
-    """One bar of the histogram."""
-
-    model_config = ConfigDict(frozen=True)
-
-    first: int = Field(description="Tokens of an example, from `first` to `last`.")
-    last: int
-    examples: int
-
-
 def summary(counts: Counter[int]) -> Lengths | None:
-    """Of the number of examples of each length; None of nothing."""
+    """Summarize the number of examples of each length; None without examples."""
     if not counts:
         return None
     lengths = np.array(sorted(counts), dtype=np.int64)
@@ -54,7 +30,7 @@ def summary(counts: Counter[int]) -> Lengths | None:
 
 
 def histogram(counts: Counter[int]) -> tuple[Bin, ...]:
-    """A dozen bins at most, of a round width that suits all but a few very long examples, which the last bin takes."""
+    """Return at most 12 bins of a round width. The last bin takes a few much longer examples."""
     lengths = summary(counts)
     if lengths is None:
         return ()
@@ -76,7 +52,7 @@ def histogram(counts: Counter[int]) -> tuple[Bin, ...]:
 
 
 def _round_width(spread: int) -> int:
-    """1, 2 or 5 times a power of ten, of which not many go into `spread`."""
+    """Return 1, 2 or 5 times a power of ten that divides `spread` into few bins."""
     width, factors = 1, (2, 2.5, 2)
     number = 0
     while spread / width > _MOST_BINS - 2:

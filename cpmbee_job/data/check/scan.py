@@ -1,168 +1,94 @@
-"""What `data check` finds out about a data set, in one pass over its records."""
+"""Check datasets in one pass over their records."""
 
 import random
 from collections import Counter
-from collections.abc import Iterator
-
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from cpmbee_job.data.check import lengths
-from cpmbee_job.data.check.answers import AnswerCounter, Answers
-from cpmbee_job.data.check.duplicates import Duplicates, Fingerprint, Fingerprints, Search, look
-from cpmbee_job.data.check.unknown import Unknown, UnknownCounter
-from cpmbee_job.data.check.view import View, view
-from cpmbee_job.data.dataset.collate import Table
+from cpmbee_job.data.check.answers import AnswerCounter
+from cpmbee_job.data.check.duplicates import Fingerprints, leakage, within
+from cpmbee_job.data.check.report import CheckReport, ExampleView, Packing, SetReport, TooLong
+from cpmbee_job.data.check.unknown import UnknownCounter
+from cpmbee_job.data.check.view import view
+from cpmbee_job.data.dataset.pack import Packer
 from cpmbee_job.data.encode.encoder import answer_order, encode_example
 from cpmbee_job.data.encode.examples import ANSWER, Example
-from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.parts import RowPart
-from cpmbee_job.data.read.reformat import ErrorList
-from cpmbee_job.data.read.sources import LineCounts, Piece, Place, Record, Rejection, Source, read_piece
+from cpmbee_job.data.encode.tokenizer import LITERAL_WARNING, Tokenizer
+from cpmbee_job.data.read.error_list import ErrorList
+from cpmbee_job.data.read.locations import Location
+from cpmbee_job.data.read.reader import InputRecord, Reader, Rejection
+from cpmbee_job.data.read.sources import DataSource
 from cpmbee_job.errors import DataError
 from cpmbee_job.store.base import Progress, no_progress
 
-NUM_VIEWS = 3
+_NUM_VIEWS = 3
 _MOST_NAMED = 5
 
 
-class Packing(BaseModel):
-    """The rows that `prepare` makes of the examples that fit one."""
-
-    model_config = ConfigDict(frozen=True)
-
-    rows: int
-    examples: int
-    tokens: int
-    capacity: int = Field(description="Tokens that the rows have room for.")
-    efficiency: float = Field(description="`tokens` of `capacity`, from 0 to 1.")
-
-
-class TooLong(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    location: str = Field(description="`file:line`")
-    tokens: int
-
-
-class SetReport(BaseModel):
-    """What `data check` finds in one data set."""
-
-    model_config = ConfigDict(frozen=True)
-
-    url: str
-    rows: int = Field(description="Records read.")
-    examples: int = Field(description="Those of them that can be used.")
-    bad_rows: int = Field(description="The others.")
-    max_length: int = Field(description="Tokens in a row of training.")
-    too_long: int = Field(description="Examples of more tokens than that.")
-    too_long_at: tuple[TooLong, ...] = Field(description="The first of them.")
-    tokens: lengths.Lengths | None = Field(description="null without examples.")
-    target_tokens: lengths.Lengths | None = Field(description="Those that are to be predicted, `</s>` included.")
-    histogram: tuple[lengths.Bin, ...] = Field(description="Of the tokens of an example.")
-    packing: Packing | None = Field(description="null where no example fits a row.")
-    unknown: Unknown
-    answers: Answers
-    duplicates: Duplicates
-    views: tuple[View, ...] = Field(description="Examples as the model sees them, drawn at random, always the same.")
-    warnings: dict[str, int] = Field(description="What was mended, by kind; `--strict` makes errors of it.")
-    num_errors: int
-    errors: tuple[str, ...] = Field(description="The first of them.")
-
-
-class CheckReport(SetReport):
-    """What `cpmbee-job data check --json` prints: on the set of --input, and on that of --eval beside it."""
-
-    eval: SetReport | None = Field(description="null without --eval.")
-    leakage: Duplicates | None = Field(description="Evaluation examples that stand in the training data.")
-
-
-class _RowCounter:
-    """Where rows go that nobody wants to keep."""
-
-    def __init__(self) -> None:
-        self.num_rows = 0
-
-    def write(self, table: Table) -> None:
-        self.num_rows += int(table.rows[-1]) + 1
-
-    def close(self) -> None:
-        pass
-
-
 class Check:
-    """One data set: `read` it, then `report`. What it holds is bounded, but for the 16 bytes an example of
-    `fingerprints`.
-    """
+    """Checks one dataset: `read` it, then `report`. Memory is bounded, except for `fingerprints`."""
 
     def __init__(
-        self, source: Source, tokenizer: Tokenizer, *, format_name: str, max_length: int, strict: bool = False
+        self, source: DataSource, tokenizer: Tokenizer, *, format_name: str, max_length: int, strict: bool = False
     ) -> None:
         self.source = source
         self.errors = ErrorList()
         self.fingerprints = Fingerprints()
-        self._tokenizer, self._format, self._max_length, self._strict = tokenizer, format_name, max_length, strict
+        self._reader = Reader(source.store, source.kind, format_name, strict)
+        self._tokenizer, self._max_length, self._strict = tokenizer, max_length, strict
         self._num_examples = self._num_rejected = self._num_too_long = 0
         self._num_packed_rows = self._num_packed_tokens = 0
         self._lengths: Counter[int] = Counter()
         self._target_lengths: Counter[int] = Counter()
-        self._too_long: list[tuple[Place | str, int]] = []
+        self._too_long: list[TooLong] = []
         self._unknown = UnknownCounter(tokenizer)
         self._answers = AnswerCounter()
         self._warnings: Counter[str] = Counter()
         self._random = random.Random(0)
-        self._drawn: list[tuple[int, Record]] = []
+        self._drawn: list[tuple[int, Location, Example]] = []
 
     @property
-    def num_rows(self) -> int:
-        """Records read so far."""
+    def num_records(self) -> int:
+        """Number of records read so far."""
         return self._num_examples + self._num_rejected
 
     def read(self, on_bytes: Progress = no_progress) -> None:
-        """Look at every record. What can't be read or used goes to `errors`; only the store's failures are raised."""
-        line_counts: LineCounts = {}
+        """Read all records. Invalid data is added to `errors`; only errors of the store are raised."""
         for piece in self.source.pieces:
-            part = RowPart(_RowCounter(), self._max_length, self.source.piece_bytes, None, piece.number)
-            for record in self._records(piece, line_counts, self._warnings, self.errors, on_bytes):
-                self._add(record, part)
-            part.close()
-            self._num_packed_rows += part.num_rows
-            self._num_packed_tokens += part.num_tokens
+            packer = Packer(None, self._max_length, self.source.piece_bytes)
+            try:
+                for record in self._reader.read(piece, self._warnings, on_bytes):
+                    self._add(record, packer)
+            except DataError as error:  # the rest of the piece can't be read
+                self.errors.add(error)
+            packer.close()
+            self._num_packed_rows += packer.num_rows
+            self._num_packed_tokens += packer.num_tokens
         if not self._num_examples and not self.errors.count:
-            self.errors.add(DataError(f"{self.source.url}: no examples there"))
-        self.fingerprints.close()
+            self.errors.add(DataError(f"{self.source.url}: no examples"))
 
-    def examples_again(self, on_bytes: Progress = no_progress) -> Iterator[tuple[Place | str, Example]]:
-        """The set's examples, read once more."""
-        line_counts: LineCounts = {}
-        for piece in self.source.pieces:
-            for record in self._records(piece, line_counts, Counter(), ErrorList(), on_bytes):
-                if not isinstance(record.content, Rejection):
-                    yield record.place, record.content
-
-    def report(self, duplicates: Duplicates) -> SetReport:
+    def report(self) -> SetReport:
         return SetReport(
             url=self.source.url,
-            rows=self.num_rows,
+            rows=self.num_records,
             examples=self._num_examples,
             bad_rows=self._num_rejected,
             max_length=self._max_length,
             too_long=self._num_too_long,
-            too_long_at=tuple(TooLong(location=str(place), tokens=length) for place, length in self._too_long),
+            too_long_at=tuple(self._too_long),
             tokens=lengths.summary(self._lengths),
             target_tokens=lengths.summary(self._target_lengths),
             histogram=lengths.histogram(self._lengths),
             packing=self._packing(),
             unknown=self._unknown.report(),
             answers=self._answers.report(),
-            duplicates=duplicates,
-            views=tuple(self._view(record) for _, record in sorted(self._drawn, key=lambda item: item[0])),
+            duplicates=within(self.fingerprints),
+            views=tuple(self._view(location, example) for _, location, example in sorted(self._drawn, key=_number)),
             warnings=dict(sorted(self._warnings.items())),
             num_errors=self.errors.count,
             errors=tuple(error.message for error in self.errors.named),
         )
 
-    def _add(self, record: Record, part: RowPart) -> None:
+    def _add(self, record: InputRecord, packer: Packer) -> None:
         example = record.content
         if isinstance(example, Rejection):
             self._reject(record, example.error)
@@ -173,21 +99,20 @@ class Check:
             self._reject(record, error)
             return
         self._num_examples += 1
-        self._draw(record)
-        length = encoded.input_ids.size
-        self._lengths[length] += 1
-        self._target_lengths[length - int(np.count_nonzero(encoded.context))] += 1
-        if length <= self._max_length:
-            part.add(example, encoded)
+        self._draw(record.location, example)
+        self._lengths[encoded.num_tokens] += 1
+        self._target_lengths[encoded.num_targets] += 1
+        if encoded.num_tokens <= self._max_length:
+            packer.add(example, encoded)
         else:
             self._num_too_long += 1
             if len(self._too_long) < _MOST_NAMED:
-                self._too_long.append((record.place, length))
-        self._unknown.add(encoded, record.place)
+                self._too_long.append(TooLong(location=str(record.location), tokens=encoded.num_tokens))
+        self._unknown.add(encoded, record.location)
         self._answers.add(example[ANSWER])
-        self.fingerprints.add(Fingerprint.of(example))
+        self.fingerprints.add(example, record.location)
         if encoded.literals:
-            self._warnings["'<' taken as text"] += encoded.literals
+            self._warnings[LITERAL_WARNING] += encoded.literals
 
     def _packing(self) -> Packing | None:
         capacity = self._num_packed_rows * self._max_length
@@ -201,64 +126,31 @@ class Check:
             efficiency=round(self._num_packed_tokens / capacity, 4),
         )
 
-    def _records(
-        self,
-        piece: Piece,
-        line_counts: LineCounts,
-        warnings: Counter[str],
-        errors: ErrorList,
-        on_bytes: Progress,
-    ) -> Iterator[Record]:
-        """The records of a piece; one that can't be read on is left at that."""
-        try:
-            yield from read_piece(
-                self.source.store,
-                self.source.kind,
-                piece,
-                self._format,
-                warnings,
-                strict=self._strict,
-                on_bytes=on_bytes,
-                line_counts=line_counts,
-            )
-        except DataError as error:
-            errors.add(error)
-
-    def _reject(self, record: Record, error: DataError) -> None:
+    def _reject(self, record: InputRecord, error: DataError) -> None:
         self._num_rejected += 1
         self.errors.add(error, record.location)
 
-    def _draw(self, record: Record) -> None:
-        """Keep a few examples, each with the same chance."""
-        if len(self._drawn) < NUM_VIEWS:
-            self._drawn.append((self._num_examples, record))
-        elif (number := self._random.randrange(self._num_examples)) < NUM_VIEWS:
-            self._drawn[number] = (self._num_examples, record)
+    def _draw(self, location: Location, example: Example) -> None:
+        """Sample a few examples uniformly (reservoir sampling)."""
+        drawn = self._num_examples, location, example
+        if len(self._drawn) < _NUM_VIEWS:
+            self._drawn.append(drawn)
+        elif (number := self._random.randrange(self._num_examples)) < _NUM_VIEWS:
+            self._drawn[number] = drawn
 
-    def _view(self, record: Record) -> View:
-        assert not isinstance(record.content, Rejection)
-        encoded = encode_example(
-            self._tokenizer, record.content, answer_order=answer_order(record.content), strict=self._strict
-        )
-        return view(self._tokenizer, encoded, record.location)
+    def _view(self, location: Location, example: Example) -> ExampleView:
+        encoded = encode_example(self._tokenizer, example, answer_order=answer_order(example), strict=self._strict)
+        return view(self._tokenizer, encoded, str(location))
 
 
-def report_on(train: Check, evaluation: Check | None = None, *, on_bytes: Progress = no_progress) -> CheckReport:
-    """What was found in the sets that were read. Where there are duplicates, the sets are read again to name some."""
-    searches = [Search.within(train.fingerprints)]
-    leakage: list[Search] = []
-    if evaluation is not None:
-        searches.append(Search.within(evaluation.fingerprints))
-        leakage.append(Search.leakage(train.fingerprints, evaluation.fingerprints))
-        look(evaluation.examples_again(on_bytes), begin=[*searches[1:], *leakage], end=searches[1:])
-    look(train.examples_again(on_bytes), begin=searches[:1], end=[*searches[:1], *leakage])
-    reports = [
-        one.report(search.named())
-        for one, search in zip((train, evaluation), searches, strict=False)
-        if one is not None
-    ]
+def _number(drawn: tuple[int, Location, Example]) -> int:
+    return drawn[0]
+
+
+def report_on(train: Check, evaluation: Check | None = None) -> CheckReport:
+    """Report on a dataset that was read, with the report on its evaluation set."""
     return CheckReport(
-        **dict(reports[0]),
-        eval=reports[1] if evaluation is not None else None,
-        leakage=leakage[0].named() if leakage else None,
+        **dict(train.report()),
+        eval=None if evaluation is None else evaluation.report(),
+        leakage=None if evaluation is None else leakage(train.fingerprints, evaluation.fingerprints),
     )

@@ -1,54 +1,32 @@
-"""Which characters of a data set the vocabulary lacks."""
+"""Count the characters of a dataset that are missing from the vocabulary."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
+from cpmbee_job.data.check.report import Unknown, UnknownCharacter
 from cpmbee_job.data.encode.encoder import Encoded
 from cpmbee_job.data.encode.tokenizer import Tokenizer, is_special
-from cpmbee_job.data.read.sources import Place
 
 _MOST_CHARACTERS = 10_000
 _MOST_SHOWN = 10
 
 
-class UnknownCharacter(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    character: str
-    code_point: str = Field(description="`U+1F642`")
-    count: int
-    first: str = Field(description="Where it stands first, `file:line`.")
-
-
-class Unknown(BaseModel):
-    """Characters that begin no entry of the vocabulary; neighbours make one piece, which the model sees as `<unk>`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    characters: int
-    pieces: int
-    examples: int = Field(description="Examples that have any.")
-    different: int = Field(description="Different characters; 10,000 are told apart at most.")
-    most_frequent: tuple[UnknownCharacter, ...]
-
-
 @dataclass(slots=True)
 class _Seen:
-    first: Place | str
+    first: object
     count: int = 0
 
 
 class UnknownCounter:
-    """Unknown characters seen so far."""
+    """Counts unknown characters."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._unk_id = tokenizer.unk_id
         self._characters = self._pieces = self._examples = 0
         self._seen: dict[str, _Seen] = {}
 
-    def add(self, encoded: Encoded, place: Place | str) -> None:
+    def add(self, encoded: Encoded, location: object) -> None:
         numbers = encoded.token_id_table.get("<unk>")
         if numbers is None:
             return
@@ -67,7 +45,7 @@ class UnknownCounter:
                 if seen is None:
                     if len(self._seen) == _MOST_CHARACTERS:
                         continue
-                    seen = self._seen[character] = _Seen(place)
+                    seen = self._seen[character] = _Seen(location)
                 seen.count += times
         self._examples += has_any
 

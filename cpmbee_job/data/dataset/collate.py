@@ -1,7 +1,7 @@
-"""Examples to what the model takes: the flat tokens of all examples one after the other, without padding.
+"""Collate packed examples into the model's input: the tokens of all examples, concatenated without padding.
 
-Shape suffixes: N tokens, E examples, S in-context samples, R entries of segment relation tables, T targets, X extra
-columns (classes beyond the vocabulary), B rows.
+Shape suffixes: N tokens, E examples, R entries of segment relation tables, T targets, X extra columns (classes beyond
+the vocabulary), B packed rows.
 """
 
 from collections.abc import Sequence
@@ -11,83 +11,31 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cpmbee_job.data.dataset.table import Int32, Table
 from cpmbee_job.data.encode.encoder import Encoded
 
-Int32 = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Encoded examples, one after the other, in the form in which they are stored.
-
-    An example is one or more *samples*: itself, then the in-context samples that it sees. Each sample has its own
-    segments, and a square table of their relations (`sample_segments` squared entries, row by row).
-    """
-
-    input_ids: Int32
-    """(N,)"""
-    input_id_subs: Int32
-    """(N,)"""
-    context: NDArray[np.int8]
-    """(N,) 1 where the token is given, 0 where it is to be predicted"""
-    segment_ids: Int32
-    """(N,) number of the segment in its sample"""
-    segment_rel: NDArray[np.uint8]
-    """(R,) relation buckets of all samples' tables"""
-    sample_lengths: Int32
-    """(S,) tokens; the sum is N"""
-    sample_segments: Int32
-    """(S,)"""
-    sample_counts: Int32
-    """(E,) samples of each example; the sum is S"""
-    rows: Int32
-    """(E,) the row of each example, from 0, ascending"""
-
-    @classmethod
-    def of(
-        cls,
-        samples: Sequence[Encoded],
-        rows: NDArray[np.integer] | None = None,
-        sample_counts: NDArray[np.integer] | None = None,
-    ) -> Self:
-        """Put examples one after the other. `sample_counts` (E,) says how many samples make an example, one by default;
-        `rows` (E,), ascending, defaults to a row for each example.
-        """
-        if not samples:
-            raise ValueError("no examples")
-        counts = np.ones(len(samples), dtype=np.int32) if sample_counts is None else sample_counts
-        return cls(
-            input_ids=np.concatenate([s.input_ids for s in samples]).astype(np.int32, copy=False),
-            input_id_subs=np.concatenate([s.input_id_subs for s in samples]).astype(np.int32, copy=False),
-            context=np.concatenate([s.context for s in samples]).astype(np.int8, copy=False),
-            segment_ids=np.concatenate([s.segment_ids for s in samples]).astype(np.int32, copy=False),
-            segment_rel=np.concatenate([s.segment_rel for s in samples]).astype(np.uint8, copy=False),
-            sample_lengths=np.array([len(s.input_ids) for s in samples], dtype=np.int32),
-            sample_segments=np.array([s.num_segments for s in samples], dtype=np.int32),
-            sample_counts=np.asarray(counts, dtype=np.int32),
-            rows=np.arange(len(counts), dtype=np.int32) if rows is None else np.asarray(rows, dtype=np.int32),
-        )
+_PLACEHOLDER = 1
 
 
 @dataclass(frozen=True)
 class ExtraColumns:
-    """The classes beyond the vocabulary: tokens that are told from others of the same id by their sub number.
+    """The classes beyond the vocabulary: tokens that share an id and differ in their sub number.
 
-    An example's classes are the vocabulary and its own extra columns, so that its loss does not depend on which other
-    examples share its batch (the original lets all columns of a batch compete). One that has none gets the
-    placeholder (0, 1), as in the original an example that is alone does.
+    An example's classes are the vocabulary and its own extra columns, so its loss does not depend on the other examples
+    of the batch. (In the original all columns of a batch compete.) An example without extra columns gets the
+    placeholder (0, 1), as an example alone in its batch does in the original.
     """
 
     ids: Int32
-    """(X,) sorted, with `subs`"""
+    """(X,) token ids, sorted together with `subs`"""
     subs: Int32
-    """(X,)"""
+    """(X,) sub numbers"""
     own: NDArray[np.bool_]
-    """(E, X) the columns of each example"""
+    """(E, X) whether a column is the example's own"""
 
     @classmethod
     def of(cls, table: Table, examples: NDArray[np.integer]) -> Self:
-        """The columns of a table whose tokens (N,) are of `examples`."""
+        """Find the extra columns of a table; `examples` (N,) holds each token's example."""
         numbered = np.flatnonzero(table.input_id_subs)
         num_examples = table.rows.size
         without = np.setdiff1d(np.arange(num_examples), examples[numbered])
@@ -100,11 +48,8 @@ class ExtraColumns:
         return cls((known >> 32).astype(np.int32), (known & 0xFFFFFFFF).astype(np.int32), own)
 
     def find(self, input_ids: Int32, input_id_subs: Int32) -> NDArray[np.int64]:
-        """The column of each pair, which must have one."""
+        """Return the column of each pair; every pair must have one."""
         return np.searchsorted(_keys(self.ids, self.subs), _keys(input_ids, input_id_subs))
-
-
-_PLACEHOLDER = 1
 
 
 def _keys(ids: NDArray[np.integer], subs: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -113,46 +58,46 @@ def _keys(ids: NDArray[np.integer], subs: NDArray[np.integer]) -> NDArray[np.int
 
 @dataclass(frozen=True)
 class Collated:
-    """One forward pass: the arguments of `model.inputs.ModelInputs.from_numpy`."""
+    """The input of one forward pass: the arguments of `model.inputs.ModelInputs.from_numpy`."""
 
     ids: Int32
-    """(N,) tokens"""
+    """(N,) token ids"""
     subs: Int32
-    """(N,) their sub numbers"""
+    """(N,) sub numbers"""
     positions: Int32
     """(N,) position in the token's example"""
     context: NDArray[np.bool_]
-    """(N,) whether the token is given"""
+    """(N,) True where the token is given"""
     segments: Int32
-    """(N,) segment in the token's sample"""
+    """(N,) index of the segment in its sample"""
     samples: Int32
-    """(N,) in-context sample, 0 being the example itself"""
+    """(N,) index of the sample in its example; 0 is the example itself"""
     num_segments: Int32
-    """(N,) segments of the token's sample"""
+    """(N,) number of segments of the token's sample"""
     rel_offset: Int32
-    """(N,) where the table of the token's sample starts in `segment_rel`"""
+    """(N,) start of the sample's relation table in `segment_rel`"""
     segment_rel: Int32
     """(R,) relation buckets"""
     lengths: Int32
-    """(E,) tokens of each example"""
+    """(E,) tokens per example"""
     target_positions: Int32
-    """(T,) tokens whose successor is to be predicted, ascending"""
+    """(T,) positions whose next token the model predicts, ascending"""
     targets: Int32
-    """(T,) class of the successor: a token id, or the vocabulary's size plus an extra column"""
+    """(T,) class of the next token: its id, or the vocabulary size plus its extra column"""
     ext_ids: Int32
-    """(X,) tokens of the extra columns"""
+    """(X,) token ids of the extra columns"""
     ext_subs: Int32
-    """(X,) their sub numbers"""
+    """(X,) sub numbers of the extra columns"""
     columns: NDArray[np.bool_]
-    """(T, X) the extra columns that compete for each target: those of its example"""
+    """(T, X) True for the extra columns of the target's example, which are classes for it"""
     rows: Int32
-    """(E,) row of each example, from 0"""
+    """(E,) index of each example's packed row, from 0"""
 
 
 def collate(
     table: Table, vocab_size: int, bos_id: int, eos_id: int, weights: NDArray[np.bool_] | None = None
 ) -> Collated:
-    """Make a forward pass of `table`. Rows whose weight (B,) is False keep no targets."""
+    """Collate `table` for one forward pass. Packed rows whose weight (B,) is False get no targets."""
     sample_starts = np.cumsum(table.sample_counts) - table.sample_counts  # (E,) in samples
     lengths = np.add.reduceat(table.sample_lengths, sample_starts)
     starts = np.cumsum(lengths) - lengths  # (E,) in tokens
@@ -194,7 +139,7 @@ def _targets(
     bos_id: int,
     eos_id: int,
 ) -> Int32:
-    """Classes (T,): the next token; the end of the text where the next token opens a segment or there is none."""
+    """Return the classes (T,): the next token, or `</s>` where the next token starts a segment or is missing."""
     following = np.minimum(target_positions + 1, table.input_ids.size - 1)
     ids, subs = table.input_ids[following], table.input_id_subs[following]
     targets = ids.astype(np.int32)
@@ -206,5 +151,5 @@ def _targets(
 
 
 def collate_examples(examples: Sequence[Encoded], vocab_size: int, bos_id: int, eos_id: int) -> Collated:
-    """A forward pass of examples that were encoded on the fly, each in a row of its own."""
+    """Collate examples that are not packed, each in its own row."""
     return collate(Table.of(examples), vocab_size, bos_id, eos_id)

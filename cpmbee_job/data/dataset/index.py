@@ -1,4 +1,4 @@
-"""The index of a prepared data set: what its parts are and hold. It is written last, so a set with one is complete."""
+"""The index of a prepared dataset: its shards and their counts. It is written last, so its presence means complete."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,20 +13,20 @@ from cpmbee_job.errors import DataError
 
 INDEX = "index.json"
 VERSION = 1
-"""Of the index and of the parts; a reader refuses any other."""
+"""Format version of the index and the shards; a reader rejects any other."""
 
-Kind = Literal["rows", "examples"]
-"""`rows`: encoded and packed; `examples`: checked, as JSON text."""
+DatasetKind = Literal["rows", "examples"]
+"""`rows`: encoded examples in packed rows. `examples`: validated examples as JSON text."""
 
 
 class UnknownVersionError(DataError):
-    """A data set that another release prepared."""
+    """A dataset that another release prepared."""
 
 
 @dataclass(frozen=True)
-class PartInfo:
-    """One part, and what the input's piece that it was made of held. Also a document of its own beside the part, so
-    that whoever finds all parts done can write the index.
+class ShardInfo:
+    """A shard, and the counts of the input piece it was made from. Also stored as a document beside the shard, so that
+    any process that finds all shards complete can write the index.
     """
 
     key: str
@@ -37,31 +37,32 @@ class PartInfo:
     tokens: documents.Number
     target_tokens: documents.Number
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Rows of the input that were left out, by reason."""
+    """Skipped records by reason."""
     warnings: Mapping[str, int] = field(default_factory=dict)
-    """What was mended on the way, by kind."""
+    """Automatic corrections by kind."""
 
 
-PART = TypeAdapter(PartInfo)
+SHARD_INFO = TypeAdapter(ShardInfo)
 
 
 @dataclass(frozen=True)
 class Index:
-    """A complete data set."""
+    """A complete dataset."""
 
     digest: str
-    """Of everything that decides the content: the input's listing, the vocabulary, the settings."""
-    kind: Kind
+    """Digest of everything that decides the content: the input's listing, the vocabulary, the settings."""
+    kind: DatasetKind
     settings: Mapping[str, Any]
     vocab: str | None
-    """Digest of the vocabulary."""
+    """SHA-256 of the vocabulary."""
     source: str
-    """The data URL; it takes no part in the digest."""
+    """The data URL; not part of the digest."""
     listing: str
     """Digest of the input's listing."""
-    parts: tuple[PartInfo, ...]
+    parts: tuple[ShardInfo, ...]
+    """The shards."""
     ignored: tuple[str, ...] = ()
-    """Objects in the input's folder that do not look like data."""
+    """Objects in the input folder whose names do not look like data."""
 
     @property
     def rows(self) -> int:
@@ -81,55 +82,52 @@ class Index:
 
     @property
     def capacity(self) -> int:
-        """Tokens that the rows have room for."""
+        """Number of tokens that fit into the packed rows."""
         return self.rows * int(self.settings.get("max_length") or 0)
 
     @cached_property
     def skipped(self) -> dict[str, int]:
-        return _sum(part.skipped for part in self.parts)
+        return sum_counts(part.skipped for part in self.parts)
 
     @cached_property
     def warnings(self) -> dict[str, int]:
-        return _sum(part.warnings for part in self.parts)
+        return sum_counts(part.warnings for part in self.parts)
 
     @property
     def content_digest(self) -> str:
-        """Of the parts' own hashes: equal for equal examples in equal rows, wherever they came from."""
+        """Digest of the shards' hashes: equal for equal examples in equal rows, whatever their source."""
         return documents.digest([part.sha256 for part in self.parts])
 
     def to_json(self) -> bytes:
-        totals = {
-            "rows": self.rows,
-            "examples": self.examples,
-            "tokens": self.tokens,
-            "target_tokens": self.target_tokens,
-            "capacity": self.capacity,
-        }
+        totals = {name: getattr(self, name) for name in ("rows", "examples", "tokens", "target_tokens", "capacity")}
         counts = {"totals": totals, "skipped": self.skipped, "warnings": self.warnings}
         return documents.to_json({"version": VERSION, **asdict(self), **counts})
 
     @classmethod
     def from_json(cls, data: bytes, source: str) -> Self:
-        """Raises `DataError`, naming `source`, for what is no index, or one of another version."""
+        """Parse an index. Raises `DataError` naming `source` if it is invalid, `UnknownVersionError` for another
+        version.
+        """
         try:
             document = documents.from_json(data)
             if "version" not in document:
-                raise ValueError("it has no version")
+                raise ValueError("version: missing")
             version = document["version"]
             if version != VERSION:
                 raise UnknownVersionError(
-                    f"{source}: format version {version}, this release reads {VERSION}",
-                    hint="prepare the data again with this release, or train with the one that prepared it",
+                    f"{source}: format version {version}, but this release reads version {VERSION}",
+                    hint="prepare the data again with this release, or train with the release that prepared it",
                 )
             index = TypeAdapter(cls).validate_json(data, strict=True)
             if type(index.settings.get("max_length")) not in (int, type(None)):
-                raise ValueError("settings.max_length is no number")
+                raise ValueError("settings.max_length: must be an integer")
             return index
         except ValueError as error:
             raise DataError(f"{source}: not an index of prepared data ({documents.problem(error)})") from error
 
 
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up counts by name, sorted by name."""
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)

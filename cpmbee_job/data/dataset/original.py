@@ -1,11 +1,11 @@
-"""Data sets in the original code's binary format, read without ever running what they hold.
+"""Read datasets in the original code's binary format without running the code that their pickles may contain.
 
-A data set is a folder. `meta.bin` has one line of JSON for each data file: which blocks are its own, counted over
-the whole data set, and their size. A block is a sequence of records, each the byte 0x1f, a length (4 bytes,
-little-endian) and a pickle; a zero byte ends the block, and zeros fill it up. No record goes over its block's end.
+A dataset is a folder. `meta.bin` has a line of JSON for each data file: its range of blocks, counted over the whole
+dataset, and their size. A block is a sequence of records, each the byte 0x1f, a length (4 bytes, little-endian) and a
+pickle. A zero byte ends the block, and zeros pad it. No record crosses the end of its block.
 
-Pickles can name any function to be called while they are read, and have memory set aside for values that never come.
-`_PlainUnpickler` knows only the instructions that make dicts, lists, text, bytes, numbers, booleans and None.
+A pickle can call any function while it is loaded, and allocate memory for values that it does not contain.
+`_PlainUnpickler` supports only the opcodes for dicts, lists, text, bytes, numbers, booleans and None.
 """
 
 import io
@@ -34,16 +34,16 @@ class DataFile:
     block_size: int
     num_records: int
     masked: bool
-    """Taken out of the data set, without being removed."""
+    """Excluded from the dataset."""
 
 
 def read_meta(folder: Store) -> list[DataFile]:
-    """The data files of a data set, in its order. `DataError` where `meta.bin` does not say what it should."""
-    place = f"{folder.url}/{META}"
+    """Read the data files of a dataset in order. Raises `DataError` for an invalid `meta.bin`."""
+    name = f"{folder.url}/{META}"
     try:
         lines = folder.get(META).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 text", hint="data sets of old BMTrain versions can't be read") from error
+        raise DataError(f"{name}: not UTF-8 text", hint="datasets of old BMTrain versions are not supported") from error
     files: list[DataFile] = []
     next_block = 0
     for number, line in enumerate(lines, start=1):
@@ -52,43 +52,45 @@ def read_meta(folder: Store) -> list[DataFile]:
         try:
             file, begin, end = _parse_meta_line(line)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{place}:{number}: not the description of a data file") from error
+            raise DataError(f"{name}:{number}: not a valid description of a data file") from error
         if begin != next_block:
-            raise DataError(f"{place}:{number}: begins with block {begin}, where block {next_block} should follow")
+            raise DataError(f"{name}:{number}: block_begin: must be {next_block} (got {begin})")
         next_block = end
         files.append(file)
     if not files:
-        raise DataError(f"{place}: names no data file")
+        raise DataError(f"{name}: lists no data files")
     return files
 
 
-def read_original(folder: Store) -> Iterator[tuple[str, Any]]:
-    """All records of a data set with their places (`file: block 0, record 3`, both counted in the file from 0).
+def read_original(folder: Store) -> Iterator[tuple[str, int, Any]]:
+    """Yield all records of a dataset as (block, number, content), like (`file: block 0`, 3, {...}).
 
-    Raises `DataError` for a record that is not plain data (nothing of it has run), and for a data file that is cut
-    short, damaged, missing, or does not hold as many records as `meta.bin` says.
+    Blocks are counted from 0 in their file, records from 0 in their block. Raises `DataError` for a record that is not
+    plain data (nothing of it has run), and for a data file that is truncated, damaged, missing or has another number of
+    records than `meta.bin`.
     """
     for file in read_meta(folder):
         if file.masked:
             continue
-        place = f"{folder.url}/{file.name}"
+        name = f"{folder.url}/{file.name}"
         found = folder.info(file.name)
         if found is None:
-            raise DataError(f"{place}: named by {META}, but not there")
+            raise DataError(f"{name}: missing, but listed in {META}")
         expected = file.num_blocks * file.block_size
         if found.size != expected:
-            raise DataError(f"{place}: {found.size} bytes, where {META} promises {file.num_blocks} blocks: {expected}")
+            raise DataError(f"{name}: must have {expected} bytes for {file.num_blocks} blocks (got {found.size})")
         num_records = 0
         for number in range(file.num_blocks):
+            block = f"{name}: block {number}"
             try:
-                block = folder.get_range(file.name, number * file.block_size, file.block_size)
+                data = folder.get_range(file.name, number * file.block_size, file.block_size)
             except StoreError as error:
-                raise StoreError(f"{place}: block {number}: {error.message}", hint=error.hint) from error
-            for record, content in enumerate(_read_block(block, f"{place}: block {number}")):
-                yield f"{place}: block {number}, record {record}", content
+                raise StoreError(f"{block}: {error.message}", hint=error.hint) from error
+            for record, content in enumerate(_read_block(data, block)):
+                yield block, record, content
                 num_records += 1
         if num_records != file.num_records:
-            raise DataError(f"{place}: {num_records} records, where {META} promises {file.num_records}")
+            raise DataError(f"{name}: must have {file.num_records} records as listed in {META} (got {num_records})")
 
 
 def _parse_meta_line(line: str) -> tuple[DataFile, int, int]:
@@ -105,37 +107,35 @@ def _parse_meta_line(line: str) -> tuple[DataFile, int, int]:
     return DataFile(name, end - begin, block_size, num_records, entry["mask"]), begin, end
 
 
-def _read_block(block: bytes, place: str) -> Iterator[Any]:
+def _read_block(block: bytes, name: str) -> Iterator[Any]:
     position = 0
     record = 0
     while position < len(block):
         if block[position] == _END:
             if block.count(0, position) != len(block) - position:
-                raise DataError(f"{place}: damaged: something stands behind its end, after {record} records")
+                raise DataError(f"{name}: damaged: data after the end mark, which follows {record} records")
             return
         begin = position + 1 + _LENGTH_BYTES
         end = begin + int.from_bytes(block[position + 1 : begin], "little")
         if block[position] != _RECORD or end > len(block):
-            raise DataError(f"{place}: damaged: no record begins where record {record} should")
-        yield _load_plain(block[begin:end], f"{place}, record {record}")
+            raise DataError(f"{name}: damaged: record {record} does not start with a record mark")
+        yield _load_plain(block[begin:end], f"{name}, record {record}")
         position = end
         record += 1
 
 
-def _load_plain(data: bytes, place: str) -> Any:
+def _load_plain(data: bytes, name: str) -> Any:
     try:
         return _PlainUnpickler(io.BytesIO(data)).load()
     except _NotPlainError as error:
-        message = f"{place}: not plain data: it asks for {error}, and nothing of it has been run"
-        raise DataError(
-            message, hint="use this data set only if you trust whoever made it, and write it anew"
-        ) from error
-    except Exception as error:  # reading a damaged pickle can end in any of them
-        raise DataError(f"{place}: damaged: {type(error).__name__} while reading it") from error
+        hint = "use this dataset only if you trust its author, and convert it to JSON lines"
+        raise DataError(f"{name}: not plain data: it asks for {error}; none of it has run", hint=hint) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DataError(f"{name}: damaged: {type(error).__name__} while reading it") from error
 
 
 class _NotPlainError(Exception):
-    """A pickle that needs more than plain values; the message says what."""
+    """A pickle needs more than plain values; the message names what."""
 
 
 def _refusal(what: str) -> Callable[[Any], None]:
@@ -160,8 +160,9 @@ _PLAIN = """PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BIN
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """The library's reader in Python: the one in C takes gigabytes where a record of eight bytes says that it will have
-    as many values. Tuples come as lists: as keys, those that share their parts could take hours to hash."""
+    """The Python implementation with fewer opcodes. The C implementation would allocate gigabytes for a record of eight
+    bytes that announces that many values. Tuples become lists: nested shared tuples can take hours to hash as keys.
+    """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **{getattr(pickle, name)[0]: _LIBRARY[getattr(pickle, name)[0]] for name in _PLAIN.split()},

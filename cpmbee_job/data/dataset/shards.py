@@ -1,8 +1,8 @@
-"""Parts of a prepared data set: Arrow IPC files, their writers and their readers side by side.
+"""Shards of a prepared dataset: Arrow IPC files, with writers and readers side by side.
 
-A part of kind `rows` holds one record for each example, sorted by row, with the columns of `_ROW_SCHEMA`; its numbers
-are read where they lie, mapped into memory. A part of kind `examples` holds examples as canonical JSON text. A part
-made of a long piece has several record batches, each packed on its own.
+A shard of kind `rows` holds one Arrow record per example, sorted by packed row, with the columns of `_ROW_SCHEMA`; its
+arrays are memory-mapped. A shard of kind `examples` holds examples as canonical JSON text. A shard made from a long
+piece has several record batches, each packed independently.
 """
 
 import fcntl
@@ -17,51 +17,43 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cpmbee_job.data.dataset.collate import Table
 from cpmbee_job.data.dataset.index import INDEX, Index
+from cpmbee_job.data.dataset.table import Table
+from cpmbee_job.data.encode.encoder import ARRAYS
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.cache import default_cache_dir
 from cpmbee_job.store.files import explained, sync
 from cpmbee_job.store.verified import is_intact
 
+_COLUMNS = {**ARRAYS, "sample_lengths": np.int32, "sample_segments": np.int32}
 _ROW_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int32(), nullable=False),
         *(
-            pa.field(name, pa.list_(pa.field("item", dtype, nullable=False)), nullable=False)
-            for name, dtype in {
-                "input_ids": pa.int32(),
-                "input_id_subs": pa.int32(),
-                "context": pa.int8(),
-                "segment_ids": pa.int32(),
-                "segment_rel": pa.uint8(),
-                "sample_lengths": pa.int32(),
-                "sample_segments": pa.int32(),
-            }.items()
+            pa.field(name, pa.list_(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False)), nullable=False)
+            for name, dtype in _COLUMNS.items()
         ),
     ]
 )
 _EXAMPLE_SCHEMA = pa.schema([pa.field("example", pa.large_string(), nullable=False)])
 
-_FETCHES = 8  # parts that are fetched or hashed at once
+_CONCURRENT_FETCHES = 8
 
 
-class RowWriter:
-    """Writes a part of kind `rows` to a local file."""
+class PackedWriter:
+    """Writes a shard of kind `rows` to a local file."""
 
     def __init__(self, path: Path) -> None:
         self._writer = pa.ipc.new_file(str(path), _ROW_SCHEMA)
         self.num_rows = 0
 
     def write(self, table: Table) -> None:
-        """Add a batch of examples; its rows are numbered on from those already written."""
-        rel_ends = np.cumsum(np.square(table.sample_segments.astype(np.int64)))
-        token_ends = np.cumsum(table.sample_lengths, dtype=np.int64)
-        sample_bounds = np.concatenate([[0], np.cumsum(table.sample_counts, dtype=np.int64)])
-        token_bounds = np.concatenate([[0], token_ends])[sample_bounds]
-        bounds = dict.fromkeys(("input_ids", "input_id_subs", "context", "segment_ids"), token_bounds)
-        bounds["segment_rel"] = np.concatenate([[0], rel_ends])[sample_bounds]
+        """Append a batch of examples; its rows are numbered after those already written."""
+        sample_bounds = _bounds(table.sample_counts)
+        token_bounds = _bounds(table.sample_lengths)[sample_bounds]
+        bounds = dict.fromkeys(ARRAYS, token_bounds)
+        bounds["segment_rel"] = _bounds(np.square(table.sample_segments.astype(np.int64)))[sample_bounds]
         bounds["sample_lengths"] = bounds["sample_segments"] = sample_bounds
         columns: list[pa.Array] = [_arrow(table.rows + np.int32(self.num_rows))]
         for field in list(_ROW_SCHEMA)[1:]:
@@ -74,19 +66,24 @@ class RowWriter:
         self._writer.close()
 
 
+def _bounds(sizes: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return where each of consecutive runs starts, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
 def _arrow(values: NDArray[Any]) -> pa.Array:
-    """The same memory as an Arrow array; `pa.array` would import pandas, where there is one, for 0.3 s."""
+    """Wrap an array without a copy. `pa.array` would import pandas if it is installed, which takes 0.3 s."""
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), values.size, [None, pa.py_buffer(values)])
 
 
 class ExampleWriter:
-    """Writes a part of kind `examples` to a local file."""
+    """Writes a shard of kind `examples` to a local file."""
 
     def __init__(self, path: Path) -> None:
         self._writer = pa.ipc.new_file(str(path), _EXAMPLE_SCHEMA)
 
     def write(self, texts: Sequence[str]) -> None:
-        """Add examples as JSON text."""
+        """Append examples as JSON text."""
         self._writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=_EXAMPLE_SCHEMA))
 
     def close(self) -> None:
@@ -94,24 +91,24 @@ class ExampleWriter:
 
 
 def read_index(store: Store) -> Index:
-    """The index of a prepared data set. Raises `DataError` where it is missing or of an unknown version."""
-    place = f"{store.url}/{INDEX}"
+    """Read the index of a prepared dataset. Raises `DataError` if it is missing or of an unknown version."""
+    name = f"{store.url}/{INDEX}"
     try:
-        return Index.from_json(store.get(INDEX), place)
+        return Index.from_json(store.get(INDEX), name)
     except NotFoundError as error:
-        raise DataError(f"{place} is missing", hint="the data is not prepared, or not to its end") from error
+        raise DataError(f"{name}: missing", hint="the data is not prepared, or not completely") from error
 
 
 def read_examples(store: Store, key: str, size: int, sha256: str) -> Iterator[str]:
-    """The JSON texts of a part of kind `examples`, its size and hash verified."""
-    for batch in _read_batches(_local_part(store, key, size, sha256)):
+    """Yield the JSON texts of a shard of kind `examples` after verifying its size and hash."""
+    for batch in _read_batches(_local_shard(store, key, size, sha256)):
         for value in batch.column(0):
             yield value.as_py()
 
 
-def _local_part(store: Store, key: str, size: int, sha256: str, cache: Path | None = None) -> Path:
-    """A part's file on this machine: the store's own, else one in `cache` (default: a folder of this user's below the
-    temporary one), fetched once for all processes. Raises `DataError` for a wrong hash.
+def _local_shard(store: Store, key: str, size: int, sha256: str, cache: Path | None = None) -> Path:
+    """Return a verified shard's file on this machine: the store's own file, or one in `cache` (by default a per-user
+    temporary folder) that is fetched once for all processes. Raises `DataError` for a wrong hash.
     """
     path = store.local_path(key)
     if path is not None:
@@ -128,30 +125,31 @@ def _local_part(store: Store, key: str, size: int, sha256: str, cache: Path | No
                 with suppress(NotFoundError):
                     store.download(key, fetched)
                 _verify(fetched, size, sha256, f"{store.url}/{key}")
-                sync(fetched)  # it will not be hashed again, after a power failure neither
+                sync(fetched)  # a cached file is not hashed again, so it must survive a power failure intact
                 fetched.replace(path)
     return path
 
 
-def _verify(path: Path, size: int, sha256: str, place: str) -> None:
+def _verify(path: Path, size: int, sha256: str, name: str) -> None:
+    hint = "delete the folder and prepare the data again"
     if not path.exists():
-        raise DataError(f"{place}: missing, but its index names it", hint="delete the folder and prepare it again")
+        raise DataError(f"{name}: missing, but listed in the index", hint=hint)
     if not is_intact(path, size, sha256):
-        raise DataError(f"{place}: not the bytes that its index names", hint="delete the folder and prepare it again")
+        raise DataError(f"{name}: size or SHA-256 differs from the index", hint=hint)
 
 
 def _read_batches(path: Path) -> list[pa.RecordBatch]:
-    # The mapping outlives the file, which is closed so that thousands of parts take no descriptors.
+    # The mapping outlives the file. The file is closed, so that thousands of shards hold no file descriptors.
     with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One record batch as arrays into the mapped file."""
+    """One record batch as arrays in the mapped file."""
 
     row_starts: NDArray[np.int64]
-    """(B + 1,) first example of each row"""
+    """(B + 1,) first example of each packed row"""
     values: Mapping[str, NDArray[Any]]
     bounds: Mapping[str, NDArray[np.int32]]
     """(E + 1,) for each column: where each example's values start"""
@@ -181,8 +179,8 @@ class _Block:
         return np.diff(self.bounds["sample_lengths"][first : last + 1])
 
 
-class RowDataset:
-    """All rows of one or several prepared data sets, numbered from 0 over their parts."""
+class PackedDataset:
+    """The packed rows of one or several prepared datasets, numbered from 0 across all shards."""
 
     def __init__(self, indexes: Sequence[Index], blocks: Iterable[_Block]) -> None:
         self.indexes = indexes
@@ -191,14 +189,14 @@ class RowDataset:
 
     @classmethod
     def open(cls, *stores: Store, cache: Path | None = None) -> Self:
-        """Open what `prepare` wrote; every part is verified first. Raises `DataError`."""
+        """Open what `prepare` wrote, after verifying every shard. Raises `DataError`."""
         indexes = [read_index(store) for store in stores]
         for store, index in zip(stores, indexes, strict=True):
             if index.kind != "rows":
                 raise DataError(f"{store.url}: examples that are not packed into rows yet", hint="prepare them")
         parts = [(store, part) for store, index in zip(stores, indexes, strict=True) for part in index.parts]
-        with ThreadPoolExecutor(_FETCHES) as pool:
-            paths = list(pool.map(lambda p: _local_part(p[0], p[1].key, p[1].size, p[1].sha256, cache), parts))
+        with ThreadPoolExecutor(_CONCURRENT_FETCHES) as pool:
+            paths = list(pool.map(lambda p: _local_shard(p[0], p[1].key, p[1].size, p[1].sha256, cache), parts))
         return cls(indexes, (_Block.of(batch) for path in paths for batch in _read_batches(path)))
 
     @property
@@ -210,17 +208,13 @@ class RowDataset:
         return sum(index.examples for index in self.indexes)
 
     def table(self, rows: NDArray[np.integer]) -> Table:
-        """The examples of rows (B,), in that order, row 0 of the table being the first of them."""
-        places = self._places(rows)
-        columns = {name: [block.column(name, row) for block, row in places] for name in _ROW_SCHEMA.names[1:]}
-        counts = [block.sample_counts(row) for block, row in places]
-        return Table(
-            **{name: np.concatenate(parts) for name, parts in columns.items()},
-            sample_counts=np.concatenate(counts),
-            rows=np.repeat(np.arange(len(places), dtype=np.int32), [count.size for count in counts]),
-        )
-
-    def _places(self, rows: NDArray[np.integer]) -> list[tuple[_Block, int]]:
+        """Return the examples of packed rows (B,) in that order; the table numbers its rows from 0."""
         blocks = np.searchsorted(self._first_rows, rows, side="right") - 1
         own_rows = rows - self._first_rows[blocks]
-        return [(self._blocks[b], r) for b, r in zip(blocks.tolist(), own_rows.tolist(), strict=True)]
+        found = [(self._blocks[b], r) for b, r in zip(blocks.tolist(), own_rows.tolist(), strict=True)]
+        counts = [block.sample_counts(row) for block, row in found]
+        return Table(
+            **{name: np.concatenate([block.column(name, row) for block, row in found]) for name in _COLUMNS},
+            sample_counts=np.concatenate(counts),
+            rows=np.repeat(np.arange(len(found), dtype=np.int32), [count.size for count in counts]),
+        )

@@ -1,24 +1,31 @@
-"""An example becomes the arrays that the model reads, equal to the original's in every value.
+"""Encode an example into the arrays that the model reads, equal to the original's in every value.
 
-The example is a tree: a root, under it the keys, under each key its text or further keys. Every node is a segment:
-`<s>`, the tokens of its text, `</s>`; the texts of the answer have no `</s>` and are what the model predicts. Between
-two segments the model sees the bucket of their relation: how many levels up from one to their common ancestor, how many
-down to the other.
+An example is a tree: a root, the keys below it, and below each key its text or further keys. Every node is a segment:
+`<s>`, the tokens of its text, `</s>`. The texts of the answer have no `</s>`; the model predicts them. For two segments
+the model sees the bucket of their relation: the levels up from one to their common ancestor, and down to the other.
 """
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpmbee_job.data.encode.examples import ANSWER, Example, path_text
+from cpmbee_job.data.encode.examples import ANSWER, Example, canonical_json, path_text
 from cpmbee_job.data.encode.tokenizer import Tokenizer, base_name, is_special
 from cpmbee_job.errors import DataError
+
+ARRAYS: Final[dict[str, type[np.generic]]] = {
+    "input_ids": np.int32,
+    "input_id_subs": np.int32,
+    "context": np.int8,
+    "segment_ids": np.int32,
+    "segment_rel": np.uint8,
+}
+"""The arrays of an `Encoded` that are stored and digested, in this order."""
 
 _ROOT = "<root>"
 
@@ -28,28 +35,37 @@ class Encoded:
     """One example of N tokens in S segments, named as in the original."""
 
     input_ids: NDArray[np.int32]
-    """(N,) ids below the size of the vocabulary."""
+    """(N,) token ids, smaller than the vocabulary size."""
     input_id_subs: NDArray[np.int32]
-    """(N,) which of the tokens that share the id: 3 for the fourth kind of `<mask_...>` or of unknown piece."""
+    """(N,) distinguishes tokens of the same id: 3 for the fourth `<mask_...>` or unknown piece."""
     context: NDArray[np.int8]
-    """(N,) 0 where the text is the answer's."""
+    """(N,) 1 where the token is given, 0 where it belongs to the answer."""
     segment_ids: NDArray[np.int32]
-    """(N,) the token's segment."""
+    """(N,) index of the token's segment."""
     segment_rel: NDArray[np.uint8]
-    """(S * S,) bucket of the relation of a segment (row) to another; read-only, shared by examples of one shape."""
+    """(S * S,) relation buckets, row-major; read-only, shared by examples of the same shape."""
     is_key: NDArray[np.bool_]
-    """(S,) whether the segment is a key (or the root), not a text; read-only and shared likewise."""
+    """(S,) True for keys and the root, False for texts; read-only, shared as above."""
     num_segments: int
     ext_table: dict[int, str]
-    """Tokens that the vocabulary lacks, by the id that the tokenizer gave them."""
+    """Tokens missing from the vocabulary, by the id that the tokenizer gave them."""
     token_id_table: dict[str, dict[int, int]]
-    """For each base token the `input_id_subs` of its extended ids."""
+    """For each base token: the sub number of each of its extended ids."""
     literals: int
-    """How many `<` were taken for plain text."""
+    """Number of `<` read as plain text."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.size
+
+    @property
+    def num_targets(self) -> int:
+        """Number of tokens that the model predicts."""
+        return self.num_tokens - int(np.count_nonzero(self.context))
 
 
 class _Tree(NamedTuple):
-    """The segments in the order in which they are read, as columns."""
+    """The segments in reading order, as columns."""
 
     texts: tuple[str, ...]
     parents: tuple[int, ...]
@@ -57,7 +73,7 @@ class _Tree(NamedTuple):
     is_answer: tuple[bool, ...]
 
     def path(self, segment: int) -> str:
-        """The keys that lead to a key or a text."""
+        """Return the keys that lead to a segment, for messages."""
         keys = []
         key = segment if self.is_key[segment] else self.parents[segment]
         while key > 0:
@@ -68,7 +84,7 @@ class _Tree(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Shape:
-    """What examples whose trees differ only in their texts have in common; read-only."""
+    """Arrays shared by examples whose trees differ only in their texts; read-only."""
 
     numbers: NDArray[np.int32]
     """(S,) 0, 1, 2, ..."""
@@ -86,19 +102,19 @@ def encode_example(
     strict: bool = False,
     after: Encoded | None = None,
 ) -> Encoded:
-    """The arrays of an example that `check_example` has passed.
+    """Encode an example that `check_example` has validated.
 
-    `answer_order` shuffles the keys inside a nested answer, as the original does in training; None leaves them. Levels
-    beyond `max_depth` (at most 15) are not told apart. `strict`: `DataError` that names the place where the original
-    fails, on a `<` that begins no token of the model. For an in-context sample, which stands `after` another example,
-    the tokens that the vocabulary lacks keep the numbers that they have there.
+    `answer_order` shuffles the keys of a nested answer, as the original does in training; None keeps their order.
+    Levels beyond `max_depth` (at most 15) share a bucket. `strict` raises `DataError` naming the place where the
+    original fails: a `<` that begins no token of the model. An in-context sample comes `after` another example and
+    shares its numbering of tokens missing from the vocabulary.
     """
     tree = _read_tree(example if answer_order is None else shuffle_answer(example, answer_order))
     extensions = _Extensions(tokenizer, strict)
     for token in after.ext_table.values() if after is not None else ():
         extensions.add(token)
     ids: list[int] = []
-    places: list[int] = []  # of the tokens that have a sub number
+    positions: list[int] = []  # of the tokens with a sub number
     subs: list[int] = []
     lengths: list[int] = []
     literals = 0
@@ -117,7 +133,7 @@ def encode_example(
                         continue
                     base_id, sub = extensions.known.get(piece) or extensions.add(piece)
                     if sub:
-                        places.append(len(ids))
+                        positions.append(len(ids))
                         subs.append(sub)
                     ids.append(base_id)
         except DataError as error:
@@ -127,8 +143,8 @@ def encode_example(
         lengths.append(len(ids) - start)
 
     input_id_subs = np.zeros(len(ids), dtype=np.int32)
-    if places:
-        input_id_subs[places] = subs
+    if positions:
+        input_id_subs[positions] = subs
     build = _cached_shape if len(lengths) <= _CACHED_SEGMENTS else _build_shape
     shape = build(tree.parents, tree.is_key, tree.is_answer, max_depth)
     segment_ids = np.repeat(shape.numbers, lengths)
@@ -147,17 +163,17 @@ def encode_example(
 
 
 def answer_order(example: Example) -> random.Random | None:
-    """What shuffles the keys of a nested answer: drawn from the example itself, so that it does not depend on where
-    the example stands or who prepares it. None where there is nothing to shuffle.
+    """Return the generator that shuffles the keys of a nested answer, or None for a plain answer.
+
+    It is seeded with the example itself, so the order depends neither on the example's position nor on the process.
     """
     if isinstance(example[ANSWER], str):
         return None
-    canonical = json.dumps(example, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return random.Random(hashlib.sha256(canonical.encode()).digest())
+    return random.Random(hashlib.sha256(canonical_json(example).encode()).digest())
 
 
 def shuffle_answer(example: Example, order: random.Random) -> Example:
-    """The example with the keys of its nested answer in another order."""
+    """Return the example with the keys of its nested answer shuffled."""
 
     def shuffled(node: Example) -> Example:
         items = list(node.items())
@@ -169,12 +185,12 @@ def shuffle_answer(example: Example, order: random.Random) -> Example:
 
 
 class _Extensions:
-    """The tokens of an example that the vocabulary lacks, in order of appearance."""
+    """The tokens of an example that are missing from the vocabulary, in order of appearance."""
 
     def __init__(self, tokenizer: Tokenizer, strict: bool) -> None:
         self._tokenizer, self._strict = tokenizer, strict
         self.known: dict[str, tuple[int, int]] = {}
-        """The id that the model sees in place of each, and its sub number."""
+        """For each token: the id that the model sees instead, and the sub number."""
         self.token_id_table: dict[str, dict[int, int]] = {}
 
     def add(self, token: str) -> tuple[int, int]:
@@ -191,7 +207,7 @@ def _read_tree(example: Example) -> _Tree:
     return _Tree(*zip(*segments, strict=True))
 
 
-# No function inside the one above: it would be in a cycle with itself, and keep every tree for the garbage collector.
+# Not nested in the function above: its closure would refer to itself and keep every tree until a garbage collection.
 def _read_below(node: Example, parent: int, in_answer: bool, segments: list[tuple[str, int, bool, bool]]) -> None:
     for key, value in node.items():
         number = len(segments)
@@ -204,12 +220,12 @@ def _read_below(node: Example, parent: int, in_answer: bool, segments: list[tupl
 
 
 def _base_token(tokenizer: Tokenizer, token: str, strict: bool) -> tuple[str, int]:
-    """The token, and its id, that the model sees in place of one that the vocabulary lacks."""
+    """Return the token, and its id, that the model sees instead of one that is missing from the vocabulary."""
     base_id = tokenizer.token_id(base := base_name(token)) if is_special(token) else None
     if base_id is not None:
         return base, base_id
     if strict and is_special(token):
-        raise DataError("there is a special token that the model does not have", hint="write '<<' for a plain '<'")
+        raise DataError("contains a special token that the model does not have", hint="write '<<' for a plain '<'")
     return "<unk>", tokenizer.unk_id
 
 
@@ -232,17 +248,17 @@ _cached_shape = lru_cache(maxsize=1024)(_build_shape)
 
 
 def _relations(parents: tuple[int, ...], max_depth: int) -> NDArray[np.uint8]:
-    """Buckets of all pairs of segments of a tree, in which a parent stands before its children."""
+    """Return the buckets of all pairs of segments of a tree, whose parents come before their children."""
     if max_depth > 15:
-        raise ValueError("buckets of more than 15 levels do not fit into a byte")
-    lines: list[tuple[int, ...]] = []  # of each segment: the way from the root to itself
+        raise ValueError(f"max_depth must be at most 15 for buckets to fit into a byte (got {max_depth})")
+    lines: list[tuple[int, ...]] = []  # for each segment: the path from the root to itself
     for segment, parent in enumerate(parents):
         lines.append((*(lines[parent] if parent >= 0 else ()), segment))
     depths = np.array([len(line) for line in lines], dtype=np.int16)
     num_segments = len(parents)
     shared = np.zeros((num_segments, num_segments), dtype=np.int16)
     for level in range(depths.max()):
-        # Beyond its own end a line gets numbers that no other has.
+        # Pad a line beyond its end with numbers that no other line has.
         ancestors = np.array([line[level] if level < len(line) else -1 - s for s, line in enumerate(lines)])
         shared += ancestors[:, None] == ancestors[None, :]
     shared[np.diag_indices(num_segments)] = depths

@@ -1,7 +1,7 @@
-"""What an example is, and how a line of JSON becomes one.
+"""Parse and validate examples.
 
 An example is a dict whose values are texts or dicts of the same kind, with the answer under `<ans>`. Errors name the
-place inside the example (`options.<option_0>`); whoever knows the file and the line puts them in front.
+path inside the example (`options.<option_0>`); the caller adds file and line.
 """
 
 import json
@@ -15,9 +15,9 @@ Example: TypeAlias = dict[str, "str | Example"]
 
 ANSWER = "<ans>"
 MAX_DEPTH = 64
-"""Dicts inside dicts; the model tells only the first eight levels apart."""
+"""Nesting limit; the model distinguishes only the first eight levels."""
 MAX_SEGMENTS = 4096
-"""Keys and texts of one example: their relations are a table of that size squared."""
+"""Limit of keys and texts in an example; their relations are a table of that size squared."""
 
 _KINDS: dict[type, str] = {
     list: "a list",
@@ -30,7 +30,7 @@ _KINDS: dict[type, str] = {
 
 
 def parse_object(line: bytes | str) -> dict[str, Any]:
-    """The JSON object in a line, of whatever form; `DataError` for anything else and for a key that stands twice."""
+    """Parse a line as a JSON object. Raises `DataError` for anything else and for a repeated key."""
     try:
         text = line if isinstance(line, str) else line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -44,28 +44,33 @@ def parse_object(line: bytes | str) -> dict[str, Any]:
     except RecursionError as error:
         raise DataError(f"nested more than {MAX_DEPTH} levels deep") from error
     except ValueError as error:
-        raise DataError(f"not readable: {error}") from error  # a number of thousands of digits
+        raise DataError(f"invalid JSON: {error}") from error  # a number of thousands of digits
     if not isinstance(document, dict):
-        raise DataError(f"{_kind(document)} where an object is needed", hint='each line is one {"key": "text", ...}')
+        raise DataError(f"must be an object, not {_kind(document)}", hint='each line is one {"key": "text", ...}')
     return document
 
 
 def check_example(raw: object, warnings: Counter[str] | None = None, *, strict: bool = False) -> Example:
-    """`raw` as an example; `DataError` that names the place where it is none.
+    """Validate `raw` as an example. Raises `DataError` naming the path inside it.
 
-    Numbers, booleans and null become text as JSON writes them and are counted in `warnings`; `strict` refuses them.
+    Numbers, booleans and null become their JSON text and are counted in `warnings`; `strict` rejects them.
     """
     if not isinstance(raw, dict):
-        raise DataError(f"{_kind(raw)} where an object is needed")
+        raise DataError(f"must be an object, not {_kind(raw)}")
     if ANSWER not in raw:
-        raise DataError(f"the key {ANSWER} is missing", hint=f'every example has its answer, or "", under "{ANSWER}"')
+        raise DataError(f"the key {ANSWER} is missing", hint=f'put the answer, or "", under "{ANSWER}"')
     return _Checker(Counter() if warnings is None else warnings, strict).check_dict(raw, ())
 
 
 def path_text(path: Iterable[object]) -> str:
-    """How a place inside an example is written: keys with dots between, long ones shortened."""
+    """Format a path inside an example: its keys joined with dots, long ones shortened."""
     keys = [str(key).encode("utf-8", "backslashreplace").decode() for key in path]
     return ".".join(key if len(key) <= 40 else f"{key[:39]}…" for key in keys)
+
+
+def canonical_json(node: "str | Example") -> str:
+    """Serialize an example, or a part of it, independently of the order of its keys."""
+    return _CANONICAL.encode(node)
 
 
 class _Checker:
@@ -81,7 +86,7 @@ class _Checker:
         for key, value in raw.items():
             place = (*path, key)
             if not isinstance(key, str):
-                raise DataError(f"{path_text(path) or 'the example'}: {_kind(key)} as a key; keys are text")
+                raise DataError(f"{path_text(path) or 'the example'}: a key must be text, not {_kind(key)}")
             self.num_segments += 1
             if self.num_segments > MAX_SEGMENTS:
                 raise DataError(f"more than {MAX_SEGMENTS} keys and texts in one example")
@@ -100,23 +105,23 @@ class _Checker:
         if value is None or isinstance(value, bool | int | float):
             kind = _kind(value)
             if self.strict:
-                raise DataError(f"{path_text(path)}: {kind} where text is needed", hint="put it in quotation marks")
+                raise DataError(f"{path_text(path)}: must be text, not {kind}", hint="put it in quotation marks")
             try:
                 written = value.text if isinstance(value, _WrittenFloat) else json.dumps(value)
             except ValueError as error:
-                raise DataError(f"{path_text(path)}: a number of thousands of digits") from error
+                raise DataError(f"{path_text(path)}: a number with thousands of digits") from error
             self.warnings[f"{kind} taken as text"] += 1
             return written
-        hint = "write several texts as one text, or as an object with a key for each"
-        raise DataError(f"{path_text(path)}: {_kind(value)} where text or an object is needed", hint=hint)
+        hint = "join several texts into one, or make an object with a key for each"
+        raise DataError(f"{path_text(path)}: must be text or an object, not {_kind(value)}", hint=hint)
 
 
 def _check_unicode(text: str, path: tuple[str, ...]) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        message = f"{path_text(path)}: half of a surrogate pair at character {error.start + 1}, which is no text"
-        raise DataError(message, hint="an emoji was probably cut in two when the data was made") from error
+        message = f"{path_text(path)}: invalid Unicode: half of a surrogate pair at character {error.start + 1}"
+        raise DataError(message, hint="an emoji was probably split when the data was created") from error
 
 
 def _kind(value: object) -> str:
@@ -130,7 +135,7 @@ def _kind(value: object) -> str:
 
 
 class _WrittenFloat(float):
-    """A number that remembers how it was written: 1.50 stays 1.50 when it becomes text."""
+    """A number that keeps its notation: 1.50 stays 1.50 when it becomes text."""
 
     __slots__ = ("text",)
 
@@ -153,23 +158,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_WrittenFloat, parse_constant=_WrittenFloat)
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """An object with its keys as they stand, to find the one that stands twice."""
+    """An object that keeps repeated keys."""
 
 
 def _decode(text: str) -> Any:
-    """`DataError` for a key that stands twice, unless what follows it is no JSON: then what `json` raises for that."""
+    """Decode JSON. Raises `DataError` for a repeated key; a syntax error after it takes precedence."""
     try:
         return _DECODER.decode(text)
     except _RepeatedKeyError as error:
         try:
-            place = _path_of_repeated(text)
+            path = _path_of_repeated(text)
         except RecursionError:
-            place = "deep inside"
-        raise DataError(f"{place}: this key stands twice in its object") from error
+            path = "deeply nested"
+        raise DataError(f"{path}: repeated key") from error
 
 
 def _path_of_repeated(text: str) -> str:

@@ -1,8 +1,8 @@
-"""In-context samples: other examples of the data set that an example sees, with their answers.
+"""In-context samples: other examples of the dataset, with their answers, that an example sees.
 
-The original's pretraining draws a number of them by given frequencies and reads on in the data set for each. Here they
-are drawn from the examples around, so that each example is still trained on once in an epoch, and the draw depends on
-nothing but the place in the input.
+The original's pretraining draws their number by given frequencies and reads ahead in the dataset for each. Here they
+are drawn from neighboring examples, so each example is still trained on once per epoch, and the draw depends only on
+the position in the input.
 """
 
 from collections.abc import Sequence
@@ -26,35 +26,34 @@ class InContext:
         self._most = len(frequencies) - 1
         self._upper = np.cumsum(frequencies) / np.sum(frequencies)
         self.num_left_out = 0
-        """Samples that were drawn, but for which a row has no room."""
+        """Samples that were drawn but did not fit into a packed row."""
 
-    def extend(self, examples: Sequence[Example], encoded: Sequence[Encoded], place: Sequence[int]) -> list[Samples]:
-        """Each example with others of the same sequence; `place` seeds the draw."""
-        # A stream of words that no version of numpy changes, as in `order`.
-        words = np.random.Philox(np.random.SeedSequence(list(place))).random_raw(len(examples) * (self._most + 1))
+    def extend(self, examples: Sequence[tuple[Example, Encoded]], seed: Sequence[int]) -> list[Samples]:
+        """Add to each example samples drawn from the others. Equal seeds give equal draws."""
+        # This stream is the same in every version of numpy, as in `order`.
+        words = np.random.Philox(np.random.SeedSequence(list(seed))).random_raw(len(examples) * (self._most + 1))
         draws = words.reshape(len(examples), self._most + 1)
-        wanted = np.searchsorted(self._upper, draws[:, 0] / 2.0**64, side="right")
+        counts = np.searchsorted(self._upper, draws[:, 0] / 2.0**64, side="right")
         return [
-            self._with_samples(examples, encoded, number, draws[number, 1 : 1 + wanted[number]].tolist())
+            self._with_samples(examples, number, draws[number, 1 : 1 + counts[number]].tolist())
             for number in range(len(examples))
         ]
 
-    def _with_samples(
-        self, examples: Sequence[Example], encoded: Sequence[Encoded], number: int, draws: list[int]
-    ) -> Samples:
-        samples = [encoded[number]]
-        length = samples[0].input_ids.size
+    def _with_samples(self, examples: Sequence[tuple[Example, Encoded]], number: int, draws: list[int]) -> Samples:
+        samples = [examples[number][1]]
+        length = samples[0].num_tokens
         used = {number}
         for draw in draws[: len(examples) - 1]:
             other = draw % len(examples)
             while other in used:
                 other = (other + 1) % len(examples)
             used.add(other)
-            example = examples[other]
+            example = examples[other][0]
+            # Encoded again: numbers of tokens outside the vocabulary continue from the sample before.
             sample = encode_example(self._tokenizer, example, answer_order=answer_order(example), after=samples[-1])
-            if length + sample.input_ids.size > self._max_length:
+            if length + sample.num_tokens > self._max_length:
                 self.num_left_out += 1
                 continue
             samples.append(replace(sample, context=np.ones_like(sample.context)))
-            length += sample.input_ids.size
+            length += sample.num_tokens
         return tuple(samples)

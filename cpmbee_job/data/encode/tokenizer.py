@@ -1,8 +1,8 @@
-"""Text to token ids and back, by the rules of the original CPM-Bee tokenizer.
+"""Tokenize text by the rules of the original CPM-Bee tokenizer, and decode token ids.
 
-Plain text is cut greedily: at each character the longest entry of the vocabulary wins, and neighbouring characters that
-begin no entry become one unknown piece. That is what an Aho-Corasick automaton finds with leftmost-longest matches.
-`<name>` is a special token, `<<` an escaped `<`.
+Plain text is split greedily: at each character the longest vocabulary entry wins, and adjacent characters that begin no
+entry become one unknown piece. An Aho-Corasick automaton with leftmost-longest matches finds the same entries. `<name>`
+is a special token, `<<` an escaped `<`.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from ahocorasick_rs import AhoCorasick, MatchKind
@@ -20,45 +20,49 @@ from cpmbee_job.errors import DataError, NotFoundError
 
 _REQUIRED = ("<unk>", "<s>", "</s>", "</n>", "</_>", "<root>", "<ans>")
 
-_SHORT = 64
-"""Characters of a text that is remembered once it has been cut: keys, options, questions come again and again."""
+_CACHED_CHARACTERS = 64
+"""Texts up to this length are cached: keys, options and questions repeat."""
+
+LITERAL_WARNING = "'<' taken as text"
+"""Kind under which `<` read as plain text is counted among warnings."""
 
 
 class Cut(NamedTuple):
-    """A text as tokens: the ids of those in the vocabulary, the others as text."""
+    """A text as tokens."""
 
     pieces: Sequence[int | str]
+    """Ids of the tokens in the vocabulary; the text of the others."""
     is_known: bool
-    """Whether all are ids."""
+    """Whether all pieces are ids."""
     literals: int
-    """`<` taken for plain text."""
+    """Number of `<` read as plain text."""
 
 
 class Tokenizer:
-    """A vocabulary and the automaton over it.
+    """A vocabulary and the automaton over it. Pickles as the content of its `vocab.txt`."""
 
-    `literals` counts the `<` that `encode` took for plain text because no special token begins there.
-    """
-
-    def __init__(self, vocabulary: dict[str, int], digest: str) -> None:
+    def __init__(self, vocabulary: dict[str, int], content: bytes) -> None:
+        self._content = content
         self._id_of = vocabulary
         self._token_of = {token_id: token for token, token_id in vocabulary.items()}
         self._plain = [token for token in vocabulary if not is_special(token)]
         self._plain_ids = [vocabulary[token] for token in self._plain]
         self._cut_short = lru_cache(maxsize=1 << 14)(self._cut)
-        self.digest = digest
+        self.digest = hashlib.sha256(content).hexdigest()
         self.vocab_size = len(vocabulary)
         self.unk_id = vocabulary["<unk>"]
         self.bos_id = vocabulary["<s>"]
         self.eos_id = vocabulary["</s>"]
         special = {token_id for token, token_id in vocabulary.items() if is_special(token)} - {self.unk_id}
         self.special_ids = np.array(sorted(special), dtype=np.int32)
-        """Ids of the tokens that are written `<...>`, but for the unknown one."""
-        self.literals = 0
+        """Ids of the tokens written `<...>`, except the unknown token."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_bytes, (self._content,)
 
     @cached_property
     def _automaton(self) -> AhoCorasick:
-        """Takes 0.2 s to build for 86,583 entries, which those that only ask for ids do not wait for."""
+        """Built on first use: it takes 0.2 s for 86,583 entries, and lookups of ids do not need it."""
         return AhoCorasick(self._plain, matchkind=MatchKind.LeftmostLongest)
 
     @classmethod
@@ -74,10 +78,9 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str = "vocab.txt") -> Self:
-        """Read the content of a `vocab.txt`. Raises `DataError` that names `source`.
+        """Parse the content of a `vocab.txt`. Raises `DataError` naming `source`.
 
-        It has one token a line, whose id is its number among the lines that are not empty; `</n>` and `</_>` stand for
-        newline and space.
+        Each non-empty line is a token; its id is its index among them. `</n>` and `</_>` stand for newline and space.
         """
         try:
             lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read().split("\n")
@@ -85,29 +88,29 @@ class Tokenizer:
             raise DataError(f"{source}: not UTF-8 text ({error.reason} at byte {error.start})") from error
         vocabulary: dict[str, int] = {}
         for number, line in enumerate(lines, start=1):
-            if line in vocabulary:  # from there on ids would mean other tokens than the model's, or two at once
-                raise DataError(f"{source}:{number}: {line!r} stands there twice", hint="copy the model's file again")
+            if line in vocabulary:  # the ids after it would not be the model's
+                raise DataError(f"{source}:{number}: {line!r} is repeated", hint="copy the model's file again")
             if line:
                 vocabulary[line] = len(vocabulary)
         missing = [token for token in _REQUIRED if token not in vocabulary]
         if missing:
-            raise DataError(f"{source}: no vocabulary of CPM-Bee: {', '.join(missing)} missing")
+            raise DataError(f"{source}: not a CPM-Bee vocabulary: missing {', '.join(missing)}")
         vocabulary["\n"] = vocabulary.pop("</n>")
         vocabulary[" "] = vocabulary.pop("</_>")
-        return cls(vocabulary, hashlib.sha256(data).hexdigest())
+        return cls(vocabulary, data)
 
     def token_id(self, token: str) -> int | None:
-        """The id of an entry of the vocabulary."""
+        """Return the id of a vocabulary entry, or None."""
         return self._id_of.get(token)
 
     def encode(
         self, text: str, ext_table: Mapping[int, str] | None = None, *, strict: bool = False
     ) -> tuple[list[int], dict[int, str]]:
-        """Token ids of `text`, and `ext_table` with the tokens added that the vocabulary lacks.
+        """Return the token ids of `text`, and `ext_table` extended by the tokens missing from the vocabulary.
 
         Those (numbered special tokens, unknown pieces) get ids from `vocab_size` on, in order of appearance. A `<` that
-        begins no token of the model is plain text; `strict` is the original's rule, which raises `DataError` where
-        such a token has no end and gives any other an id of its own.
+        begins no token of the model is plain text. `strict` applies the original's rule: `DataError` if such a token
+        has no end, else an extended id for it.
         """
         table = dict(ext_table or {})
         extensions = {token: token_id for token_id, token in table.items()}
@@ -123,13 +126,11 @@ class Tokenizer:
         return ids, table
 
     def cut(self, text: str, *, strict: bool = False) -> Cut:
-        """What `encode` makes of a text before it numbers the tokens that the vocabulary lacks."""
-        cut = self._cut_short(text, strict) if len(text) <= _SHORT else self._cut(text, strict)
-        self.literals += cut.literals
-        return cut
+        """Split a text into tokens, without numbering those missing from the vocabulary."""
+        return self._cut_short(text, strict) if len(text) <= _CACHED_CHARACTERS else self._cut(text, strict)
 
     def decode(self, ids: Iterable[int], ext_table: Mapping[int, str] | None = None) -> str:
-        """The text of token ids, with `<` of plain text written `<<`; negative ids are left out.
+        """Return the text of token ids, with a plain `<` escaped as `<<`. Skips negative ids.
 
         Raises `DataError` for an id that is neither in the vocabulary nor in `ext_table`.
         """
@@ -172,7 +173,10 @@ class Tokenizer:
         return Cut(pieces, is_known, literals)
 
     def _split(self, text: str, strict: bool) -> tuple[list[str], int]:
-        """Plain text and special tokens in turn, plain text first and last; and the number of literal `<`."""
+        """Split into alternating plain text and special tokens, starting and ending with plain text.
+
+        Also returns the number of `<` read as plain text.
+        """
         literals = 0
         parts: list[str] = []
         plain: list[str] = []
@@ -183,13 +187,13 @@ class Tokenizer:
                 plain.append("<")
                 position = begin + 2
                 continue
-            # The character after `<` always belongs to the name, even a `>`: the original's rule.
+            # The original's rule: the character after `<` always belongs to the name, even a `>`.
             following = text.find("<", begin + 2)
             end = text.find(">", begin + 2, following if following >= 0 else len(text)) + 1
             token = text[begin:end]
             if strict and not end:
                 raise DataError(
-                    f"the '<' at character {begin + 1} begins a special token without an end",
+                    f"the '<' at character {begin + 1} begins a special token without a closing '>'",
                     hint="write '<<' for a plain '<'",
                 )
             if strict or (end and (token in self._id_of or base_name(token) in self._id_of)):
@@ -206,10 +210,10 @@ class Tokenizer:
 
 
 def is_special(token: str) -> bool:
-    """Whether a token is written `<...>`, which plain text never matches."""
+    """Return whether a token is written `<...>`, which plain text never matches."""
     return token.startswith("<") and token.endswith(">")
 
 
 def base_name(token: str) -> str:
-    """The special token that the model sees in place of a numbered one: `<mask>` for `<mask_3>`."""
+    """Return the special token that the model sees instead of a numbered one: `<mask>` for `<mask_3>`."""
     return f"<{token[1:-1].split('_', maxsplit=1)[0]}>"

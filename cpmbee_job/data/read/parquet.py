@@ -1,4 +1,4 @@
-"""Rows of Parquet files, a row group at a time."""
+"""Read records from Parquet files, one row group at a time."""
 
 import io
 from collections.abc import Iterator
@@ -8,41 +8,39 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cpmbee_job.data.read.streams import open_object
+from cpmbee_job.data.read.sources import SourceSlice
+from cpmbee_job.data.read.streams import object_name, open_object
 from cpmbee_job.errors import DataError
 from cpmbee_job.store.base import Store
 
-SUFFIX = ".parquet"
-
-_BUFFER_BYTES = 1 << 20  # of each column, so that no row group has to fit into memory
+_BUFFER_BYTES = 1 << 20  # per column, so that a row group need not fit into memory
 _BATCH_ROWS = 256
 
 
-def read_rows(store: Store, key: str, size: int, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows, with their numbers in the file from 1, of the row groups whose middle lies in the bytes `start` to
-    `end`. A null is a key that is not there.
+def read_parquet(store: Store, part: SourceSlice) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the records of the row groups in a slice, with their numbers in the file from 1. Nulls become missing keys.
 
-    Raises `DataError` for what is no whole Parquet file.
+    Raises `DataError` for an invalid Parquet file.
     """
-    place = f"{store.url}/{key}"
-    with open_object(store, key, size) as raw, _explained(place):
+    info = part.object
+    name = object_name(store, info.key)
+    with open_object(store, info.key, info.size) as raw, _explained(name):
         file = pq.ParquetFile(io.BufferedReader(raw, _BUFFER_BYTES), buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        names = file.schema_arrow.names
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise DataError(f"{place}: two columns are called {min(twice)!r}", hint="rename one of them")
+        columns = file.schema_arrow.names
+        if repeated := {column for column in columns if columns.count(column) > 1}:
+            raise DataError(f"{name}: two columns are named {min(repeated)!r}", hint="rename one of them")
         number = 0
         for group in range(file.num_row_groups):
-            if start <= _middle(file.metadata.row_group(group)) < end:
-                rows = number
-                for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
-                    for row in batch.to_pylist(maps_as_pydicts="strict"):
-                        rows += 1
-                        yield rows, _without_nulls(row)
+            if part.start <= _middle(file.metadata.row_group(group)) < part.end:
+                batches = file.iter_batches(_BATCH_ROWS, row_groups=[group])
+                records = (record for batch in batches for record in batch.to_pylist(maps_as_pydicts="strict"))
+                for record_number, record in enumerate(records, start=number + 1):
+                    yield record_number, _without_nulls(record)
             number += file.metadata.row_group(group).num_rows
 
 
 def _middle(group: Any) -> int:
-    """The byte in the middle of a row group's columns."""
+    """Return the position of the middle byte of a row group's columns."""
     columns = [group.column(number) for number in range(group.num_columns)]
     start = min(c.data_page_offset if c.dictionary_page_offset is None else c.dictionary_page_offset for c in columns)
     return int(start + sum(column.total_compressed_size for column in columns) // 2)
@@ -55,11 +53,9 @@ def _without_nulls(value: Any) -> Any:
 
 
 @contextmanager
-def _explained(place: str) -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        words = " ".join(str(error).split())
-        raise DataError(
-            f"{place}: not a whole Parquet file: {words}", hint="copy it again, or write it anew"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name}: invalid Parquet file: {reason}", hint="copy or write the file again") from error

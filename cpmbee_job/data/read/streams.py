@@ -1,4 +1,4 @@
-"""Objects as streams of lines: ranges of a store's object, decompressed where its name says so."""
+"""Objects of a store as file streams: by ranges, decompressed according to their names."""
 
 import gzip
 import io
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 COMPRESSED_SUFFIXES: Final = (".gz", ".zst")
 
 _CHUNK_BYTES = 1 << 20
-_BEYOND_BYTES = 1 << 18  # what is read at a time to finish the line that crosses a slice's end
+_BEYOND_BYTES = 1 << 18  # size of reads past the end of a slice, to finish the line that crosses it
+
+
+def object_name(store: Store, key: str) -> str:
+    """Return the name of an object in messages."""
+    return f"{store.url}/{key}".removeprefix("./")
 
 
 def is_compressed(key: str) -> bool:
-    """Whether an object's name says so; such an object can only be read from its start."""
+    """Return whether an object's name has a compression suffix; such an object can only be read from its start."""
     return key.lower().endswith(COMPRESSED_SUFFIXES)
 
 
@@ -30,39 +35,39 @@ def is_compressed(key: str) -> bool:
 def open_slice(
     store: Store, key: str, size: int, start: int, end: int, on_bytes: Progress = no_progress
 ) -> Iterator[IO[bytes]]:
-    """The object's bytes from `start` on, decompressed; reading goes on behind `end` where it is asked to.
+    """Open an object at `start`, decompressed. Reads may continue past `end`, in small steps.
 
-    `on_bytes` learns how many bytes of the object have been read. Broken compression raises `DataError`.
+    `on_bytes` receives the number of bytes of the object as they are read. Raises `DataError` for invalid compression.
     """
     with _ObjectStream(store, key, size, start, end, on_bytes) as raw:
         plain: IO[bytes] = io.BufferedReader(raw, _CHUNK_BYTES)
         try:
             if key.lower().endswith(".gz"):
-                yield gzip.GzipFile(fileobj=plain)  # type: ignore[misc]  # has all of it that is used
+                yield gzip.GzipFile(fileobj=plain)  # type: ignore[misc]  # has all methods in use
             elif key.lower().endswith(".zst"):
                 yield io.BufferedReader(_ZstdStream(plain), _CHUNK_BYTES)
             else:
                 yield plain
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             raise DataError(
-                f"{store.url}/{key}: broken compression: {error}",
-                hint="the file is cut short or damaged; copy or compress it again",
+                f"{object_name(store, key)}: invalid compression: {error}",
+                hint="the file is truncated or damaged; copy or compress it again",
             ) from error
 
 
 def open_object(store: Store, key: str, size: int) -> io.RawIOBase:
-    """The object's bytes as they are, to be read from any place."""
+    """Open an object for random access, without decompression."""
     return _ObjectStream(store, key, size, 0, size, no_progress)
 
 
 def count_lines(store: Store, key: str, end: int) -> int:
-    """Line ends in the first `end` bytes of an object that is not compressed."""
+    """Count the line ends in the first `end` bytes of an uncompressed object."""
     with _ObjectStream(store, key, end, 0, end, no_progress) as raw:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: raw.read(8 * _CHUNK_BYTES), b""))
 
 
 class _ObjectStream(io.RawIOBase):
-    """An object of a store, read by ranges; from the disk itself where it is on one."""
+    """An object of a store, read from its local file if it has one, else by ranges."""
 
     def __init__(self, store: Store, key: str, size: int, start: int, end: int, on_bytes: Progress) -> None:
         self._store, self._key, self._size, self._end, self._on_bytes = store, key, size, end, on_bytes
@@ -109,7 +114,7 @@ class _ObjectStream(io.RawIOBase):
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompresses frame after frame; unlike the library's own reader it raises where the last one is cut short."""
+    """Decompresses all frames. Unlike the library's reader, it raises if the last one is truncated."""
 
     _INPUT_BYTES = 1 << 16
 
@@ -128,7 +133,7 @@ class _ZstdStream(io.RawIOBase):
             self._input = self._input or self._compressed.read(self._INPUT_BYTES)
             if not self._input:
                 if self._frame is not None:
-                    raise EOFError("the last frame ends early")
+                    raise EOFError("the last frame is truncated")
                 return 0
             self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
             self._output = memoryview(self._frame.decompress(self._input))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cpmbee_job import documents
 from cpmbee_job.data.dataset.eval_digest import dataset_digest
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.model.lora import save_delta_folder
 from cpmbee_job.model.weights.model_folder import ModelFiles
 from cpmbee_job.run import keys
@@ -42,7 +42,7 @@ class Provenance:
 
     model: ModelFiles
     base_digest: str
-    eval_dataset: RowDataset | None
+    eval_dataset: PackedDataset | None
 
     @cached_property
     def eval_digest(self) -> str | None:

@@ -10,14 +10,15 @@ import torch
 
 from benchmarks import original
 from benchmarks.dense import IGNORED, dense_losses
-from cpmbee_job.data.dataset.collate import Table, collate
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.collate import collate
+from cpmbee_job.data.dataset.shards import PackedDataset
+from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.examples import parse_object
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.parts import PrepareSettings
 from cpmbee_job.data.prepare.prepare import prepare
-from cpmbee_job.data.read.reformat import ccpm_example
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
+from cpmbee_job.data.read.formats import ccpm_example
 from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
@@ -79,7 +80,7 @@ def test_both_ways_from_raw_rows_keep_every_example_once(tmp_path, tiny_vocab, g
         store := open_store(str(tmp_path / "rows")),
     )  # fmt: skip
     assert counts["tokens"] == index.tokens
-    dataset = RowDataset.open(store)
+    dataset = PackedDataset.open(store)
     table = dataset.table(np.arange(dataset.num_rows))
     ours = np.split(table.input_ids, np.cumsum(table.sample_lengths)[:-1])
     batches = list(original.packed(greedy, original.read(tmp_path / "records")))

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from cpmbee_job.data.dataset.collate import Collated, Table, collate, collate_examples
+from cpmbee_job.data.dataset.collate import Collated, collate, collate_examples
+from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 

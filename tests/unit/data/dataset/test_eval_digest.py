@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cpmbee_job.data.dataset.eval_digest import EvalDigest, dataset_digest, encoded_arrays
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.data.encode.encoder import answer_order, encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
@@ -26,7 +26,7 @@ def digest_of(tmp_path, tiny_vocab):
         store = FileStore(str(tmp_path / "prepared"))
         asked = PrepareSettings(max_length=max_length, **settings)
         prepare(open_source(str(path), piece_bytes=piece_bytes), tiny_vocab.read_bytes(), asked, store)
-        return dataset_digest(RowDataset.open(store))
+        return dataset_digest(PackedDataset.open(store))
 
     return prepared
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpmbee_job.data.dataset.collate import Table
 from cpmbee_job.data.dataset.index import INDEX, Index
-from cpmbee_job.data.dataset.shards import RowDataset, read_index
+from cpmbee_job.data.dataset.shards import PackedDataset, read_index
+from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
@@ -59,7 +59,7 @@ def _texts(tokenizer, table: Table) -> list[str]:
 
 
 def test_all_rows_together_hold_every_example_once(prepared, tokenizer):
-    dataset = RowDataset.open(prepared)
+    dataset = PackedDataset.open(prepared)
     assert len(dataset.indexes[0].parts) > 2
     assert dataset.num_examples == len(EXAMPLES)
     table = dataset.table(np.arange(dataset.num_rows))
@@ -70,7 +70,7 @@ def test_all_rows_together_hold_every_example_once(prepared, tokenizer):
 
 
 def test_rows_come_in_the_order_asked_for(prepared):
-    dataset = RowDataset.open(prepared)
+    dataset = PackedDataset.open(prepared)
     chosen = np.array([dataset.num_rows - 1, 0, 1, 0])
     table = dataset.table(chosen)
     singles = [dataset.table(chosen[i : i + 1]) for i in range(4)]
@@ -85,16 +85,16 @@ def test_rows_come_in_the_order_asked_for(prepared):
 
 def test_parts_away_from_the_disk_are_fetched_once(prepared, tmp_path):
     away, cache = AwayStore(prepared.url), tmp_path / "cache"
-    dataset = RowDataset.open(away, cache=cache)
+    dataset = PackedDataset.open(away, cache=cache)
     assert away.downloads == len(dataset.indexes[0].parts)
-    RowDataset.open(away, cache=cache)
+    PackedDataset.open(away, cache=cache)
     assert away.downloads == len(dataset.indexes[0].parts)
     rows = np.arange(dataset.num_rows)
-    np.testing.assert_array_equal(dataset.table(rows).input_ids, RowDataset.open(prepared).table(rows).input_ids)
+    np.testing.assert_array_equal(dataset.table(rows).input_ids, PackedDataset.open(prepared).table(rows).input_ids)
 
 
 def _open_away(url: str, cache: Path) -> int:
-    return RowDataset.open(AwayStore(url), cache=cache).num_rows
+    return PackedDataset.open(AwayStore(url), cache=cache).num_rows
 
 
 def test_several_processes_share_the_cache(prepared, tmp_path):
@@ -111,7 +111,7 @@ def test_a_part_with_other_bytes_is_refused(prepared, tmp_path, store):
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     with pytest.raises(DataError, match=rf"{part.name}: not the bytes that its index names"):
-        RowDataset.open(store(prepared.url), cache=tmp_path / "cache")
+        PackedDataset.open(store(prepared.url), cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("store", [FileStore, AwayStore])
@@ -119,20 +119,20 @@ def test_a_missing_part_is_named(prepared, tmp_path, store):
     part = tmp_path / "prepared" / read_index(prepared).parts[1].key
     part.unlink()
     with pytest.raises(DataError, match=rf"{part.name}: missing"):
-        RowDataset.open(store(prepared.url), cache=tmp_path / "cache")
+        PackedDataset.open(store(prepared.url), cache=tmp_path / "cache")
 
 
 def test_data_without_an_index_are_not_prepared(prepared):
     prepared.delete(INDEX)
     with pytest.raises(DataError, match=r"index\.json is missing"):
-        RowDataset.open(prepared)
+        PackedDataset.open(prepared)
 
 
 def test_an_index_of_another_version_is_refused(prepared):
     document = json.loads(prepared.get(INDEX))
     prepared.put(INDEX, json.dumps({**document, "version": 2}).encode())
     with pytest.raises(DataError, match="format version 2, this release reads 1"):
-        RowDataset.open(prepared)
+        PackedDataset.open(prepared)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"version": 1}', b"\xff"])

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from cpmbee_job.data.dataset.collate import Table, collate
-from cpmbee_job.data.dataset.shards import RowDataset
+from cpmbee_job.data.dataset.collate import collate
+from cpmbee_job.data.dataset.shards import PackedDataset
+from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.in_context import InContext
 from cpmbee_job.data.encode.tokenizer import Tokenizer
@@ -81,7 +82,7 @@ def dataset(tmp_path, tiny_vocab):
     out = FileStore(str(tmp_path / "out"))
     settings = PrepareSettings(max_length=256, in_context=(0, 1, 1))
     prepare(open_source(str(path), piece_bytes=3000), tiny_vocab.read_bytes(), settings, out)
-    return RowDataset.open(out)
+    return PackedDataset.open(out)
 
 
 def test_a_prepared_set_trains_on_each_example_once(dataset):

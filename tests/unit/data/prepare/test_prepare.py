@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cpmbee_job.data.dataset.index import INDEX
-from cpmbee_job.data.dataset.shards import RowDataset, read_index
+from cpmbee_job.data.dataset.shards import PackedDataset, read_index
 from cpmbee_job.data.encode.encoder import answer_order
 from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare, prepare_split, prepared_digest, preprocess
 from cpmbee_job.data.read.sources import open_source, read_source
@@ -62,7 +62,7 @@ def test_parts_and_the_index_over_them(tmp_path, train, vocab):
     assert index.examples == 200
     assert index.tokens <= index.capacity
     assert read_index(store) == index
-    assert RowDataset.open(store).num_rows == index.rows
+    assert PackedDataset.open(store).num_rows == index.rows
     assert index.target_tokens == sum(part.target_tokens for part in index.parts) > 200
 
 
@@ -150,7 +150,7 @@ def test_compressed_input_is_packed_in_windows(tmp_path, train, vocab):
     index = prepare(_source(compressed), vocab, ROWS, _store(tmp_path))
     assert len(index.parts) == 1
     assert (index.examples, index.tokens) == (plain.examples, plain.tokens)
-    dataset = RowDataset.open(_store(tmp_path))
+    dataset = PackedDataset.open(_store(tmp_path))
     table = dataset.table(np.arange(dataset.num_rows))
     assert np.bincount(table.rows, weights=table.sample_lengths).max() <= 64
     assert table.rows.size == 200
@@ -233,7 +233,7 @@ def test_a_format_of_the_user_s_own_counts_by_its_code(tmp_path, train, vocab, m
 def test_a_split_finds_its_folder(tmp_path, train, vocab):
     folder, index = prepare_split(str(train), vocab, ROWS, str(tmp_path / "runs"))
     assert folder == f"{tmp_path}/runs/prepared/{index.digest}"
-    assert RowDataset.open(FileStore(folder)).num_rows == index.rows
+    assert PackedDataset.open(FileStore(folder)).num_rows == index.rows
 
 
 def test_progress_ends_with_everything(tmp_path, train, vocab):
@@ -325,7 +325,7 @@ def test_what_is_too_long_can_be_cut_and_is_counted(tmp_path, vocab):
     path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "今天" * 80, "<ans>": "好"}])
     index = prepare(_source(path), vocab, replace(ROWS, too_long="truncate-context"), _store(tmp_path))
     assert (index.examples, index.warnings) == (2, {"texts cut to fit into a row": 1})
-    table = RowDataset.open(_store(tmp_path)).table(np.arange(index.rows))
+    table = PackedDataset.open(_store(tmp_path)).table(np.arange(index.rows))
     assert 64 in table.sample_lengths.tolist()
 
 

@@ -1,6 +1,5 @@
-"""The preprocess init-step of a job: both splits prepared, and the run bound to them."""
+"""Prepare the datasets of a job, and describe the result."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from cpmbee_job.data.dataset.index import Index
+from cpmbee_job.data.dataset.index import Index, sum_counts
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.parts import PrepareSettings
-from cpmbee_job.data.prepare.prepare import PrepareProgress, no_prepare_progress, prepare_split
+from cpmbee_job.data.prepare.prepare import Preparation, PrepareProgress, no_prepare_progress, prepare_below
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
+from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.errors import ModelError, NotFoundError
 from cpmbee_job.process.pod import num_cpus
 from cpmbee_job.run.model_files import VOCABULARY
@@ -31,9 +31,9 @@ def prepare_job(
     num_pods: int = 1,
     progress: PrepareProgress = no_prepare_progress,
 ) -> dict[str, Any]:
-    """Prepare the job's data sets, or find them prepared; returns what the run gets bound to (`Run.bind_data`).
+    """Prepare the job's datasets unless that has been done. Returns what the run is bound to (`Run.bind_data`).
 
-    The vocabulary is the model folder's, unless it is given.
+    `vocab` defaults to the model folder's vocab.txt.
     """
     vocab = vocab or read_vocabulary(spec.model, storage)
     tokenizer = Tokenizer.from_bytes(vocab, source=f"{spec.model}/{VOCABULARY}")
@@ -41,18 +41,17 @@ def prepare_job(
     def prepared(sets: Iterable[DataSetSpec]) -> dict[str, Any]:
         found = []
         for one in sets:
-            folder, index = prepare_split(
-                one.path,
-                vocab,
-                _settings(spec, one),
-                spec.output,
+            preparation = Preparation(
+                source=open_source(one.path, storage),
+                settings=_settings(spec, one),
+                tokenizer=tokenizer,
                 storage=storage,
                 workers=num_cpus(),
                 pod_index=pod_index,
                 num_pods=num_pods,
                 progress=progress,
             )
-            found.append(_summary(one, folder, index))
+            found.append(_summary(one, *prepare_below(preparation, spec.output)))
         return _totals(found)
 
     return {
@@ -60,6 +59,16 @@ def prepare_job(
         "train": prepared(spec.data.train_sets),
         "eval": None if spec.data.eval is None else prepared([DataSetSpec(path=spec.data.eval)]),
     }
+
+
+def read_vocabulary(model: str, storage: StorageSpec) -> bytes:
+    """Read the `vocab.txt` of a model folder."""
+    try:
+        return open_store(model, storage).get(VOCABULARY)
+    except NotFoundError as error:
+        raise ModelError(
+            f"{model}: {VOCABULARY} is missing", hint="`model` names a folder with vocab.txt, config.json and weights"
+        ) from error
 
 
 def _settings(spec: JobSpec, one: DataSetSpec) -> PrepareSettings:
@@ -71,16 +80,6 @@ def _settings(spec: JobSpec, one: DataSetSpec) -> PrepareSettings:
         strict=spec.data.strict,
         in_context=one.in_context,
     )
-
-
-def read_vocabulary(model: str, storage: StorageSpec) -> bytes:
-    """The `vocab.txt` of a model folder."""
-    try:
-        return open_store(model, storage).get(VOCABULARY)
-    except NotFoundError as error:
-        raise ModelError(
-            f"{model}: no {VOCABULARY} in it", hint="`model` names a folder with vocab.txt, config.json and weights"
-        ) from error
 
 
 def _summary(one: DataSetSpec, folder: str, index: Index) -> dict[str, Any]:
@@ -95,14 +94,14 @@ def _summary(one: DataSetSpec, folder: str, index: Index) -> dict[str, Any]:
 
 
 def _totals(sets: list[dict[str, Any]]) -> dict[str, Any]:
-    """A split's record: its data sets, and what they hold together."""
+    """Return the document of a split: its datasets and their totals."""
     sums = {name: sum(one[name] for one in sets) for name in _COUNTS}
-    counters = {name: dict(sum((Counter(one[name]) for one in sets), Counter())) for name in _COUNTERS}
+    counters = {name: sum_counts(one[name] for one in sets) for name in _COUNTERS}
     return {**sums, **counters, "sets": sets}
 
 
 def describe(split: str, record: dict[str, Any]) -> str:
-    """A line about a prepared split, and one for each of several data sets."""
+    """Describe a prepared split in a line, and each of several datasets in another."""
     sets = record["sets"]
     lines = [f"{split}: {_describe(record)}"]
     if len(sets) > 1:
@@ -111,17 +110,17 @@ def describe(split: str, record: dict[str, Any]) -> str:
 
 
 def _describe(record: dict[str, Any]) -> str:
-    words = f"{record['examples']:,} examples in {record['rows']:,} rows, {record['tokens']:,} tokens"
-    return words + counted(record["skipped"], record["warnings"])
+    counts = f"{record['examples']:,} examples in {record['rows']:,} packed rows, {record['tokens']:,} tokens"
+    return counts + counted(record["skipped"], record["warnings"])
 
 
 def counted(skipped: Mapping[str, int], warnings: Mapping[str, int]) -> str:
-    """What was left out and what was mended, to be put behind what is there."""
-    words = ""
+    """Format the counts of skipped records and of corrections, to append to a line."""
+    text = ""
     for kind, counts in (("skipped", skipped), ("warnings", warnings)):
         if counts:
-            words += f"; {kind}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    return words
+            text += f"; {kind}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return text
 
 
 def _weight(weight: float | None) -> str:
@@ -130,12 +129,12 @@ def _weight(weight: float | None) -> str:
 
 @contextmanager
 def prepare_bar(console: Console) -> Iterator[PrepareProgress]:
-    """A progress bar with rate and remaining time where `console` is a terminal."""
+    """Show a progress bar with rate and remaining time if `console` is a terminal."""
     columns = TextColumn("prepare {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", visible=False)  # what is prepared already has nothing to show
+        task = bar.add_task("", visible=False)  # stays hidden if everything is prepared already
 
-        def moved(examples: int, done: int, total: int) -> None:
+        def update(examples: int, done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, description=f"{examples:,} examples", visible=True)
 
-        yield moved
+        yield update
