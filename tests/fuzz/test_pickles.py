@@ -63,8 +63,8 @@ def read(folder: Path, record: bytes, meta: bytes | None = None) -> None:
     line = str(META_LINE | {"block_size": len(block)}).replace("'", '"').replace("False", "false").encode()
     (folder / META).write_bytes(line if meta is None else meta)
     try:
-        for place, content in read_original(open_store(str(folder))):
-            assert place.endswith("part: block 0, record 0")
+        for block, number, content in read_original(open_store(str(folder))):
+            assert (block, number) == (f"{folder}/part: block 0", 0)
             assert is_plain(content)
             check_example(content)
     except DataError as error:
@@ -85,7 +85,7 @@ def test_known_records(folder: Path, record: bytes) -> None:
 @pytest.mark.parametrize("record", CALLS)
 def test_calls_are_refused_by_name(folder: Path, record: bytes) -> None:
     read(folder, record)
-    with pytest.raises(DataError, match=r"it asks for '(posix|nt)'\.'mkdir', and nothing of it has been run"):
+    with pytest.raises(DataError, match=r"it asks for '(posix|nt)'\.'mkdir'; none of it has run"):
         list(read_original(open_store(str(folder))))
 
 

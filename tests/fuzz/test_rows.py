@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cpmbee_job.data.encode.encoder import answer_order, encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.read.sources import Rejection, open_source, read_piece
+from cpmbee_job.data.read.reader import Reader, Rejection
+from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.errors import DataError
 from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
 
@@ -40,8 +41,8 @@ def read(folder: Path, lines: list[bytes], tokenizer: Tokenizer, format_name: st
     source = open_source(str(path))
     warnings: Counter[str] = Counter()
     for piece in source.pieces:
-        for record in read_piece(source.store, source.kind, piece, format_name, warnings):
-            place, _, line = record.location.rpartition(":")
+        for record in Reader(source.store, source.kind, format_name).read(piece, warnings):
+            place, _, line = str(record.location).rpartition(":")
             assert place == str(path)
             assert int(line) >= 1
             if isinstance(record.content, Rejection):

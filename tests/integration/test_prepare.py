@@ -8,8 +8,10 @@ import numpy as np
 from cpmbee_job.data.check.scan import Check, report_on
 from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare, prepare_split
-from cpmbee_job.data.read.sources import open_source, read_source
+from cpmbee_job.data.prepare.prepare import Preparation, prepare, prepare_below
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
+from cpmbee_job.data.read.reader import read_source
+from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.store.urls import open_store
 
@@ -20,17 +22,18 @@ def _lines(start, end):
 
 
 def test_s3_and_the_disk_hold_the_same_rows(bucket, s3_storage, tiny_vocab, tmp_path):
-    vocab, settings = tiny_vocab.read_bytes(), PrepareSettings(max_length=64)
+    tokenizer, settings = Tokenizer.from_file(tiny_vocab), PrepareSettings(max_length=64)
     data = open_store(f"{bucket}/data", s3_storage)
     for store in (data, FileStore(str(tmp_path / "data"))):
         store.put("train.jsonl", _lines(0, 200))
         store.put("more/train.jsonl.gz", gzip.compress(_lines(200, 250)))
     on_disk = prepare(
-        open_source(str(tmp_path / "data"), piece_bytes=3000), vocab, settings, FileStore(str(tmp_path / "out"))
+        Preparation(open_source(str(tmp_path / "data"), piece_bytes=3000), settings, tokenizer),
+        FileStore(str(tmp_path / "out")),
     )
     source = open_source(data.url, s3_storage, piece_bytes=3000)
     out = open_store(f"{bucket}/out", s3_storage)
-    index = prepare(source, vocab, settings, out, storage=s3_storage, workers=2)
+    index = prepare(Preparation(source, settings, tokenizer, storage=s3_storage, workers=2), out)
     assert index.content_digest == on_disk.content_digest
 
     dataset = PackedDataset.open(out, cache=tmp_path / "cache")
@@ -40,12 +43,20 @@ def test_s3_and_the_disk_hold_the_same_rows(bucket, s3_storage, tiny_vocab, tmp_
 
 
 def test_a_split_is_prepared_once(bucket, s3_storage, tiny_vocab):
-    vocab, settings = tiny_vocab.read_bytes(), PrepareSettings(max_length=64)
+    tokenizer, settings = Tokenizer.from_file(tiny_vocab), PrepareSettings(max_length=64)
     open_store(bucket, s3_storage).put("train.jsonl", _lines(0, 20))
-    folder, index = prepare_split(f"{bucket}/train.jsonl", vocab, settings, f"{bucket}/runs", storage=s3_storage)
+    folder, index = prepare_below(
+        Preparation(open_source(f"{bucket}/train.jsonl", s3_storage), settings, tokenizer, storage=s3_storage),
+        f"{bucket}/runs",
+    )
     listing = list(open_store(folder, s3_storage).list())
     assert [info.key for info in listing] == ["index.json", "part-00000.arrow", "part-00000.json"]
-    again = prepare_split(f"{bucket}/train.jsonl", vocab, settings, f"{bucket}/runs", storage=s3_storage, workers=2)
+    again = prepare_below(
+        Preparation(
+            open_source(f"{bucket}/train.jsonl", s3_storage), settings, tokenizer, storage=s3_storage, workers=2
+        ),
+        f"{bucket}/runs",
+    )
     assert again == (folder, index)
     assert list(open_store(folder, s3_storage).list()) == listing
 

@@ -44,8 +44,8 @@ def shares(num_rows: Sequence[int], num_examples: Sequence[int], weights: Sequen
         rows[number] += 1
     if 0 in rows:
         raise DataError(
-            f"data.train.{rows.index(0)}.weight: too small: no packed row of an epoch's {sum(rows)} is left for this "
-            f"dataset (got {weights[rows.index(0)]:g})",
+            f"data.train.{rows.index(0)}.weight: must give the dataset one of an epoch's {sum(rows)} packed rows or more "
+            f"(got {weights[rows.index(0)]:g})",
             hint="raise the weight, or remove the dataset",
         )
     return tuple(SetShare(total, part) for total, part in zip(num_rows, rows, strict=True))

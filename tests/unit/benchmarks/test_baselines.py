@@ -16,7 +16,7 @@ from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.examples import parse_object
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.prepare import prepare
+from cpmbee_job.data.prepare.prepare import Preparation, prepare
 from cpmbee_job.data.prepare.shard_maker import PrepareSettings
 from cpmbee_job.data.read.formats import ccpm_example
 from cpmbee_job.data.read.sources import open_source
@@ -75,10 +75,8 @@ def test_both_ways_from_raw_rows_keep_every_example_once(tmp_path, tiny_vocab, g
     raw.write_text("\n".join(ccpm_lines(700)) + "\n", encoding="utf-8")
     original.main(str(raw), str(tiny_vocab), str(tmp_path))
     counts = json.loads(capsys.readouterr().out)
-    index = prepare(
-        open_source(str(raw)), tiny_vocab.read_bytes(), PrepareSettings(2048, format="ccpm"),
-        store := open_store(str(tmp_path / "rows")),
-    )  # fmt: skip
+    settings, store = PrepareSettings(2048, format="ccpm"), open_store(str(tmp_path / "rows"))
+    index = prepare(Preparation(open_source(str(raw)), settings, Tokenizer.from_file(tiny_vocab)), store)
     assert counts["tokens"] == index.tokens
     dataset = PackedDataset.open(store)
     table = dataset.table(np.arange(dataset.num_rows))

@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from cpmbee_job.cli import app
-from cpmbee_job.data.check.scan import CheckReport
+from cpmbee_job.data.check.report import CheckReport
 from cpmbee_job.spec.training import TrainSpec
 from tests.cli_runner import Done, run_cli
 
@@ -66,8 +66,8 @@ def test_each_invalid_record_is_named_after_the_summary(check: Check, records: P
     assert "records        5: 2 examples, 3 invalid" in done.out
     assert "summary: 2 of 5 records are valid; 3 errors," in done.out.splitlines()[-1]
     assert "records.jsonl:3: the key <ans> is missing" in done.err
-    assert "records.jsonl:4: a.b: a list" in done.err
-    assert "records.jsonl:5: <ans>: this key stands twice" in done.err
+    assert "records.jsonl:4: a.b: must be text or an object, not a list" in done.err
+    assert "records.jsonl:5: <ans>: repeated key" in done.err
     assert "3 errors" in done.err
 
 
@@ -76,7 +76,7 @@ def test_invalid_records_of_both_sets_are_named(check: Check, records: Path, tmp
     done = check(records, "--eval", write(tmp_path / "eval.jsonl", [{"<ans>": "y"}, {"<ans>": []}]))
     assert done.code == 3
     assert "records.jsonl:1: the key" in done.err
-    assert "eval.jsonl:2: <ans>: a list" in done.err
+    assert "eval.jsonl:2: <ans>: must be text or an object, not a list" in done.err
     assert "2 errors" in done.err
     assert "summary: 1 of 2 records and 1 of 2 records for evaluation are valid; 2 errors," in done.out
 
@@ -104,7 +104,7 @@ def test_duplicates_in_one_set(check: Check, tmp_path: Path) -> None:
 def test_an_empty_file_has_a_summary_too(check: Check, tmp_path: Path) -> None:
     done = check(write(tmp_path / "empty.jsonl", []))
     assert done.code == 3
-    assert "empty.jsonl: no examples there" in done.err
+    assert "empty.jsonl: no examples" in done.err
     assert done.out.splitlines()[-1] == "summary: no records are valid; 1 error, 0 warnings"
 
 

@@ -1,4 +1,5 @@
-from cpmbee_job.data.check.answers import AnswerCounter, Answers, Constant
+from cpmbee_job.data.check.answers import AnswerCounter
+from cpmbee_job.data.check.report import Answers, ConstantAnswer
 from cpmbee_job.data.encode.examples import Example
 
 
@@ -14,7 +15,7 @@ def test_an_answer_is_empty_when_all_its_texts_are() -> None:
 
 
 def test_an_answer_that_never_varies_is_told() -> None:
-    assert of("好", "好", "好").constant == (Constant(place="<ans>", text="好", examples=3),)
+    assert of("好", "好", "好").constant == (ConstantAnswer(place="<ans>", text="好", examples=3),)
     assert of("好", "好", "坏").constant == ()
 
 

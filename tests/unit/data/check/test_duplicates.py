@@ -1,48 +1,33 @@
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpmbee_job.data.check.duplicates import MOST_NAMED, Duplicates, Fingerprint, Fingerprints, Search, look
+from cpmbee_job.data.check import duplicates
+from cpmbee_job.data.check.duplicates import MOST_NAMED, Fingerprints
+from cpmbee_job.data.check.report import Duplicates
 from cpmbee_job.data.encode.examples import Example
+from cpmbee_job.data.read.locations import Location, Origin
 
 
 def example(question: str, answer: str) -> Example:
     return {"q": question, "<ans>": answer}
 
 
-def known(examples: Sequence[Example]) -> Fingerprints:
-    fingerprints = Fingerprints()
-    for one in examples:
-        fingerprints.add(Fingerprint.of(one))
-    fingerprints.close()
+def known(name: str, examples: Sequence[Example]) -> Fingerprints:
+    fingerprints, origin = Fingerprints(), Origin(f"{name}:")
+    for number, one in enumerate(examples, start=1):
+        fingerprints.add(one, Location(origin, number))
     return fingerprints
 
 
-class Reading:
-    """Examples with their places, and how many were read."""
-
-    def __init__(self, name: str, examples: Sequence[Example]) -> None:
-        self.examples, self.name, self.count = examples, name, 0
-
-    def __iter__(self) -> Iterator[tuple[str, Example]]:
-        for number, one in enumerate(self.examples, start=1):
-            self.count += 1
-            yield f"{self.name}:{number}", one
-
-
 def within(*examples: Example) -> Duplicates:
-    search = Search.within(known(examples))
-    look(Reading("file", examples), begin=[search], end=[search])
-    return search.named()
+    return duplicates.within(known("file", examples))
 
 
 def leakage(train: Sequence[Example], evaluation: Sequence[Example]) -> Duplicates:
-    search = Search.leakage(known(train), known(evaluation))
-    look(Reading("eval", evaluation), begin=[search], end=[])
-    look(Reading("train", train), begin=[], end=[search])
-    return search.named()
+    return duplicates.leakage(known("train", train), known("eval", evaluation))
 
 
 def test_an_example_that_stands_three_times_is_repeated_twice() -> None:
@@ -108,20 +93,6 @@ def test_counts_and_places_are_those_of_a_plain_comparison(
         assert answer != its_answer
 
 
-def test_nothing_is_read_again_where_there_is_nothing_to_find() -> None:
-    reading = Reading("file", [example("a", "1"), example("b", "1")])
-    search = Search.within(known(reading.examples))
-    look(reading, begin=[search], end=[search])
-    assert reading.count == 0
-
-
-def test_reading_ends_with_the_last_pair_that_is_named() -> None:
-    reading = Reading("file", [*2 * [example("a", "1")], *(example(str(number), "1") for number in range(100))])
-    search = Search.within(known(reading.examples))
-    look(reading, begin=[search], end=[search])
-    assert reading.count == 2
-
-
-def test_an_example_takes_16_bytes() -> None:
-    fingerprints = known([example(str(number), "1") for number in range(100)])
-    assert memoryview(fingerprints.questions).nbytes + memoryview(fingerprints.wholes).nbytes == 1600
+def test_an_example_takes_16_bytes_for_its_hashes() -> None:
+    fingerprints = known("file", [example(str(number), "1") for number in range(100)])
+    assert fingerprints.questions.nbytes + fingerprints.wholes.nbytes == 1600

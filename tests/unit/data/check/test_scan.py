@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from cpmbee_job.data.check.scan import Check, CheckReport, report_on
+from cpmbee_job.data.check.report import CheckReport
+from cpmbee_job.data.check.scan import Check, report_on
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
-from cpmbee_job.data.read.sources import Source, open_source
+from cpmbee_job.data.prepare.prepare import Preparation, prepare
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
+from cpmbee_job.data.read.sources import DataSource, open_source
 from cpmbee_job.store.files import FileStore
 
 
@@ -23,12 +25,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(path: Path, rows: Iterable[Any], **options: Any) -> Source:
+def write(path: Path, rows: Iterable[Any], **options: Any) -> DataSource:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return open_source(str(path), **options)
 
 
-def check(tokenizer: Tokenizer, source: Source, *, max_length: int = 2048, strict: bool = False) -> Check:
+def check(tokenizer: Tokenizer, source: DataSource, *, max_length: int = 2048, strict: bool = False) -> Check:
     one = Check(source, tokenizer, format_name="bee", max_length=max_length, strict=strict)
     one.read()
     return one
@@ -69,7 +71,7 @@ def test_rows_are_those_that_prepare_makes(tiny_vocab: Path, folder: Path, max_l
     rows = ({"q": "今天" * lengths.randrange(60), "<ans>": str(number)} for number in range(400))
     source = write(folder / "train.jsonl", rows, piece_bytes=5000)
     settings = PrepareSettings(max_length=max_length, too_long="skip")
-    index = prepare(source, tiny_vocab.read_bytes(), settings, FileStore(str(folder / "out")))
+    index = prepare(Preparation(source, settings, Tokenizer.from_file(tiny_vocab)), FileStore(str(folder / "out")))
     found = report_on(check(Tokenizer.from_file(tiny_vocab), source, max_length=max_length))
     assert found.packing is not None
     assert len(index.parts) > 5
@@ -88,12 +90,12 @@ def test_strict_makes_errors_of_what_would_be_mended(tokenizer: Tokenizer, folde
     found = report(tokenizer, folder, {"<ans>": "a<"}, {"<ans>": 1}, {"<ans>": ""}, strict=True)
     assert (found.rows, found.examples, found.bad_rows, found.num_errors) == (3, 1, 2, 2)
     assert found.errors[0].startswith(f"{folder}/file:1: <ans>: the '<' at character 2")
-    assert found.errors[1].startswith(f"{folder}/file:2: <ans>: a number")
+    assert found.errors[1].startswith(f"{folder}/file:2: <ans>: must be text, not a number")
 
 
 def test_a_file_without_examples_is_an_error(tokenizer: Tokenizer, folder: Path) -> None:
     found = report(tokenizer, folder)
-    assert (found.rows, found.errors) == (0, (f"{folder}/file: no examples there",))
+    assert (found.rows, found.errors) == (0, (f"{folder}/file: no examples",))
     assert (found.tokens, found.packing, found.views) == (None, None, ())
 
 
@@ -103,7 +105,7 @@ def test_a_piece_that_breaks_off_leaves_the_others(tokenizer: Tokenizer, folder:
     source = write(folder / "data" / "b.jsonl", [{"<ans>": "a"}] * 3)
     found = report_on(check(tokenizer, open_source(str(folder / "data"), piece_bytes=source.num_bytes)))
     assert (found.examples, found.num_errors) == (3, 1)
-    assert "a.jsonl.gz: broken compression" in found.errors[0]
+    assert "a.jsonl.gz: invalid compression" in found.errors[0]
 
 
 def test_three_examples_are_shown_in_the_order_of_the_file(tokenizer: Tokenizer, folder: Path) -> None:

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job.data.check.unknown import Unknown, UnknownCounter
+from cpmbee_job.data.check.report import Unknown
+from cpmbee_job.data.check.unknown import UnknownCounter
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.examples import Example
 from cpmbee_job.data.encode.tokenizer import Tokenizer

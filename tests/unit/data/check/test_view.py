@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from cpmbee_job.data.check.view import View, view
+from cpmbee_job.data.check.report import ExampleView
+from cpmbee_job.data.check.view import view
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.examples import Example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
@@ -14,7 +15,7 @@ def tokenizer(tiny_vocab: Path) -> Tokenizer:
     return Tokenizer.from_file(tiny_vocab)
 
 
-def of(tokenizer: Tokenizer, example: Example) -> View:
+def of(tokenizer: Tokenizer, example: Example) -> ExampleView:
     return view(tokenizer, encode_example(tokenizer, example), "file:1")
 
 

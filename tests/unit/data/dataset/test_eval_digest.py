@@ -6,7 +6,8 @@ from cpmbee_job.data.dataset.eval_digest import EvalDigest, dataset_digest, enco
 from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.data.encode.encoder import answer_order, encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
+from cpmbee_job.data.prepare.prepare import Preparation, prepare
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
 from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.store.files import FileStore
 
@@ -25,7 +26,9 @@ def digest_of(tmp_path, tiny_vocab):
         path.write_text("\n".join(json.dumps(example, ensure_ascii=False) for example in examples), encoding="utf-8")
         store = FileStore(str(tmp_path / "prepared"))
         asked = PrepareSettings(max_length=max_length, **settings)
-        prepare(open_source(str(path), piece_bytes=piece_bytes), tiny_vocab.read_bytes(), asked, store)
+        prepare(
+            Preparation(open_source(str(path), piece_bytes=piece_bytes), asked, Tokenizer.from_file(tiny_vocab)), store
+        )
         return dataset_digest(PackedDataset.open(store))
 
     return prepared

@@ -35,7 +35,7 @@ def write_dataset(folder: Path, files: dict[str, list[list[bytes]]], **changes: 
 
 
 def contents(folder: Path) -> list[object]:
-    return [content for _, content in read_original(open_store(str(folder)))]
+    return [content for _, _, content in read_original(open_store(str(folder)))]
 
 
 class Call:
@@ -64,8 +64,8 @@ def test_records_come_in_order_with_their_places(tmp_path: Path) -> None:
     pickles = [pickle.dumps(row) for row in rows]
     write_dataset(tmp_path, {"one": [pickles[:2], pickles[2:3]], "two": [pickles[3:]]})
     found = list(read_original(open_store(str(tmp_path))))
-    assert [content for _, content in found] == rows
-    assert [Path(place).name for place, _ in found] == [
+    assert [content for _, _, content in found] == rows
+    assert [f"{Path(block).name}, record {number}" for block, number, _ in found] == [
         "one: block 0, record 0", "one: block 0, record 1", "one: block 1, record 0",
         "two: block 0, record 0", "two: block 0, record 1",
     ]  # fmt: skip
@@ -102,8 +102,8 @@ def test_a_record_that_would_run_code_is_named_and_nothing_has_run(tmp_path: Pat
             bad = pickle.dumps({"<ans>": Call(function, *arguments)}, protocol=protocol)
             write_dataset(tmp_path, {"part": [[harmless], [harmless, harmless, bad]]})
             reader = read_original(open_store(str(tmp_path)))
-            assert [next(reader)[1] for _ in range(3)] == [{"<ans>": ""}] * 3
-            with pytest.raises(DataError, match=r"part: block 1, record 2: not plain data.*nothing of it has been run"):
+            assert [next(reader)[2] for _ in range(3)] == [{"<ans>": ""}] * 3
+            with pytest.raises(DataError, match=r"part: block 1, record 2: not plain data.*none of it has run"):
                 next(reader)
             assert not trace.exists()
             assert not trace.with_suffix(".npy").exists()
@@ -156,11 +156,11 @@ def damage(path: Path, position: int, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("position", "data", "words"),
     [
-        (0, b"\x07", "block 0: damaged: no record begins where record 0 should"),
-        (1, b"\xff\xff\xff\x7f", "block 0: damaged: no record begins where record 0 should"),
-        (0, b"\0", "block 0: damaged: something stands behind its end, after 0 records"),
-        (BLOCK - 1, b"\1", "block 0: damaged: something stands behind its end, after 1 records"),
-        (BLOCK, b"\0" * BLOCK, "part: 1 records, where meta.bin promises 2"),
+        (0, b"\x07", "block 0: damaged: record 0 does not start with a record mark"),
+        (1, b"\xff\xff\xff\x7f", "block 0: damaged: record 0 does not start with a record mark"),
+        (0, b"\0", "block 0: damaged: data after the end mark, which follows 0 records"),
+        (BLOCK - 1, b"\1", "block 0: damaged: data after the end mark, which follows 1 records"),
+        (BLOCK, b"\0" * BLOCK, r"part: must have 2 records as listed in meta\.bin \(got 1\)"),
     ],
 )
 def test_damaged_blocks_are_refused_in_words(tmp_path: Path, position: int, data: bytes, words: str) -> None:
@@ -173,14 +173,14 @@ def test_damaged_blocks_are_refused_in_words(tmp_path: Path, position: int, data
 def test_a_file_cut_short_is_refused_before_it_is_read(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"part": [[pickle.dumps("x")], [pickle.dumps("y")]]})
     (tmp_path / "part").write_bytes((tmp_path / "part").read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"part: 1023 bytes, where meta\.bin promises 2 blocks: 1024"):
+    with pytest.raises(DataError, match=r"part: must have 1024 bytes for 2 blocks \(got 1023\)"):
         contents(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"part": [[pickle.dumps("x")]]})
     (tmp_path / "part").unlink()
-    with pytest.raises(DataError, match=r"part: named by meta\.bin, but not there"):
+    with pytest.raises(DataError, match=r"part: missing, but listed in meta\.bin"):
         contents(tmp_path)
 
 

@@ -10,7 +10,8 @@ from cpmbee_job.data.dataset.shards import PackedDataset, read_index
 from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
+from cpmbee_job.data.prepare.prepare import Preparation, prepare
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
 from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.errors import DataError
 from cpmbee_job.store.files import FileStore
@@ -48,7 +49,12 @@ def prepared(tmp_path, tiny_vocab) -> FileStore:
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(json.dumps(example, ensure_ascii=False) for example in EXAMPLES), encoding="utf-8")
     store = FileStore(str(tmp_path / "prepared"))
-    prepare(open_source(str(path), piece_bytes=2000), tiny_vocab.read_bytes(), PrepareSettings(max_length=128), store)
+    prepare(
+        Preparation(
+            open_source(str(path), piece_bytes=2000), PrepareSettings(max_length=128), Tokenizer.from_file(tiny_vocab)
+        ),
+        store,
+    )
     return store
 
 
@@ -110,7 +116,7 @@ def test_a_part_with_other_bytes_is_refused(prepared, tmp_path, store):
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
-    with pytest.raises(DataError, match=rf"{part.name}: not the bytes that its index names"):
+    with pytest.raises(DataError, match=rf"{part.name}: size or SHA-256 differs from the index"):
         PackedDataset.open(store(prepared.url), cache=tmp_path / "cache")
 
 
@@ -124,14 +130,14 @@ def test_a_missing_part_is_named(prepared, tmp_path, store):
 
 def test_data_without_an_index_are_not_prepared(prepared):
     prepared.delete(INDEX)
-    with pytest.raises(DataError, match=r"index\.json is missing"):
+    with pytest.raises(DataError, match=r"index\.json: missing"):
         PackedDataset.open(prepared)
 
 
 def test_an_index_of_another_version_is_refused(prepared):
     document = json.loads(prepared.get(INDEX))
     prepared.put(INDEX, json.dumps({**document, "version": 2}).encode())
-    with pytest.raises(DataError, match="format version 2, this release reads 1"):
+    with pytest.raises(DataError, match="format version 2, but this release reads version 1"):
         PackedDataset.open(prepared)
 
 
@@ -155,6 +161,6 @@ def test_the_digest_is_of_the_content(prepared, tmp_path, tiny_vocab):
     (tmp_path / "train.jsonl").rename(elsewhere / "rows.jsonl")
     store = FileStore(str(tmp_path / "again"))
     source = open_source(str(elsewhere), piece_bytes=2000)
-    prepare(source, tiny_vocab.read_bytes(), PrepareSettings(max_length=128), store)
+    prepare(Preparation(source, PrepareSettings(max_length=128), Tokenizer.from_file(tiny_vocab)), store)
     assert read_index(store).content_digest == read_index(prepared).content_digest
     assert read_index(store).digest != read_index(prepared).digest

@@ -28,19 +28,22 @@ def test_a_line_becomes_an_example() -> None:
         (b"\xff{}", "not UTF-8 text .* byte 1"),
         (b'{"a": "b"', "not JSON: .* at character 10"),
         (b'{"a": "b"} {"a": "b"}', "not JSON: Extra data at character 12"),
-        (b'["a"]', "a list where an object"),
-        (b'"a"', "text where an object"),
-        (b"null", "null where an object"),
+        (b'["a"]', "must be an object, not a list"),
+        (b'"a"', "must be an object, not text"),
+        (b"null", "must be an object, not null"),
         (b'{"a": "b"}', "the key <ans> is missing"),
         (b'{"a": {"<ans>": "b"}}', "the key <ans> is missing"),
-        (b'{"a": {"b": "1", "c": "2", "b": "3"}, "<ans>": ""}', r"^a\.b: this key stands twice"),
-        (b'{"<ans>": "", "x": [{"y": "", "y": ""}]}', r"^x\.0\.y: this key stands twice"),
-        (b'{"<ans>": "", "<ans>": ""}', "^<ans>: this key stands twice"),
+        (b'{"a": {"b": "1", "c": "2", "b": "3"}, "<ans>": ""}', r"^a\.b: repeated key"),
+        (b'{"<ans>": "", "x": [{"y": "", "y": ""}]}', r"^x\.0\.y: repeated key"),
+        (b'{"<ans>": "", "<ans>": ""}', "^<ans>: repeated key"),
         (b'{"a": "1", "a": "2" "c": "3"}', r"^not JSON: Expecting ',' delimiter at character 21$"),
-        (b'{"a": {"b": ["x"]}, "<ans>": ""}', r"^a\.b: a list where text or an object"),
-        (b'{"a": "\\ud83d", "<ans>": ""}', "^a: half of a surrogate pair at character 1"),
-        (b'{"a": {"x\\udc00": ""}, "<ans>": ""}', r"^a\.x\\udc00: half of a surrogate pair at character 2"),
-        (b'{"a": ' + b"1" * 5000 + b', "<ans>": ""}', "not readable: .*digits"),
+        (b'{"a": {"b": ["x"]}, "<ans>": ""}', r"^a\.b: must be text or an object, not a list"),
+        (b'{"a": "\\ud83d", "<ans>": ""}', "^a: invalid Unicode: half of a surrogate pair at character 1"),
+        (
+            b'{"a": {"x\\udc00": ""}, "<ans>": ""}',
+            r"^a\.x\\udc00: invalid Unicode: half .* at character 2",
+        ),
+        (b'{"a": ' + b"1" * 5000 + b', "<ans>": ""}', "invalid JSON: .*digits"),
         (nested(100_000).encode(), "nested more than 64 levels"),
         (b'{"<ans>": ' + nested(64).encode() + b"}", "nested more than 64 levels"),
         (json.dumps({"<ans>": {str(n): "" for n in range(5000)}}).encode(), "more than 4096 keys and texts"),
@@ -62,7 +65,7 @@ def test_messages_hold_keys_but_no_text_of_the_example() -> None:
 
 
 def test_long_keys_are_shortened_in_messages() -> None:
-    with pytest.raises(DataError, match=r"^k{39}…: a list"):
+    with pytest.raises(DataError, match=r"^k{39}…: must be text or an object, not a list"):
         parse_line(json.dumps({"k" * 1000: [], "<ans>": ""}))
 
 
@@ -77,7 +80,7 @@ def test_numbers_booleans_and_null_become_text_and_are_counted() -> None:
 
 @pytest.mark.parametrize("value", ["1", "2.5", "true", "null", "NaN"])
 def test_strict_refuses_them(value: str) -> None:
-    with pytest.raises(DataError, match=r"^a: .* where text is needed"):
+    with pytest.raises(DataError, match=r"^a: must be text, not"):
         parse_line(f'{{"a": {value}, "<ans>": ""}}', strict=True)
 
 

@@ -9,7 +9,8 @@ from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import encode_example
 from cpmbee_job.data.encode.in_context import InContext
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
+from cpmbee_job.data.prepare.prepare import Preparation, prepare
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
 from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.store.files import FileStore
 from tests.conftest import TINY_VOCAB
@@ -28,12 +29,13 @@ ENCODED = [encode_example(TINY, example) for example in EXAMPLES]
 
 def extended(frequencies, max_length=1000, place=(3, 0)):
     drawn = InContext(TINY, frequencies, max_length)
-    return drawn.extend(EXAMPLES, ENCODED, place), drawn.num_left_out
+    return drawn.extend(list(zip(EXAMPLES, ENCODED, strict=True)), place), drawn.num_left_out
 
 
 def test_examples_get_others_with_the_frequencies_asked_for():
-    many = [encode_example(TINY, {"<ans>": str(number)}) for number in range(3000)]
-    drawn = InContext(TINY, (1, 2, 1), 1000).extend([{"<ans>": str(n)} for n in range(3000)], many, (0,))
+    examples = [{"<ans>": str(number)} for number in range(3000)]
+    many = [(example, encode_example(TINY, example)) for example in examples]
+    drawn = InContext(TINY, (1, 2, 1), 1000).extend(many, (0,))
     shares = np.bincount([len(samples) - 1 for samples in drawn]) / 3000
     np.testing.assert_allclose(shares, [0.25, 0.5, 0.25], atol=0.03)
 
@@ -81,7 +83,7 @@ def dataset(tmp_path, tiny_vocab):
     path.write_text("\n".join(json.dumps(example, ensure_ascii=False) for example in EXAMPLES), encoding="utf-8")
     out = FileStore(str(tmp_path / "out"))
     settings = PrepareSettings(max_length=256, in_context=(0, 1, 1))
-    prepare(open_source(str(path), piece_bytes=3000), tiny_vocab.read_bytes(), settings, out)
+    prepare(Preparation(open_source(str(path), piece_bytes=3000), settings, Tokenizer.from_file(tiny_vocab)), out)
     return PackedDataset.open(out)
 
 

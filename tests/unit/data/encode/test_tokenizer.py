@@ -105,7 +105,7 @@ def test_two_angle_brackets_are_one_of_plain_text() -> None:
 
 @pytest.mark.parametrize("text", ["<", "a<", "<mask", "<a<b>", "<>", "<ans><"])
 def test_strict_refuses_a_token_without_an_end(text: str) -> None:
-    with pytest.raises(DataError, match="without an end"):
+    with pytest.raises(DataError, match="without a closing '>'"):
         TINY.encode(text, strict=True)
 
 
@@ -133,7 +133,7 @@ def test_lenient_takes_what_is_no_token_of_the_model_as_text_and_counts_it(
 ) -> None:
     tokenizer = Tokenizer.from_bytes("\n".join(TINY_VOCAB).encode())
     assert tokenizer.encode(text) == tokenizer.encode(escaped, strict=True)
-    assert tokenizer.literals == literals
+    assert tokenizer.cut(text).literals == literals
 
 
 def test_many_open_brackets_take_linear_time() -> None:
@@ -168,11 +168,11 @@ def test_a_file_that_is_no_vocabulary_is_refused_in_words(tmp_path: Path) -> Non
 
 
 def test_an_entry_that_stands_twice_is_refused(tiny_vocab: Path) -> None:
-    with pytest.raises(DataError, match=rf"vocab.txt:{len(TINY_VOCAB) + 1}: '<mask>' stands there twice"):
+    with pytest.raises(DataError, match=rf"vocab.txt:{len(TINY_VOCAB) + 1}: '<mask>' is repeated"):
         Tokenizer.from_bytes("\n".join([*TINY_VOCAB, "<mask>"]).encode())
 
 
 @pytest.mark.parametrize("token", ["<s>", "<root>", "<ans>"])
 def test_a_vocabulary_without_a_token_that_every_example_has_is_refused(token: str) -> None:
-    with pytest.raises(DataError, match=f"{token} missing"):
+    with pytest.raises(DataError, match=f"missing {token}"):
         Tokenizer.from_bytes("\n".join(t for t in TINY_VOCAB if t != token).encode())

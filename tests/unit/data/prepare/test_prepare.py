@@ -15,10 +15,13 @@ import pytest
 from cpmbee_job.data.dataset.index import INDEX
 from cpmbee_job.data.dataset.shards import PackedDataset, read_index
 from cpmbee_job.data.encode.encoder import answer_order
-from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare, prepare_split, prepared_digest, preprocess
-from cpmbee_job.data.read.sources import open_source, read_source
+from cpmbee_job.data.encode.tokenizer import Tokenizer
+from cpmbee_job.data.prepare.prepare import Preparation, prepare, prepare_below
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
+from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.errors import DataError
 from cpmbee_job.store.files import FileStore
+from tests.conftest import TINY_VOCAB
 
 ROWS = PrepareSettings(max_length=64)
 
@@ -28,8 +31,8 @@ def _example(number):
 
 
 @pytest.fixture
-def vocab(tiny_vocab):
-    return tiny_vocab.read_bytes()
+def tokenizer(tiny_vocab):
+    return Tokenizer.from_file(tiny_vocab)
 
 
 @pytest.fixture
@@ -55,9 +58,9 @@ def _files(store):
     return {info.key: info.etag for info in store.list()}
 
 
-def test_parts_and_the_index_over_them(tmp_path, train, vocab):
+def test_parts_and_the_index_over_them(tmp_path, train, tokenizer):
     store, source = _store(tmp_path), _source(train)
-    index = prepare(source, vocab, ROWS, store)
+    index = prepare(Preparation(source, ROWS, tokenizer), store)
     assert len(index.parts) == len(source.pieces) > 3
     assert index.examples == 200
     assert index.tokens <= index.capacity
@@ -66,38 +69,41 @@ def test_parts_and_the_index_over_them(tmp_path, train, vocab):
     assert index.target_tokens == sum(part.target_tokens for part in index.parts) > 200
 
 
-def test_a_rerun_changes_nothing(tmp_path, train, vocab):
+def test_a_rerun_changes_nothing(tmp_path, train, tokenizer):
     store = _store(tmp_path)
-    index = prepare(_source(train), vocab, ROWS, store)
+    index = prepare(Preparation(_source(train), ROWS, tokenizer), store)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    assert prepare(_source(train), vocab, ROWS, store) == index
+    assert prepare(Preparation(_source(train), ROWS, tokenizer), store) == index
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_processes_and_pods_write_the_same_bytes(tmp_path, train, vocab):
+def test_processes_and_pods_write_the_same_bytes(tmp_path, train, tokenizer):
     alone, shared = _store(tmp_path, "alone"), _store(tmp_path, "shared")
-    prepare(_source(train), vocab, ROWS, alone)
-    prepare(_source(train), vocab, ROWS, shared, workers=2, pod_index=1, num_pods=3)
+    prepare(Preparation(_source(train), ROWS, tokenizer), alone)
+    prepare(Preparation(_source(train), ROWS, tokenizer, workers=2, pod_index=1, num_pods=3), shared)
     assert _files(alone) == _files(shared)
 
 
-def test_several_at_once_make_one_data_set(tmp_path, train, vocab):
+def test_several_at_once_make_one_data_set(tmp_path, train, tokenizer):
     alone, shared = _store(tmp_path, "alone"), _store(tmp_path, "shared")
     with ThreadPoolExecutor(3) as pods:
         found = list(
-            pods.map(lambda pod: prepare(_source(train), vocab, ROWS, shared, pod_index=pod, num_pods=3), range(3))
+            pods.map(
+                lambda pod: prepare(Preparation(_source(train), ROWS, tokenizer, pod_index=pod, num_pods=3), shared),
+                range(3),
+            )
         )
-    assert found == [prepare(_source(train), vocab, ROWS, alone)] * 3
+    assert found == [prepare(Preparation(_source(train), ROWS, tokenizer), alone)] * 3
     assert _files(alone) == _files(shared)
 
 
-def test_what_is_done_already_is_left_alone(tmp_path, train, vocab):
+def test_what_is_done_already_is_left_alone(tmp_path, train, tokenizer):
     store = _store(tmp_path)
-    index = prepare(_source(train), vocab, ROWS, store)
+    index = prepare(Preparation(_source(train), ROWS, tokenizer), store)
     for key in (INDEX, "part-00002.json", "part-00003.arrow", "part-00003.json"):
         store.delete(key)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    assert prepare(_source(train), vocab, ROWS, store) == index
+    assert prepare(Preparation(_source(train), ROWS, tokenizer), store) == index
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     changed = {path.name for path in after if after[path] != before.get(path)}
     assert changed == {INDEX, "part-00002.json", "part-00002.arrow", "part-00003.json", "part-00003.arrow"}
@@ -106,18 +112,21 @@ def test_what_is_done_already_is_left_alone(tmp_path, train, vocab):
 _SLOW = """
 import sys, time
 from pathlib import Path
-from cpmbee_job.data.prepare import prepare
+from cpmbee_job.data.encode.tokenizer import Tokenizer
+from cpmbee_job.data.prepare.prepare import Preparation, prepare
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
 from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.store.files import FileStore
 if __name__ == "__main__":
     path, vocab, out = sys.argv[1:]
-    settings = prepare.PrepareSettings(max_length=64, format="slow_format:slowly")
-    prepare.prepare(open_source(path, piece_bytes=3000), Path(vocab).read_bytes(), settings, FileStore(out), workers=2)
+    settings = PrepareSettings(max_length=64, format="slow_format:slowly")
+    source, tokenizer = open_source(path, piece_bytes=3000), Tokenizer.from_file(vocab)
+    prepare(Preparation(source, settings, tokenizer, workers=2), FileStore(out))
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_half_way_the_next_run_completes_it(tmp_path, train, vocab, tiny_vocab, how):
+def test_killed_half_way_the_next_run_completes_it(tmp_path, train, tokenizer, tiny_vocab, how):
     (tmp_path / "slow_format.py").write_text("import time\ndef slowly(row):\n    time.sleep(0.004)\n    return row\n")
     (tmp_path / "slow.py").write_text(_SLOW)
     command = [sys.executable, "slow.py", str(train), str(tiny_vocab), str(tmp_path / "out")]
@@ -132,7 +141,7 @@ def test_killed_half_way_the_next_run_completes_it(tmp_path, train, vocab, tiny_
     assert not (tmp_path / "out" / INDEX).exists()
 
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
-    undisturbed = prepare(_source(train), vocab, ROWS, _store(tmp_path, "undisturbed"))
+    undisturbed = prepare(Preparation(_source(train), ROWS, tokenizer), _store(tmp_path, "undisturbed"))
     assert read_index(_store(tmp_path)).content_digest == undisturbed.content_digest
 
 
@@ -143,11 +152,11 @@ def _wait_for(condition, seconds=60.0):
         time.sleep(0.02)
 
 
-def test_compressed_input_is_packed_in_windows(tmp_path, train, vocab):
-    plain = prepare(_source(train), vocab, ROWS, _store(tmp_path, "plain"))
+def test_compressed_input_is_packed_in_windows(tmp_path, train, tokenizer):
+    plain = prepare(Preparation(_source(train), ROWS, tokenizer), _store(tmp_path, "plain"))
     compressed = tmp_path / "train.jsonl.gz"
     compressed.write_bytes(gzip.compress(train.read_bytes()))
-    index = prepare(_source(compressed), vocab, ROWS, _store(tmp_path))
+    index = prepare(Preparation(_source(compressed), ROWS, tokenizer), _store(tmp_path))
     assert len(index.parts) == 1
     assert (index.examples, index.tokens) == (plain.examples, plain.tokens)
     dataset = PackedDataset.open(_store(tmp_path))
@@ -156,63 +165,65 @@ def test_compressed_input_is_packed_in_windows(tmp_path, train, vocab):
     assert table.rows.size == 200
 
 
-def test_bad_rows_are_named_by_file_line_and_reason(tmp_path, vocab):
+def test_bad_rows_are_named_by_file_line_and_reason(tmp_path, tokenizer):
     path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "x"}, _example(2), {"<ans>": ["y"]}])
     with pytest.raises(DataError) as caught:
-        prepare(_source(path), vocab, ROWS, _store(tmp_path))
+        prepare(Preparation(_source(path), ROWS, tokenizer), _store(tmp_path))
     assert f"{path}:2: the key <ans> is missing" in str(caught.value)
-    assert f"{path}:4: <ans>: a list" in str(caught.value)
+    assert f"{path}:4: <ans>: must be text or an object, not a list" in str(caught.value)
     assert not _files(_store(tmp_path))
 
 
-def test_bad_rows_in_several_processes(tmp_path, vocab):
+def test_bad_rows_in_several_processes(tmp_path, tokenizer):
     rows = [_example(number) for number in range(200)]
     rows[150] = {"input": "x"}
     path = _write(tmp_path / "train.jsonl", rows)
     with pytest.raises(DataError, match=rf"{path}:151: "):
-        prepare(_source(path), vocab, ROWS, _store(tmp_path), workers=2)
+        prepare(Preparation(_source(path), ROWS, tokenizer, workers=2), _store(tmp_path))
     assert INDEX not in _files(_store(tmp_path))
 
 
-def test_rows_that_are_left_out_are_counted_by_reason(tmp_path, vocab):
+def test_rows_that_are_left_out_are_counted_by_reason(tmp_path, tokenizer):
     long = {"input": "今天" * 80, "<ans>": "x"}
     path = _write(
         tmp_path / "train.jsonl", [_example(0), {"input": "x"}, [], long, {"input": "<", "n": 1, "<ans>": ""}]
     )
-    index = prepare(_source(path), vocab, PrepareSettings(64, on_error="skip", too_long="skip"), _store(tmp_path))
+    index = prepare(
+        Preparation(_source(path), PrepareSettings(64, on_error="skip", too_long="skip"), tokenizer), _store(tmp_path)
+    )
     assert index.skipped == {"no example": 1, "too long": 1, "unreadable": 1}
     assert index.warnings == {"'<' taken as text": 1, "a number taken as text": 1}
     assert index.examples == 2
 
 
-def test_a_row_that_is_too_long_is_named(tmp_path, vocab):
+def test_a_row_that_is_too_long_is_named(tmp_path, tokenizer):
     path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "今天" * 80, "<ans>": "x"}])
-    with pytest.raises(DataError, match=rf"{path}:2: \d+ tokens, where a row holds 64(.|\n)*too_long to skip"):
-        prepare(_source(path), vocab, PrepareSettings(64, on_error="skip"), _store(tmp_path))
+    with pytest.raises(DataError, match=rf"{path}:2: \d+ tokens, but a packed row holds 64(.|\n)*too_long to skip"):
+        prepare(Preparation(_source(path), PrepareSettings(64, on_error="skip"), tokenizer), _store(tmp_path))
 
 
-def test_data_without_an_example_are_refused(tmp_path, vocab):
+def test_data_without_an_example_are_refused(tmp_path, tokenizer):
     path = _write(tmp_path / "train.jsonl", [{"input": "x"}, {"input": "y"}])
-    with pytest.raises(DataError, match="no examples there; left out: 2 no example"):
-        prepare(_source(path), vocab, PrepareSettings(64, on_error="skip"), _store(tmp_path))
+    with pytest.raises(DataError, match="no examples; skipped: 2 no example"):
+        prepare(Preparation(_source(path), PrepareSettings(64, on_error="skip"), tokenizer), _store(tmp_path))
     assert INDEX not in _files(_store(tmp_path))
 
 
-def test_an_empty_file_is_refused(tmp_path, vocab):
+def test_an_empty_file_is_refused(tmp_path, tokenizer):
     (tmp_path / "train.jsonl").touch()
-    with pytest.raises(DataError, match="no examples there"):
-        prepare(_source(tmp_path / "train.jsonl"), vocab, ROWS, _store(tmp_path))
+    with pytest.raises(DataError, match="no examples"):
+        prepare(Preparation(_source(tmp_path / "train.jsonl"), ROWS, tokenizer), _store(tmp_path))
 
 
-def test_the_folder_is_named_by_all_that_decides_its_content(train, vocab):
-    def digest(source=None, vocab=vocab, settings=ROWS):
-        return prepared_digest(source or _source(train), vocab, settings)
+def test_the_folder_is_named_by_all_that_decides_its_content(train, tokenizer):
+    def digest(source=None, tokenizer=tokenizer, settings=ROWS):
+        return Preparation(source or _source(train), settings, tokenizer).digest
 
     known = {digest()}
     assert digest() in known
     others = [
         digest(open_source(str(train), piece_bytes=100)),
-        digest(vocab=vocab + b"more\n"),
+        digest(tokenizer=Tokenizer.from_bytes("\n".join([*TINY_VOCAB, "more"]).encode())),
         digest(settings=PrepareSettings(max_length=128)),
         digest(settings=PrepareSettings(max_length=64, format="ccpm")),
         digest(_source(_write(train, [_example(1)]))),
@@ -220,25 +231,27 @@ def test_the_folder_is_named_by_all_that_decides_its_content(train, vocab):
     assert len({*known, *others}) == 6
 
 
-def test_a_format_of_the_user_s_own_counts_by_its_code(tmp_path, train, vocab, monkeypatch):
+def test_a_format_of_the_user_s_own_counts_by_its_code(tmp_path, train, tokenizer, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     settings = PrepareSettings(max_length=64, format="own_format:convert")
     (tmp_path / "own_format.py").write_text("def convert(row):\n    return row\n")
-    before = prepared_digest(_source(train), vocab, settings)
-    assert prepared_digest(_source(train), vocab, settings) == before
+    before = Preparation(_source(train), settings, tokenizer).digest
+    assert Preparation(_source(train), settings, tokenizer).digest == before
     (tmp_path / "own_format.py").write_text("def convert(row):\n    return {**row, 'more': 'x'}\n")
-    assert prepared_digest(_source(train), vocab, settings) != before
+    assert Preparation(_source(train), settings, tokenizer).digest != before
 
 
-def test_a_split_finds_its_folder(tmp_path, train, vocab):
-    folder, index = prepare_split(str(train), vocab, ROWS, str(tmp_path / "runs"))
+def test_a_split_finds_its_folder(tmp_path, train, tokenizer):
+    folder, index = prepare_below(Preparation(open_source(str(train)), ROWS, tokenizer), str(tmp_path / "runs"))
     assert folder == f"{tmp_path}/runs/prepared/{index.digest}"
     assert PackedDataset.open(FileStore(folder)).num_rows == index.rows
 
 
-def test_progress_ends_with_everything(tmp_path, train, vocab):
+def test_progress_ends_with_everything(tmp_path, train, tokenizer):
     calls = []
-    prepare(_source(train), vocab, ROWS, _store(tmp_path), progress=lambda *numbers: calls.append(numbers))
+    prepare(
+        Preparation(_source(train), ROWS, tokenizer, progress=lambda *numbers: calls.append(numbers)), _store(tmp_path)
+    )
     assert calls[-1] == (200, train.stat().st_size, train.stat().st_size)
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
 
@@ -250,86 +263,37 @@ def test_keys_of_an_answer_are_shuffled_by_the_example_itself():
     assert answer_order({"<ans>": "x"}) is None
 
 
-def test_preprocess_writes_a_folder_for_each_file(tmp_path, vocab):
-    _write(tmp_path / "bee" / "train.jsonl", map(_example, range(20)))
-    _write(tmp_path / "bee" / "eval.jsonl", map(_example, range(20, 25)))
-    indexes = preprocess(str(tmp_path / "bee"), str(tmp_path / "bin"), "ccpm_data", vocab)
-    assert set(indexes) == {f"{tmp_path}/bin/train", f"{tmp_path}/bin/eval"}
-    assert (tmp_path / "bin" / "train" / "ccpm_data-00000.arrow").exists()
-    assert indexes[f"{tmp_path}/bin/train"].tokens > 20
-    records = list(read_source(str(tmp_path / "bin" / "eval")))
-    assert [record.content for record in records] == [_example(number) for number in range(20, 25)]
-    assert records[1].location == f"{tmp_path}/bin/eval/ccpm_data-00000.arrow:2"
-
-
-def test_preprocess_without_a_vocabulary(tmp_path, train):
-    (index,) = preprocess(str(train.parent), str(tmp_path / "bin"), "data").values()
-    assert (index.examples, index.tokens) == (200, 0)
-
-
-def test_preprocess_again_is_nothing_and_with_other_rows_anew(tmp_path, train, vocab):
-    def run():
-        return preprocess(str(train.parent), str(tmp_path / "bin"), "data", vocab)[f"{tmp_path}/bin/train"]
-
-    index = run()
-    before = _files(FileStore(f"{tmp_path}/bin/train"))
-    assert run() == index
-    assert _files(FileStore(f"{tmp_path}/bin/train")) == before
-    _write(train, [_example(1)])
-    assert run().examples == 1
-    assert [record.content for record in read_source(f"{tmp_path}/bin/train")] == [_example(1)]
-
-
-def test_preprocessed_data_are_prepared_like_the_rows_themselves(tmp_path, train, vocab):
-    preprocess(str(train.parent), str(tmp_path / "bin"), "data", vocab)
-    rows = prepare(open_source(str(train)), vocab, ROWS, _store(tmp_path, "rows"))
-    again = prepare(open_source(f"{tmp_path}/bin/train"), vocab, ROWS, _store(tmp_path, "again"))
-    assert again.content_digest == rows.content_digest
-
-
-def test_prepared_rows_are_no_input(tmp_path, train, vocab):
-    prepare(_source(train), vocab, ROWS, _store(tmp_path))
-    with pytest.raises(DataError, match="already encoded and packed"):
-        open_source(str(tmp_path / "out"))
-
-
-def test_a_folder_of_data_sets_asks_for_one_of_them(tmp_path, train):
-    preprocess(str(train.parent), str(tmp_path / "bin"), "data")
-    with pytest.raises(DataError, match="name one of them: train"):
-        open_source(str(tmp_path / "bin"))
-
-
-def test_two_files_for_one_folder(tmp_path, train):
-    (train.parent / "train.json").write_bytes(train.read_bytes())
-    with pytest.raises(DataError, match=r"several files would become .*/bin/train/"):
-        preprocess(str(train.parent), str(tmp_path / "bin"), "data")
-
-
-def test_data_of_another_release_are_made_anew(tmp_path, train, vocab):
+def test_data_of_another_release_are_made_anew(tmp_path, train, tokenizer):
     store = _store(tmp_path)
-    index = prepare(_source(train), vocab, ROWS, store)
+    index = prepare(Preparation(_source(train), ROWS, tokenizer), store)
     store.put(INDEX, json.dumps({**json.loads(store.get(INDEX)), "version": 0}).encode())
-    assert prepare(_source(train), vocab, ROWS, store) == index
+    assert prepare(Preparation(_source(train), ROWS, tokenizer), store) == index
     assert read_index(store) == index
 
 
-def test_a_file_of_the_user_s_is_not_taken_for_an_index(tmp_path, train, vocab):
+def test_a_file_of_the_user_s_is_not_taken_for_an_index(tmp_path, train, tokenizer):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / INDEX).write_text('{"mine": 1}')
     with pytest.raises(DataError, match=r"out/index\.json: not an index"):
-        prepare(_source(train), vocab, ROWS, _store(tmp_path))
+        prepare(Preparation(_source(train), ROWS, tokenizer), _store(tmp_path))
     assert (tmp_path / "out" / INDEX).read_text() == '{"mine": 1}'
 
 
-def test_what_is_too_long_can_be_cut_and_is_counted(tmp_path, vocab):
+def test_what_is_too_long_can_be_cut_and_is_counted(tmp_path, tokenizer):
     path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "今天" * 80, "<ans>": "好"}])
-    index = prepare(_source(path), vocab, replace(ROWS, too_long="truncate-context"), _store(tmp_path))
+    index = prepare(Preparation(_source(path), replace(ROWS, too_long="truncate-context"), tokenizer), _store(tmp_path))
     assert (index.examples, index.warnings) == (2, {"texts cut to fit into a row": 1})
     table = PackedDataset.open(_store(tmp_path)).table(np.arange(index.rows))
     assert 64 in table.sample_lengths.tolist()
 
 
-def test_what_is_too_long_without_its_texts_is_an_error(tmp_path, vocab):
+def test_what_is_too_long_without_its_texts_is_an_error(tmp_path, tokenizer):
     path = _write(tmp_path / "train.jsonl", [_example(0), {"input": "x", "<ans>": "好" * 80}])
     with pytest.raises(DataError, match=rf"{path}:2: \d+ tokens(.|\n)*its keys and its answer alone are too long"):
-        prepare(_source(path), vocab, replace(ROWS, too_long="truncate-context"), _store(tmp_path))
+        prepare(Preparation(_source(path), replace(ROWS, too_long="truncate-context"), tokenizer), _store(tmp_path))
+
+
+def test_prepared_rows_are_no_input(tmp_path, train, tokenizer):
+    prepare(Preparation(_source(train), ROWS, tokenizer), _store(tmp_path))
+    with pytest.raises(DataError, match="already encoded and packed"):
+        open_source(str(tmp_path / "out"))

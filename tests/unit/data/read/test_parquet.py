@@ -5,11 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cpmbee_job.data.prepare.prepare import PrepareSettings, prepare
-from cpmbee_job.data.read.sources import Rejection, open_source, read_piece, read_source
+from cpmbee_job.data.encode.tokenizer import Tokenizer
+from cpmbee_job.data.prepare.prepare import Preparation, prepare
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings
+from cpmbee_job.data.read.reader import Reader, Rejection, read_source
+from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.errors import DataError, StoreError
 from cpmbee_job.store.files import FileStore
-from tests.unit.data.read.test_sources import AwayStore
+from tests.unit.data.read.test_reader import AwayStore
 
 ROWS = [{"input": f"row {number}", "<ans>": {"a": str(number), "b": "x"}} for number in range(100)]
 
@@ -20,7 +23,7 @@ def write(path, rows, **options):
 
 
 def read(path, **options):
-    return [(record.location, record.content) for record in read_source(str(path), **options)]
+    return [(str(record.location), record.content) for record in read_source(str(path), **options)]
 
 
 def reasons(path):
@@ -29,7 +32,7 @@ def reasons(path):
 
 def test_rows_and_their_numbers_over_row_groups(tmp_path):
     path = write(tmp_path / "train.parquet", ROWS, row_group_size=7)
-    assert read(path) == [(f"{path}: row {number + 1}", row) for number, row in enumerate(ROWS)]
+    assert read(path) == [(f"{path}: record {number + 1}", row) for number, row in enumerate(ROWS)]
 
 
 @pytest.mark.parametrize("store", [FileStore, AwayStore])
@@ -37,7 +40,7 @@ def test_rows_and_their_numbers_over_row_groups(tmp_path):
 def test_every_row_is_in_one_piece(tmp_path, store, piece_bytes):
     path = write(tmp_path / "train.parquet", ROWS, row_group_size=7)
     source = open_source(str(path), piece_bytes=piece_bytes)
-    pieces = [list(read_piece(store(str(tmp_path)), "raw", piece, "bee", Counter())) for piece in source.pieces]
+    pieces = [list(Reader(store(str(tmp_path)), "raw").read(piece, Counter())) for piece in source.pieces]
     assert [record.content for piece in pieces for record in piece] == ROWS
     assert (len(pieces) > 3) == (piece_bytes < 3000)
 
@@ -54,7 +57,7 @@ def test_a_null_is_a_key_that_is_not_there(tmp_path):
     )
     assert read(path)[0][1] == {"<ans>": "x"}
     assert reasons(path) == [
-        f'{path}: row 2: the key <ans> is missing\n  hint: every example has its answer, or "", under "<ans>"'
+        f'{path}: record 2: the key <ans> is missing\n  hint: put the answer, or "", under "<ans>"'
     ]
 
 
@@ -71,13 +74,11 @@ def test_a_map_is_a_dict_of_texts(tmp_path):
     assert read(tmp_path / "a.parquet")[0][1] == {"<ans>": {"k": "v"}}
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(["x"], "<ans>: a list"), (b"x", "<ans>: bytes"), (date(2026, 1, 1), "<ans>: date")]
-)
-def test_what_is_no_text_is_named(tmp_path, value, words):
+@pytest.mark.parametrize(("value", "kind"), [(["x"], "a list"), (b"x", "bytes"), (date(2026, 1, 1), "date")])
+def test_a_value_that_is_not_text_is_named(tmp_path, value, kind):
     path = write(tmp_path / "a.parquet", [{"<ans>": value}])
-    assert words in reasons(path)[0]
-    assert f"{path}: row 1: " in reasons(path)[0]
+    assert f"<ans>: must be text or an object, not {kind}" in reasons(path)[0]
+    assert f"{path}: record 1: " in reasons(path)[0]
 
 
 def test_a_format_converts_them(tmp_path):
@@ -89,17 +90,17 @@ def test_what_is_no_parquet_file_is_said(tmp_path):
     path = write(tmp_path / "a.parquet", ROWS)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(DataError, match=r"a\.parquet: not a whole Parquet file"):
+    with pytest.raises(DataError, match=r"a\.parquet: invalid Parquet file"):
         read(path)
     path.write_bytes(whole[:50] + b"\0" * 400 + whole[450:])
-    with pytest.raises(DataError, match=r"a\.parquet: not a whole Parquet file"):
+    with pytest.raises(DataError, match=r"a\.parquet: invalid Parquet file"):
         read(path)
 
 
 def test_two_columns_of_one_name(tmp_path):
     table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"]), pa.array(["z"])], names=["<ans>", "a", "a"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="two columns are called 'a'"):
+    with pytest.raises(DataError, match="two columns are named 'a'"):
         read(tmp_path / "a.parquet")
 
 
@@ -111,7 +112,7 @@ def test_a_store_that_fails_says_so_itself(tmp_path):
     path = write(tmp_path / "a.parquet", ROWS)
     piece = open_source(str(path)).pieces[0]
     with pytest.raises(StoreError, match="away"):
-        list(read_piece(Broken(str(tmp_path)), "raw", piece, "bee", Counter()))
+        list(Reader(Broken(str(tmp_path)), "raw").read(piece, Counter()))
 
 
 def test_prepared_rows_do_not_depend_on_row_groups_of_one_piece(tmp_path, tiny_vocab):
@@ -119,7 +120,9 @@ def test_prepared_rows_do_not_depend_on_row_groups_of_one_piece(tmp_path, tiny_v
     for size in (3, 50):
         path = write(tmp_path / f"{size}.parquet", ROWS, row_group_size=size)
         out = FileStore(str(tmp_path / f"out{size}"))
-        index = prepare(open_source(str(path)), tiny_vocab.read_bytes(), PrepareSettings(max_length=128), out)
+        index = prepare(
+            Preparation(open_source(str(path)), PrepareSettings(max_length=128), Tokenizer.from_file(tiny_vocab)), out
+        )
         digests.add(index.content_digest)
         assert index.examples == 100
     assert len(digests) == 1
