@@ -43,9 +43,10 @@ def shares(num_rows: Sequence[int], num_examples: Sequence[int], weights: Sequen
     for number in by_remainder[: sum(num_rows) - sum(rows)]:
         rows[number] += 1
     if 0 in rows:
+        number, total = rows.index(0), sum(rows)
         raise DataError(
-            f"data.train.{rows.index(0)}.weight: must give the dataset one of an epoch's {sum(rows)} packed rows or more "
-            f"(got {weights[rows.index(0)]:g})",
+            f"data.train.{number}.weight: leaves the dataset none of an epoch's {total} packed rows "
+            f"(got {weights[number]:g})",
             hint="raise the weight, or remove the dataset",
         )
     return tuple(SetShare(total, part) for total, part in zip(num_rows, rows, strict=True))

@@ -94,7 +94,7 @@ def test_a_mixture_goes_through_every_set_evenly_in_the_proportions_of_its_weigh
     try:
         mixture = shares(num_rows, num_examples, weights)
     except DataError as error:
-        assert "must give the dataset one of" in str(error)  # noqa: PT017 (one of both, depending on the draw)
+        assert "leaves the dataset none of" in str(error)  # noqa: PT017 (one of both, depending on the draw)
         return
     per_epoch = [part.rows_per_epoch for part in mixture]
     assert sum(per_epoch) == sum(num_rows)
@@ -127,5 +127,5 @@ def test_the_order_of_a_mixture_is_the_same_for_ever():
 
 
 def test_a_weight_that_leaves_a_set_without_a_row():
-    with pytest.raises(DataError, match=r"data.train.1.weight: must give .* \(got 0.001\)"):
+    with pytest.raises(DataError, match=r"data.train.1.weight: leaves .* \(got 0.001\)"):
         shares([100, 100], [900, 900], [1, 0.001])
