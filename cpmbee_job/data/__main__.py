@@ -28,18 +28,18 @@ from cpmbee_job.process import contract, parent_watch, pod
 from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run, fail_unread
 from cpmbee_job.spec import StorageSpec, parse_spec
-from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.retry import with_retries
 from cpmbee_job.store.urls import open_store
 
 
 def main() -> None:
-    parent_watch.end_with(parent_watch.owner())
+    parent_watch.watch(parent_watch.parent())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(CancelledError.exit_code))  # lets temporary files be removed
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        patiently(partial(execute, sys.argv[1], console), hopeless=(AccessError, DamagedError, DiskError))
+        with_retries(partial(execute, sys.argv[1], console), permanent=(AccessError, DamagedError, DiskError))
     except CpmbeeError as error:
-        pod.last_word(str(error))
+        pod.write_termination_message(str(error))
         console.print(f"error: {error}", style="red", markup=False)
         sys.exit(error.exit_code)
 
@@ -93,8 +93,8 @@ def prepare_run(run: Run, console: Console, *, vocab: bytes | None = None) -> No
 
 
 def _tell(error: CpmbeeError, console: Console) -> None:
-    pod.last_word(str(error))
-    if parent_watch.owner() is None:  # otherwise the parent process reports it
+    pod.write_termination_message(str(error))
+    if parent_watch.parent() is None:  # otherwise the parent process reports it
         console.print(f"error: {error}", style="red", markup=False)
 
 

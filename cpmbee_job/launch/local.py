@@ -55,7 +55,7 @@ class _Children:
             return CancelledError.exit_code
         self._process = subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, **environment, **parent_watch.as_owner()},
+            env={**os.environ, **environment, **parent_watch.parent_environment()},
             start_new_session=True,  # Ctrl-C is ours to pass on
             stdin=subprocess.DEVNULL,
         )

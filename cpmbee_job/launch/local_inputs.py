@@ -18,7 +18,7 @@ from cpmbee_job.run.deltas import DELTA_SUFFIXES, best_prefix
 from cpmbee_job.run.model_files import check_model
 from cpmbee_job.spec import JobSpec
 from cpmbee_job.store.base import Progress, Store, no_progress
-from cpmbee_job.store.files import COPY_BYTES, FileStore, explained
+from cpmbee_job.store.files import COPY_BYTES, FileStore, translate_os_errors
 
 Bar = Callable[[str, int], AbstractContextManager[Progress]]
 """A progress bar with a title, over so many bytes."""
@@ -44,7 +44,7 @@ class LocalFile:
     modified_ns: int
 
     def has_changed(self) -> bool:
-        with explained(self.path):
+        with translate_os_errors(self.path):
             state = self.path.stat()
         return (state.st_size, state.st_mtime_ns) != (self.size, self.modified_ns)
 
@@ -136,7 +136,7 @@ def _changed(path: Path) -> StoreError:
 
 def _sha256(file: LocalFile, progress: Progress) -> str:
     digest = hashlib.sha256()
-    with explained(file.path), file.path.open("rb") as stream:
+    with translate_os_errors(file.path), file.path.open("rb") as stream:
         while chunk := stream.read(COPY_BYTES):
             digest.update(chunk)
             progress(len(chunk))

@@ -6,13 +6,14 @@ from cpmbee_job import documents
 from cpmbee_job.errors import NotFoundError
 from cpmbee_job.model.lora import Delta, read_delta
 from cpmbee_job.model.weights.model_folder import ModelFiles, find_model
+from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.run.deltas import DELTA_SUFFIXES, best_prefix
 from cpmbee_job.run.keys import DELTA_MANIFEST
 from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, is_weights
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Progress, no_progress
-from cpmbee_job.store.cache import default_cache_dir, fetch_folder
-from cpmbee_job.store.ranges import KeptObject
+from cpmbee_job.store.cache import fetch_folder
+from cpmbee_job.store.ranges import CachedObject
 from cpmbee_job.store.urls import open_object, open_store
 
 
@@ -27,7 +28,7 @@ def fetch_model(url: str, storage: StorageSpec | None = None) -> ModelFiles:
     if store.local_path(CONFIG) is not None:
         return find_model(folder)
     return find_model(
-        folder, {found.key: KeptObject(store, found, cache) for found in store.list() if is_weights(found.key)}
+        folder, {found.key: CachedObject(store, found, cache) for found in store.list() if is_weights(found.key)}
     )
 
 

@@ -1,24 +1,23 @@
-"""Whether this process gets on. What moves says so here, in any thread; the watchdog of a worker looks."""
+"""Whether this process makes progress. Any thread records it; the watchdog of a worker reads it."""
 
 from contextvars import ContextVar
 
-_moves = 0
+_count = 0
 _counts: ContextVar[bool] = ContextVar("counts", default=True)
 
 
-def moved() -> None:
-    """Something has got on that would not for ever: bytes came, a collective or a step is done, a try has failed that
-    is repeated for so long and no longer."""
-    global _moves
+def record() -> None:
+    """Record progress that cannot continue forever: bytes moved, a collective or a step, a bounded retry."""
+    global _count
     if _counts.get():
-        _moves += 1
+        _count += 1
 
 
-def moves() -> int:
-    """Another number whenever something has moved since."""
-    return _moves
+def count() -> int:
+    """Return a number that changes whenever progress is recorded."""
+    return _count
 
 
-def be_a_heartbeat() -> None:
-    """What this thread does from now on is done whether the process gets on or not."""
+def ignore_this_thread() -> None:
+    """Ignore what this thread records from now on, because it moves bytes even when training stalls."""
     _counts.set(False)

@@ -1,38 +1,38 @@
-"""Processes that end with the one they work for, however that one ends; a kill tells nobody."""
+"""Shut down a process with its parent, even if the parent is killed."""
 
 import os
 import select
 import threading
 from collections.abc import Callable
 
-OWNER_ENV = "CPMBEE_OWNER"
-"""Environment variable with the id of the process that the one reading it works for."""
+PARENT_ENV = "CPMBEE_OWNER"
+"""Environment variable with the id of the process with which to shut down."""
 
 
-def as_owner() -> dict[str, str]:
-    """What to add to the environment of processes that shall end with this one."""
-    return {OWNER_ENV: str(os.getpid())}
+def parent_environment() -> dict[str, str]:
+    """Return environment variables for child processes that must shut down with this process."""
+    return {PARENT_ENV: str(os.getpid())}
 
 
-def owner() -> int | None:
-    """The process that this one works for, where one has said so."""
-    return int(os.environ[OWNER_ENV]) if OWNER_ENV in os.environ else None
+def parent() -> int | None:
+    """Return the id of the process with which this one must shut down, if any."""
+    return int(os.environ[PARENT_ENV]) if PARENT_ENV in os.environ else None
 
 
-def end_with(process: int | None, on_end: Callable[[], None] = lambda: os._exit(1)) -> None:
-    """Call `on_end`, from another thread, once `process` has ended; at once where it has already."""
-    if process is None or not hasattr(os, "pidfd_open"):  # Linux has it
+def watch(process: int | None, on_exit: Callable[[], None] = lambda: os._exit(1)) -> None:
+    """Call `on_exit`, in another thread, when `process` exits; immediately if it has exited already."""
+    if process is None or not hasattr(os, "pidfd_open"):  # Linux only
         return
     try:
         descriptor = os.pidfd_open(process)
     except ProcessLookupError:
-        on_end()
+        on_exit()
         return
 
     def wait() -> None:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.poll()
-        on_end()
+        on_exit()
 
-    threading.Thread(target=wait, name="lifeline", daemon=True).start()
+    threading.Thread(target=wait, name="parent-watch", daemon=True).start()

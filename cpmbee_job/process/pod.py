@@ -1,7 +1,4 @@
-"""What a process of ours knows of the container around it, and how it leaves a last word there.
-
-Outside a cluster there is less to know: no launcher, no limits, nobody who reads a last word.
-"""
+"""The container around this process: its limits, and its termination message."""
 
 import contextlib
 import os
@@ -13,39 +10,39 @@ from cpmbee_job.process import contract
 
 CGROUPS = Path("/sys/fs/cgroup")
 TERMINATION_LOG = "/dev/termination-log"
-"""Where the kubelet puts the file whose content becomes the pod's status."""
+"""File whose content becomes the container's termination message."""
 TERMINATION_LOG_ENV = "CPMBEE_TERMINATION_LOG"
-LAST_WORD_BYTES = 4096
-"""What Kubernetes keeps of it."""
+TERMINATION_MESSAGE_BYTES = 4096
+"""Kubernetes truncates longer messages."""
 
 
 def require_contract() -> None:
-    """Raise `InvalidError` where the launcher that started this pod agrees on other things than this image."""
+    """Raise `InvalidError` if the launcher that started this pod has another contract version than this image."""
     theirs = os.environ.get(contract.VERSION_ENV)
     if theirs is None or theirs == str(contract.VERSION):
         return
     launcher = os.environ.get(contract.LAUNCHER_ENV, "of an unknown version")
     older = "image" if theirs.isdigit() and int(theirs) > contract.VERSION else "launcher"
     raise InvalidError(
-        f"the image does not fit the launcher: the image (cpmbee-job {cpmbee_job.__version__}) has contract "
-        f"{contract.VERSION}, the launcher (cpmbee-job {launcher}) has {theirs}; the {older} is the older one",
+        f"image and launcher are incompatible: the image (cpmbee-job {cpmbee_job.__version__}) has contract "
+        f"{contract.VERSION}, the launcher (cpmbee-job {launcher}) has {theirs}; the {older} is older",
         hint=f"use the image of cpmbee-job {launcher}, or the launcher of {cpmbee_job.__version__}",
     )
 
 
 def num_cpus() -> int:
-    """CPUs that this process may keep busy: those it may run on, and not more than its container's share."""
+    """Return the number of CPUs for this process: its affinity mask, and the limit of its container."""
     limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     if contract.CPUS_ENV in os.environ:
         limits.append(int(os.environ[contract.CPUS_ENV]))
     with contextlib.suppress(OSError, ValueError):
         quota, period = (CGROUPS / "cpu.max").read_text(encoding="ascii").split()
-        limits.append(round(int(quota) / int(period)))  # "max" is no number
+        limits.append(round(int(quota) / int(period)))  # "max" is not a number
     return max(1, min(limits))
 
 
 def oom_kills() -> int:
-    """How many processes of this container the kernel has killed because its memory was used up."""
+    """Return how many processes of this container the kernel killed because it was out of memory."""
     for name in ("memory.events", "memory.oom_control"):  # of cgroup v2; v1
         for line in _memory_file(name).splitlines():
             words = line.split()
@@ -55,26 +52,26 @@ def oom_kills() -> int:
 
 
 def memory_limit() -> int | None:
-    """The container's limit in bytes, None where it has none."""
+    """Return the container's memory limit in bytes, None without one."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         text = _memory_file(name).strip()
-        if text.isdigit() and int(text) < 1 << 60:  # v1 says "none" by a huge number
+        if text.isdigit() and int(text) < 1 << 60:  # v1 has a huge number for no limit
             return int(text)
     return None
 
 
-def last_word(text: str) -> None:
-    """Leave `text` as the container's termination message, where there is a place for one."""
-    place = Path(os.environ.get(TERMINATION_LOG_ENV, TERMINATION_LOG))
-    if place.is_file():
+def write_termination_message(text: str) -> None:
+    """Write the container's termination message; do nothing outside a pod."""
+    path = Path(os.environ.get(TERMINATION_LOG_ENV, TERMINATION_LOG))
+    if path.is_file():
         with contextlib.suppress(OSError):
-            place.write_text(text.encode()[:LAST_WORD_BYTES].decode(errors="ignore"), encoding="utf-8")
+            path.write_text(text.encode()[:TERMINATION_MESSAGE_BYTES].decode(errors="ignore"), encoding="utf-8")
 
 
 def _memory_file(name: str) -> str:
-    """Content of a file of the control group that holds this process; empty where there is no such file.
+    """Return the content of a file of this process's memory control group, "" if it does not exist.
 
-    A container sees its own group at the root of the hierarchy, under another path than the kernel's.
+    A container sees its own group at the root of the hierarchy, not under the path that the kernel reports.
     """
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():

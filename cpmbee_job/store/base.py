@@ -1,7 +1,7 @@
-"""What every object store does.
+"""The interface of all object stores.
 
-A `Store` is a folder of objects: keys are relative to its URL and use `/`. An object becomes visible whole or not at
-all; a conditional put is the only way to agree on something.
+A `Store` is a folder of objects. Keys are relative to its URL and use `/`. An object becomes visible as a whole. Only
+conditional puts synchronize processes.
 """
 
 import builtins
@@ -14,110 +14,105 @@ from cpmbee_job import documents
 from cpmbee_job.errors import SpecError, StoreError
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes that have just been moved (negative where they have to be moved again), from any
-thread."""
+"""Called from any thread with the number of bytes just transferred; negative for bytes to be transferred again."""
 
 
 def no_progress(_num_bytes: int) -> None:
-    """The null `Progress`."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object: its key relative to the store, its size in bytes, and a tag that changes with its content."""
+    """An object: its key relative to the store, its size in bytes, and its ETag."""
 
     key: str
     size: int
     etag: str
     sha256: str | None = field(default=None, compare=False)
-    """Of its content, where the store has been told and was asked for this one object."""
+    """SHA-256 of the content in hex, if the store knows it; not in listings."""
     modified: float | None = field(default=None, compare=False)
-    """When it was written, in seconds since 1970 by the store's clock; in a listing."""
+    """When it was written, in seconds since 1970 by the store's clock; in listings."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """What an upload has left that was cut: it is no object, and takes up room."""
+    """The remains of an incomplete upload. They are not an object, but take up space."""
 
     key: str
-    """What it was to become (or, in a folder, the hidden file's name)."""
+    """The object's key; in a folder, the name of the hidden file."""
     size: int
     modified: float
-    """When its last part came, in seconds since 1970 by the store's clock."""
+    """When its last part was written, in seconds since 1970 by the store's clock."""
     upload_id: str = ""
 
 
 def listing_digest(listing: Iterable[ObjectInfo]) -> str:
-    """Digest of keys, sizes and tags: another one when any object changes."""
+    """Return the digest of keys, sizes and ETags. It changes when any object changes."""
     return documents.digest(sorted([info.key, info.size, info.etag] for info in listing))
 
 
 class Store(Protocol):
-    """A folder of objects. Errors: `NotFoundError` for a missing object, `ConflictError` for a conditional put that
-    lost, `StoreError` for what retries did not mend.
-    """
+    """A folder of objects. All methods raise `NotFoundError` for a missing object, `ConflictError` if the condition of
+    a put fails, `StoreError` for errors that persist after retries."""
 
     @property
     def url(self) -> str:
         """The URL that opened it, without a trailing slash."""
 
     def get(self, key: str) -> bytes:
-        """The whole object, verified against the store's own checksum where it has one."""
+        """Return the object, verified against the store's checksum if it has one."""
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        """The whole object, and the tag to give to `put(if_match=...)`."""
+        """Return the object and its ETag, for `put(if_match=...)`."""
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`; exactly that many, or `StoreError`."""
+        """Return exactly `length` bytes from `start`, else raise `StoreError`."""
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
-        """Fill one buffer after the other with the bytes from `start` of the object with that tag; `StoreError` where
-        it is another by now."""
+        """Fill the buffers in order with the bytes from `start`. Raises `StoreError` if the ETag changed."""
 
     def info(self, key: str) -> ObjectInfo | None:
-        """The object's entry, or None where there is none."""
+        """Return the object's entry, None if it does not exist."""
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
-        """Write the whole object and return its tag. `if_none_match`: only where none is; `if_match`: only over the
-        object with that tag.
-        """
+        """Write the object and return its ETag. `if_none_match`: only if it does not exist; `if_match`: only if it has
+        this ETag."""
 
     def upload(self, path: Path, key: str, progress: Progress = no_progress, *, sha256: str | None = None) -> None:
-        """Write the file at `path`, in parallel parts where it is large; never half visible. After a cut the next call
-        moves what is missing. `sha256`: of the file, where it is known; of a large object nothing else tells `info`.
-        """
+        """Write the file at `path`, in parallel parts if it is large. After an interruption, the next call transfers
+        only what is missing. `sha256` of the file makes `info` return it for a large object."""
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
-        """Write the object to `path` (whole, then renamed), in parallel ranges where it is large. After a cut the next
-        call moves what is missing."""
+        """Write the object to `path` (to a hidden file, then renamed), in parallel ranges if it is large. After an
+        interruption, the next call transfers only what is missing."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key starts with `prefix`, sorted by key."""
+        """Yield all objects whose key starts with `prefix`, sorted by key."""
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
-        """Names of the folders directly in the folder `prefix` (without a trailing slash), sorted."""
+        """Return the names of the folders directly in the folder `prefix` (without a trailing slash), sorted."""
 
     def delete(self, key: str) -> None:
-        """Remove the object; it is no error where there is none."""
+        """Delete the object if it exists."""
 
     def leftovers(self) -> Iterator[Leftover]:
-        """What uploads have left that were cut, or are under way."""
+        """Yield the remains of incomplete uploads, including those in progress."""
 
     def discard(self, leftover: Leftover) -> None:
-        """Remove it; it is no error where there is none."""
+        """Delete the remains of an upload if they exist."""
 
     def local_path(self, key: str) -> Path | None:
-        """The object's place on this machine's disk where it has one (to map into memory), else None."""
+        """Return the object's path on this machine (to map it into memory), None if it has none."""
 
 
 def changed(name: str) -> StoreError:
-    """The error for an object that is not the one any more whose tag was read before."""
+    """Return the error for an object that changed since its ETag was read."""
     return StoreError(f"{name}: changed while it was read", hint="try again")
 
 
 def check_key(key: str) -> str:
-    """The key itself, where it names an object; `SpecError` for one that would leave its folder."""
+    """Return the key. Raises `SpecError` if it is invalid or leaves its folder."""
     parts = key.split("/")
     if not parts[0] or not parts[-1] or "\0" in key or any(part in (".", "..") for part in parts):
-        raise SpecError(f"{key!r} can't be the name of an object")
+        raise SpecError(f"{key!r} is not a valid object name")
     return key

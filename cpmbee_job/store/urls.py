@@ -1,4 +1,4 @@
-"""How a URL becomes a store: `s3://bucket/prefix`, `file:///folder` or a plain path."""
+"""Open the store of a URL: `s3://bucket/prefix`, `file:///folder` or a plain path."""
 
 from cpmbee_job.errors import NotFoundError, SpecError
 from cpmbee_job.spec import StorageSpec
@@ -7,19 +7,21 @@ from cpmbee_job.store.files import FileStore
 
 
 def open_store(url: str, storage: StorageSpec | None = None) -> Store:
-    """The store behind `s3://bucket/prefix`, `file:///folder` or a plain path of a folder."""
+    """Open the store of a folder: `s3://bucket/prefix`, `file:///folder` or a plain path."""
     scheme, separator, _ = url.partition("://")
     if separator and scheme == "s3":
-        from cpmbee_job.store.s3.bucket import S3Store  # boto3 is loaded where it is needed only
+        from cpmbee_job.store.s3.bucket import S3Store  # import boto3 only if it is used
 
         return S3Store(url, storage or StorageSpec())
     if separator and scheme != "file":
-        raise SpecError(f"{url}: no store for '{scheme}://'", hint="use s3://bucket/folder, file:///folder or a path")
+        raise SpecError(
+            f"{url}: unsupported scheme '{scheme}://'", hint="use s3://bucket/folder, file:///folder or a path"
+        )
     return FileStore(url)
 
 
 def open_object(url: str, storage: StorageSpec | None = None) -> tuple[Store, str]:
-    """The store of the folder that holds the object at `url`, and the object's key in it."""
+    """Return the store of the folder that contains the object at `url`, and the object's key in it."""
     scheme, separator, path = url.rpartition("://")
     folder, slash, name = path.rstrip("/").rpartition("/")
     if not name or (scheme == "s3" and not folder):
@@ -28,8 +30,8 @@ def open_object(url: str, storage: StorageSpec | None = None) -> tuple[Store, st
 
 
 def list_objects(url: str, storage: StorageSpec | None = None) -> tuple[Store, list[ObjectInfo]]:
-    """What a URL of a user means: the one object it names, or all objects below the folder it names (sorted by key;
-    names that start with a dot or an underscore are left out). Raises `NotFoundError` where there is neither.
+    """Return the object that a user's URL names, or all objects in the folder that it names and in its subfolders,
+    sorted by key, without names that start with a dot or an underscore. Raises `NotFoundError` if there are none.
     """
     is_bucket = url.startswith("s3://") and "/" not in url.removeprefix("s3://")
     if not url.endswith("/") and not is_bucket:
@@ -40,5 +42,5 @@ def list_objects(url: str, storage: StorageSpec | None = None) -> tuple[Store, l
     store = open_store(url, storage)
     objects = [o for o in store.list() if not any(part.startswith((".", "_")) for part in o.key.split("/"))]
     if not objects:
-        raise NotFoundError(f"{url}: nothing there", hint="name an object, or a folder with objects in it")
+        raise NotFoundError(f"{url}: no such object or folder", hint="name an object, or a folder that contains some")
     return store, objects

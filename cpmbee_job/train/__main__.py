@@ -12,7 +12,7 @@ from cpmbee_job.errors import AccessError, CpmbeeError, DamagedError, DiskError
 from cpmbee_job.process import pod
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.retry import with_retries
 from cpmbee_job.train.supervisor import End, Supervisor
 
 
@@ -24,12 +24,12 @@ def main() -> None:
     try:
         pod.require_contract()
         open_run = partial(Run.open, arguments.run, StorageSpec.from_environment())
-        run = patiently(open_run, hopeless=(AccessError, DamagedError, DiskError))
+        run = with_retries(open_run, permanent=(AccessError, DamagedError, DiskError))
         end = Supervisor(run, arguments.processes).supervise()
     except CpmbeeError as error:
         sys.stderr.write(f"error: {error}\n")
         end = End(error.exit_code, str(error))
-    pod.last_word(end.reason)
+    pod.write_termination_message(end.reason)
     sys.exit(end.exit_code)
 
 

@@ -15,7 +15,7 @@ from cpmbee_job.errors import StoreError
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
 from cpmbee_job.store.base import Store
-from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.retry import with_retries
 from cpmbee_job.train.failures import FAILURE_ENV
 
 MAX_LEFTOVER_BYTES = 1 << 20
@@ -41,7 +41,7 @@ class AttemptLog:
     def upload(self, store: Store) -> None:
         self._file.seek(0)
         key = keys.log_key(contract.pod_name(), self._attempt)
-        patiently(partial(store.put, key, self._file.read().encode()))
+        with_retries(partial(store.put, key, self._file.read().encode()))
         if self._path is not None:
             self._path.unlink(missing_ok=True)  # the entrypoint uploads the files that still exist
 

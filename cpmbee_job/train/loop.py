@@ -108,7 +108,7 @@ def train(
         state.step = batch.step
         saver.record_rows(batch)
         progress.step(batch.step, batch.epoch, rate, result)
-        activity.moved()
+        activity.record()
 
         # Inspect
         if spec.inspect_iters and batch.step % spec.inspect_iters == 0:
@@ -134,7 +134,7 @@ def train(
 def _recording_activity(batches: Iterable[ModelInputs]) -> Iterator[ModelInputs]:
     """Yield the batches; each request for the next one is activity for the watchdog."""
     for batch in batches:
-        activity.moved()
+        activity.record()
         yield batch
 
 

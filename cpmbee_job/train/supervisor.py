@@ -17,7 +17,7 @@ from cpmbee_job.process import parent_watch, pod
 from cpmbee_job.run import keys
 from cpmbee_job.run.pointers import read_checkpoint_pointer
 from cpmbee_job.run.run import Run, exit_code
-from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.retry import with_retries
 from cpmbee_job.train.attempt_log import upload_leftover_logs
 from cpmbee_job.train.failures import FAILURE_ENV, Failure
 from cpmbee_job.train.oom import OomWatch
@@ -56,7 +56,7 @@ class Supervisor:
         self.oom = OomWatch(self._newest_checkpoint)
         signal.signal(signal.SIGTERM, self._on_stop_signal)
         signal.signal(signal.SIGINT, self._on_stop_signal)
-        parent_watch.end_with(parent_watch.owner(), self._on_parent_exit)
+        parent_watch.watch(parent_watch.parent(), self._on_parent_exit)
 
     def supervise(self) -> End:
         idle_starts, pause, newest = 0, 1.0, self._newest_checkpoint()
@@ -68,7 +68,7 @@ class Supervisor:
             failure_file = Path(folder) / "failure.json"
             while True:
                 # End?
-                result = patiently(self.run.result, in_a_hurry=self._is_stopping)
+                result = with_retries(self.run.result, should_stop=self._is_stopping)
                 if result is not None:
                     return End(exit_code(result), str(result["reason"]))
                 failure = Failure.read(failure_file)
@@ -78,7 +78,7 @@ class Supervisor:
                     return End(CancelledError.exit_code, "stopped on request")
 
                 # Fail the run?
-                deadline = patiently(self.run.deadline, in_a_hurry=self._is_stopping)
+                deadline = with_retries(self.run.deadline, should_stop=self._is_stopping)
                 if deadline is not None and time.time() > deadline:
                     self._fail_run(JobFailedError(self.run.deadline_reason))
                     continue
@@ -118,7 +118,7 @@ class Supervisor:
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_NUM_THREADS": str(max(1, pod.num_cpus() // processes)),
             **os.environ,
-            **parent_watch.as_owner(),
+            **parent_watch.parent_environment(),
             **self.metrics_environment,
             FAILURE_ENV: str(failure_file),
             "TMPDIR": str(failure_file.parent),  # deleted with the scratch files of killed processes
@@ -159,13 +159,13 @@ class Supervisor:
                 torchrun.kill()
             elif seconds > RESULT_GRACE:
                 had_workers_at = time.monotonic()
-                if patiently(self.run.result, in_a_hurry=self._is_stopping) is not None:
+                if with_retries(self.run.result, should_stop=self._is_stopping) is not None:
                     torchrun.kill()
 
     def _fail_run(self, error: CpmbeeError) -> None:
         """Write a failed result, unless the run has a result already."""
         steps = self._newest_checkpoint()
-        patiently(partial(self.run.fail, error, steps=steps), in_a_hurry=self._is_stopping)
+        with_retries(partial(self.run.fail, error, steps=steps), should_stop=self._is_stopping)
 
     def _on_stop_signal(self, _number: int, _frame: FrameType | None) -> None:
         """Send SIGTERM to the workers; a second signal terminates torchrun.
@@ -197,7 +197,7 @@ class Supervisor:
         """Return the step of the newest checkpoint; 0 if there is none, or if the pointer is corrupt."""
         try:
             latest = partial(read_checkpoint_pointer, self.run.store, keys.LATEST)
-            return patiently(latest, in_a_hurry=self._is_stopping).step
+            return with_retries(latest, should_stop=self._is_stopping).step
         except (NotFoundError, DamagedError):
             return 0
 

@@ -47,9 +47,9 @@ class Watchdog:
         self._peers_thread.join(self._interval)  # a thread inside torch would block the exit of this process
 
     def _watch(self) -> None:
-        seen = activity.moves()
+        seen = activity.count()
         while not self._stopped.wait(self._interval):
-            if (moves := activity.moves()) != seen:
+            if (moves := activity.count()) != seen:
                 seen, self._last_activity = moves, time.monotonic()
             if time.monotonic() - self._last_activity > self._timeout:
                 sys.stderr.write(f"no progress for {self._timeout:.0f} s; stacks of all threads:\n")
@@ -60,11 +60,11 @@ class Watchdog:
     def _watch_peers(self, connect_peers: Callable[[], SharedCounter] | None) -> None:
         if connect_peers is None:
             return
-        reported, known = activity.moves(), 0
+        reported, known = activity.count(), 0
         with suppress(RuntimeError):  # torch raises it if the rank that hosts the store is gone
             add = connect_peers()
             while not self._ignores_peers.wait(self._interval):
-                moves = activity.moves()
+                moves = activity.count()
                 count = add(moves != reported)
                 if count != known:
                     known, self._last_activity = count, time.monotonic()

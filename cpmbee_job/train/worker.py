@@ -21,12 +21,12 @@ from cpmbee_job.errors import CancelledError, CpmbeeError, DiskError, ExitCode, 
 from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.weights.model_folder import ModelFiles
 from cpmbee_job.process import parent_watch
+from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import newest_attempt, record_begin
 from cpmbee_job.run.checkpoints import StoredCheckpoint
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.cache import default_cache_dir
 from cpmbee_job.store.s3.traffic import observe
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.attempt import NO_EXPORTS, Attempt, Exports
@@ -60,7 +60,7 @@ def main() -> None:
     failure.
     """
     exit_with_torchrun()
-    parent_watch.end_with(parent_watch.owner(), _on_entrypoint_exit)
+    parent_watch.watch(parent_watch.parent(), _on_entrypoint_exit)
     log_to_console()
     observe(metrics.S3Traffic(keys.run_name(sys.argv[1])))
     known = Failure.in_container()
@@ -84,9 +84,9 @@ def exit_with_torchrun() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         parent = os.getppid()
         # If there is an entrypoint, torchrun is never process 1, which adopts orphans.
-        if parent_watch.owner() is not None and parent in (1, parent_watch.owner()):
+        if parent_watch.parent() is not None and parent in (1, parent_watch.parent()):
             os._exit(1)
-        parent_watch.end_with(parent)
+        parent_watch.watch(parent)
 
 
 def _on_entrypoint_exit() -> None:

@@ -61,7 +61,7 @@ class World:
                 result = [error]
         if self.size > 1:
             dist.broadcast_object_list(result, src=0, device=self.device)
-        activity.moved()
+        activity.record()
         if isinstance(result[0], CpmbeeError):
             raise result[0]
         return cast(T, result[0])
@@ -83,7 +83,7 @@ class World:
         results = [own] * self.size
         if self.size > 1:
             dist.all_gather_object(results, own)
-        activity.moved()
+        activity.record()
         if bug is not None:
             raise bug
         for _, failure in results:
@@ -114,7 +114,7 @@ class World:
             running.append(dist.broadcast(tensor, src=source, async_op=True))
             if len(running) == CONCURRENT_BROADCASTS:
                 running.popleft().wait()
-                activity.moved()
+                activity.record()
         for work in running:
             work.wait()
 

@@ -24,7 +24,7 @@ class Pod:
         self.url, self.processes, self.scratch = url, processes, scratch
         (scratch / "tmp").mkdir(parents=True)
         own = {"TMPDIR": str(scratch / "tmp"), "CPMBEE_CACHE": str(scratch / "cache")}
-        self._environment = {**os.environ, **environment, **own, **parent_watch.as_owner()}
+        self._environment = {**os.environ, **environment, **own, **parent_watch.parent_environment()}
         self._log = log
         self._ended_at = 0.0
         self._start(contract.prepare_command(url))

@@ -27,7 +27,7 @@ from cpmbee_job.run.pointers import move_pointer
 from cpmbee_job.run.rows import RowRecorder, read_rows
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.spec import StorageSpec, parse_spec
-from cpmbee_job.store.s3.begun_uploads import Begun
+from cpmbee_job.store.s3.begun_uploads import BegunUpload
 from cpmbee_job.train.attempt import Attempt
 from cpmbee_job.train.engine.interface import EngineState
 from cpmbee_job.train.failures import Failure, record_failure
@@ -203,7 +203,7 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
         assert error.message.startswith(INDEX)  # noqa: PT017
     else:
         assert index.to_json()
-    assert isinstance(Begun.parse(data), Begun | None)
+    assert isinstance(BegunUpload.parse(data), BegunUpload | None)
     (folder / "failure").write_bytes(data)
     assert isinstance(Failure.read(folder / "failure"), Failure | None)
     if b"\0" not in data:

@@ -58,10 +58,10 @@ def test_an_image_that_does_not_fit_the_launcher_ends_the_run_before_anything_is
     assert prepare(str(run), pod).returncode == 0  # or it would be started for ever
     result = json.loads((run / keys.RESULT).read_text())
     assert (result["state"], result["exit_code"]) == ("failed", 3)
-    assert "the image is the older one" in result["reason"]
+    assert "the image is older" in result["reason"]
     last_word.write_text("")
     assert train(str(run), pod).returncode == 3
-    assert "the image is the older one" in last_word.read_text()
+    assert "the image is older" in last_word.read_text()
     assert "use the image of cpmbee-job 99.0" in last_word.read_text()
 
 
@@ -86,7 +86,7 @@ def test_an_outage_of_the_store_is_waited_for(bucket, proxy, pod, tmp_path):
     proxy.fail("error", 6)  # all that the client tries by itself
     done = prepare(run.url, pod | {contract.STORAGE_ENV: storage.model_dump_json()})
     assert done.returncode == 0, done.stderr
-    assert "the store fails, trying again" in done.stderr
+    assert "the store failed, retrying" in done.stderr
     assert run.data()["train"]["examples"] == 400
 
 

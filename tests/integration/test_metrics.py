@@ -144,7 +144,7 @@ def tally() -> Iterator[Tally]:
     tally = Tally()
     traffic.observe(tally)
     yield tally
-    traffic.observe(traffic.Nobody())
+    traffic.observe(None)
 
 
 def test_bytes_to_and_from_s3_are_counted_whichever_way_they_go(shaky, proxy, tally: Tally, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_no_credentials(s3_storage: StorageSpec, bucket: str, monkeypatch: pytes
 
 def test_server_that_is_not_there(bucket: str) -> None:
     storage = StorageSpec().model_copy(update={"endpoint_url": "http://user:word@127.0.0.1:9"})  # as an option gives it
-    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 can't be reached") as caught:
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 cannot be reached") as caught:
         S3Store(bucket, storage, QUICK).get("a")
     assert "storage.endpoint_url" in str(caught.value)
 

@@ -52,7 +52,7 @@ def test_training_goes_on_through_bursts_of_errors_and_an_outage_of_a_minute(
     proxy.clear()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "the store fails, trying again" in err
+    assert "the store failed, retrying" in err
     record = json.loads(store.get(keys.RESULT))
     assert (record["state"], record["attempts"]) == ("succeeded", 1)
     assert losses(store.url, s3_storage) == pytest.approx(losses(tmp_path / "runs/weather/calm"), rel=1e-4)

@@ -259,7 +259,7 @@ def test_what_no_cluster_could_run_is_said_before_anything_is_asked(job, cluster
 
 
 def test_data_that_are_not_in_the_store_are_named_with_their_key(job, cluster, bucket):
-    with pytest.raises(PreflightError, match=r"^data\.train: .*nothing there"):
+    with pytest.raises(PreflightError, match=r"^data\.train: .*no such object or folder"):
         submit(job(f"data.train={bucket}/nothing/"), cluster)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from cpmbee_job.errors import RefusedError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Store
-from cpmbee_job.store.files import FileStore, explained
+from cpmbee_job.store.files import FileStore, translate_os_errors
 from cpmbee_job.store.urls import open_object, open_store
 
 WriteLine = Callable[[Any], None]
@@ -65,7 +65,7 @@ def new_folder(url: str, storage: StorageSpec, *, last: str) -> Iterator[Path]:
     """
     store = open_store(url, storage)
     if isinstance(store, FileStore):
-        with explained(store.root):
+        with translate_os_errors(store.root):
             if store.root.exists() and (store.root.is_file() or any(store.root.iterdir())):
                 raise RefusedError(f"{url}: exists already", hint="choose a new folder")
             store.root.parent.mkdir(parents=True, exist_ok=True)

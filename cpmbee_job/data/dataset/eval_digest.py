@@ -56,5 +56,5 @@ def dataset_digest(dataset: PackedDataset) -> str:
         ]
         for arrays in zip(*columns, strict=True):
             digest.add(arrays)
-        activity.moved()
+        activity.record()
     return digest.hexdigest()

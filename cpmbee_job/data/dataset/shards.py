@@ -21,9 +21,9 @@ from cpmbee_job.data.dataset.index import INDEX, Index
 from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import ARRAYS
 from cpmbee_job.errors import DataError, NotFoundError
+from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.store.base import Store
-from cpmbee_job.store.cache import default_cache_dir
-from cpmbee_job.store.files import explained, sync
+from cpmbee_job.store.files import sync, translate_os_errors
 from cpmbee_job.store.verified import is_intact
 
 _COLUMNS = {**ARRAYS, "sample_lengths": np.int32, "sample_segments": np.int32}
@@ -116,7 +116,7 @@ def _local_shard(store: Store, key: str, size: int, sha256: str, cache: Path | N
         return path
     cache = cache or default_cache_dir() / "parts"
     path = cache / f"{sha256}.arrow"
-    with explained(cache):
+    with translate_os_errors(cache):
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (cache / f"{sha256}.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -15,7 +15,7 @@ from cpmbee_job.run import keys
 from cpmbee_job.run.deltas import read_delta
 from cpmbee_job.run.pointers import read_delta_pointer
 from cpmbee_job.store.base import ObjectInfo, Store
-from cpmbee_job.store.files import explained, is_open_file, temporary_name
+from cpmbee_job.store.files import is_open_file, temporary_name, translate_os_errors
 from cpmbee_job.store.verified import download_verified
 
 OBJECTS = {"metrics": keys.METRICS, "result": keys.RESULT, "spec": keys.SPEC, "status": keys.STATUS}
@@ -42,7 +42,7 @@ def fetch(
         raise UsageError(f"--what {unknown[0]}: no such thing", hint=f"there are {', '.join(KINDS)}")
     entries = _entries(store, wanted, strict=kinds is not None)
     names = [entry.key for entry in entries]
-    with explained(target), _draft(target) as folder:
+    with translate_os_errors(target), _draft(target) as folder:
         if "delta" in wanted:
             names += _fetch_delta(store, folder, last, bar)
         with bar("fetch", sum(entry.size for entry in entries)) as progress:

@@ -235,7 +235,7 @@ def _env(spec: JobSpec, more: Object) -> list[Object]:
     values: Object = {
         "POD_NAME": _field("metadata.name"),
         contract.CPUS_ENV: {"valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
-        "CPMBEE_CACHE": CACHE_FOLDER,
+        contract.CACHE_ENV: CACHE_FOLDER,
         "HOME": "/tmp",  # noqa: S108 (a volume of the pod's own)
         contract.VERSION_ENV: str(contract.VERSION),
         contract.LAUNCHER_ENV: cpmbee_job.__version__,

@@ -141,7 +141,7 @@ def read_pieces(pieces: Sequence[WeightPiece], place: Callable[[Part], Tensor | 
             begin(piece, torch.empty(size, dtype=torch.uint8))
         while running:
             done = running.popleft().result()
-            activity.moved()
+            activity.record()
             yield done
             for piece in islice(waiting, 1):
                 begin(piece, done.scratch)

@@ -1,7 +1,7 @@
-"""Which uploads this machine has begun and not completed.
+"""Local records of the uploads that this machine has begun and not completed.
 
-S3 keeps the parts of an unfinished upload, but does not tell what it was for. So its id lies in the cache folder,
-locked while a process is at it.
+S3 keeps the parts of an incomplete upload, but not what it was for. So the cache folder keeps its id, in a file that is
+locked while a process continues the upload.
 """
 
 import fcntl
@@ -15,21 +15,21 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from cpmbee_job import documents
-from cpmbee_job.store.cache import default_cache_dir
+from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.store.files import is_open_file
 
 
 @dataclass(frozen=True)
-class Begun:
-    """An upload that is not completed yet."""
+class BegunUpload:
+    """An incomplete upload."""
 
     id: str
     writer: str
-    """What the object's metadata will name."""
+    """For the object's metadata."""
     sha256: str | None
-    """Likewise; None where it was not known."""
+    """For the object's metadata; None if it was unknown."""
     checks_crc: bool
-    """The server compares each part with its CRC-32."""
+    """Whether the server verifies the CRC-32 of each part."""
 
     @classmethod
     def parse(cls, data: bytes) -> Self | None:
@@ -39,45 +39,45 @@ class Begun:
             return None
 
 
-class Record:
-    """A locked file for one upload."""
+class UploadRecord:
+    """The locked file of one upload."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
 
-    def read(self) -> Begun | None:
-        return Begun.parse(os.pread(self._descriptor, 1 << 16, 0))
+    def read(self) -> BegunUpload | None:
+        return BegunUpload.parse(os.pread(self._descriptor, 1 << 16, 0))
 
-    def write(self, begun: Begun) -> None:
-        with suppress(OSError):  # a full disk, say: it can't be gone on with, then
+    def write(self, begun: BegunUpload) -> None:
+        with suppress(OSError):  # such as a full disk: then the upload cannot be continued
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, documents.to_json(asdict(begun)), 0)
 
     def clear(self) -> None:
-        """There is nothing to go on with."""
+        """Remove the upload from the record."""
         os.ftruncate(self._descriptor, 0)
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
 
 
-class Records:
-    """The records of one object: one for each size that it was to have, and for each way to cut and encrypt it."""
+class UploadRecords:
+    """The records of one object, one for each combination of size, part size and encryption."""
 
     def __init__(self, bucket: str, target: str) -> None:
         self._folder = default_cache_dir() / "uploads"
         self._prefix = documents.digest([bucket, target])
 
     @contextmanager
-    def held(self, *settings: Any) -> Iterator[Record | None]:
-        """The record for these settings, made if need be; None where another process has it, or it can't be made."""
+    def held(self, *settings: Any) -> Iterator[UploadRecord | None]:
+        """Create or open, and lock, the record for these settings; None if another process holds it or it fails."""
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
         with _held(self._folder / f"{self._prefix}.{documents.digest(settings)}.json") as record:
             yield record
 
-    def abandoned(self) -> Iterator[Record]:
-        """Those that no process has, each while it is yielded."""
+    def abandoned(self) -> Iterator[UploadRecord]:
+        """Yield the records that no other process holds, each locked meanwhile."""
         for path in sorted(self._folder.glob(f"{self._prefix}.*")):
             with _held(path) as record:
                 if record is not None:
@@ -85,14 +85,14 @@ class Records:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[Record | None]:
+def _held(path: Path) -> Iterator[UploadRecord | None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         yield None
         return
     try:
-        yield Record(path, descriptor) if _lock(path, descriptor) else None
+        yield UploadRecord(path, descriptor) if _lock(path, descriptor) else None
     finally:
         os.close(descriptor)
 

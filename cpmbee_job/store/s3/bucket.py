@@ -1,7 +1,7 @@
-"""Objects in S3, or in a server that speaks its protocol.
+"""Objects in S3, or in a server with the same API.
 
-botocore retries requests that fail; this module retries bodies that arrive short or altered, and makes sure of what a
-repeated conditional put has done. Every object is written with its SHA-256, and whole reads are checked against it.
+botocore retries failed requests. This module retries truncated or altered bodies, and finds out whether a retried
+conditional put succeeded the first time. Every object is written with its SHA-256; reads of whole objects verify it.
 """
 
 import base64
@@ -21,21 +21,21 @@ from botocore import exceptions as boto
 from cpmbee_job.errors import AccessError, ConflictError, DamagedError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
-from cpmbee_job.store.files import explained
+from cpmbee_job.store.files import translate_os_errors
 from cpmbee_job.store.s3.client import DEFAULT_LIMITS, Limits, make_client
 from cpmbee_job.store.s3.download import Download
-from cpmbee_job.store.s3.file_parts import Source
+from cpmbee_job.store.s3.file_parts import UploadSource
 from cpmbee_job.store.s3.incomplete import discard_leftover, find_leftovers
 from cpmbee_job.store.s3.responses import (
     BROKEN_BODY,
     NO_SUCH_KEY,
     BrokenBodyError,
     error_code,
-    explained_s3,
     no_bucket,
     pause,
+    translate_s3_errors,
 )
-from cpmbee_job.store.s3.upload import Upload
+from cpmbee_job.store.s3.upload import MultipartUpload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -46,17 +46,17 @@ OTHER_CONTENT = {"PreconditionFailed", "412", "InvalidRange", "416"}
 
 
 class S3Store:
-    """A `Store` in a bucket below a prefix. Safe to use from several threads."""
+    """A `Store` in a bucket below a prefix. Safe for several threads."""
 
     def __init__(self, url: str, storage: StorageSpec, limits: Limits = DEFAULT_LIMITS) -> None:
         self._url = url.rstrip("/")
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not bucket:
-            raise SpecError(f"{url}: names no bucket", hint="s3://bucket/folder")
+            raise SpecError(f"{url}: names no bucket", hint="use s3://bucket/folder")
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._limits = limits
-        self._place = _place(storage.endpoint_url)
+        self._endpoint = _endpoint_name(storage.endpoint_url)
         self._encryption: dict[str, Any] = {}
         if storage.sse is not None:
             self._encryption["ServerSideEncryption"] = storage.sse
@@ -85,7 +85,7 @@ class S3Store:
             return b""
         data, _ = self._read(key, Range=f"bytes={start}-{start + length - 1}")
         if len(data) != length:
-            raise StoreError(f"{self._name(key)}: {length} bytes from {start} asked for, {len(data)} came")
+            raise StoreError(f"{self._name(key)}: {length} bytes from {start} requested, got {len(data)}")
         return data
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
@@ -93,13 +93,13 @@ class S3Store:
         if length == 0:
             return
         wanted = f"bytes={start}-{start + length - 1}"
-        with self._explained(key):
+        with self._translated(key):
             for attempt in range(1, self._limits.attempts + 1):
                 try:
                     answer = self._client.get_object(
                         Bucket=self._bucket, Key=self._key(key), Range=wanted, IfMatch=f'"{etag}"'
                     )
-                    # Not every server heeds the condition.
+                    # Not every server supports the condition.
                     if answer["ETag"].strip('"') != etag:
                         raise changed(self._name(key))
                     _fill(buffers, answer["Body"])
@@ -109,19 +109,19 @@ class S3Store:
                     raise
                 except (*BROKEN_BODY, BrokenBodyError) as error:
                     if attempt == self._limits.attempts:
-                        raise StoreError(f"{self._name(key)}: never arrived as it was stored: {error}") from error
+                        raise StoreError(f"{self._name(key)}: arrived truncated or altered: {error}") from error
                     pause(attempt)
                 else:
                     return
 
     def info(self, key: str) -> ObjectInfo | None:
-        with self._explained(key):
+        with self._translated(key):
             try:
                 head = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
             except boto.ClientError as error:
                 if error_code(error) not in NO_SUCH_KEY:
                     raise
-                self._require_bucket()  # a HEAD does not say which of the two is missing
+                self._require_bucket()  # the response to a HEAD does not distinguish the two
                 return None
         return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'), head["Metadata"].get("sha256"))
 
@@ -133,7 +133,7 @@ class S3Store:
         if if_match is not None:
             conditions["IfMatch"] = f'"{if_match}"'
         writer = uuid.uuid4().hex
-        with self._explained(key):
+        with self._translated(key):
             for attempt in range(1, self._limits.attempts + 1):
                 try:
                     answer = self._client.put_object(
@@ -146,7 +146,7 @@ class S3Store:
                         **self._encryption,
                     )
                 except (boto.ClientError, boto.HTTPClientError, boto.ConnectionError) as error:
-                    # A put that was sent again may have lost to its own first try.
+                    # A retried put may have failed because its first try succeeded.
                     etag = self._written_by(key, writer) if conditions else None
                     if etag is not None:
                         return etag
@@ -155,7 +155,7 @@ class S3Store:
                         pause(attempt)
                         continue
                     if conditions and code in LOST_CONDITION:
-                        what = "exists already" if if_none_match else "is no longer the object that was read"
+                        what = "exists already" if if_none_match else "changed since it was read"
                         raise ConflictError(f"{self._name(key)}: {what}") from error
                     raise
                 return answer["ETag"].strip('"')
@@ -163,30 +163,30 @@ class S3Store:
 
     def upload(self, path: Path, key: str, progress: Progress = no_progress, *, sha256: str | None = None) -> None:
         target = self._key(key)
-        with explained(path), path.open("rb", buffering=0) as file, self._explained(key):
+        with translate_os_errors(path), path.open("rb", buffering=0) as file, self._translated(key):
             clients = self._client, lambda: self._unsigned_client
-            upload = Upload(clients, self._bucket, target, self._encryption, self._limits, progress)
+            upload = MultipartUpload(clients, self._bucket, target, self._encryption, self._limits, progress)
             size = os.fstat(file.fileno()).st_size
             if size > self._limits.part_size:
-                upload.send(Source(path, file.fileno(), self._limits.size_of_parts(size)), sha256)
+                upload.send(UploadSource(path, file.fileno(), self._limits.size_of_parts(size)), sha256)
             else:
                 self.put(key, file.read())
                 progress(size)
                 upload.tidy_up()
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
-        with self._explained(key):
+        with self._translated(key):
             try:
                 Download(self._client, self._bucket, self._key(key), self._limits, progress).to(path)
             except boto.ClientError as error:
                 if error_code(error) in NO_SUCH_KEY:
-                    self._require_bucket()  # a HEAD does not say which of the two is missing
+                    self._require_bucket()  # the response to a HEAD does not distinguish the two
                 raise
             except (*BROKEN_BODY, BrokenBodyError) as error:
                 raise self._broken(key, error) from error
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        with self._explained(prefix):
+        with self._translated(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
@@ -199,13 +199,13 @@ class S3Store:
                 )
                 for page in pages
                 for entry in page.get("Contents", ())
-                if not entry["Key"].endswith("/")  # what consoles make to show an empty folder
+                if not entry["Key"].endswith("/")  # a console's marker of an empty folder
             ]
-        yield from sorted(found, key=lambda entry: entry.key.encode())  # not all servers list in this order
+        yield from sorted(found, key=lambda entry: entry.key.encode())  # not all servers sort so
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         start = f"{self._key(prefix)}/" if prefix else self._prefix
-        with self._explained(prefix):
+        with self._translated(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=start, Delimiter="/"
             )
@@ -213,18 +213,18 @@ class S3Store:
         return sorted(filter(None, names), key=str.encode)
 
     def delete(self, key: str) -> None:
-        with self._explained(key):
+        with self._translated(key):
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
 
     def leftovers(self) -> Iterator[Leftover]:
-        with self._explained(""):
+        with self._translated(""):
             yield from find_leftovers(self._client, self._bucket, self._prefix)
 
     def discard(self, leftover: Leftover) -> None:
-        with self._explained(leftover.key):
+        with self._translated(leftover.key):
             discard_leftover(self._client, self._bucket, self._key(leftover.key), leftover.upload_id)
 
-    def local_path(self, key: str) -> Path | None:  # noqa: ARG002 (no object has one)
+    def local_path(self, key: str) -> Path | None:  # noqa: ARG002
         return None
 
     def _key(self, key: str) -> str:
@@ -234,15 +234,15 @@ class S3Store:
         return f"{self._url}/{key}" if key else self._url
 
     def _read(self, key: str, **only: Any) -> tuple[bytes, str]:
-        """The body, complete and as it was stored (of a range only its length can be known), and the tag."""
-        with self._explained(key):
+        """Return the verified body (of a range, only its length is) and the ETag."""
+        with self._translated(key):
             for attempt in range(1, self._limits.attempts + 1):
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), **only)
                 try:
                     data = answer["Body"].read()
                     expected = answer["Metadata"].get("sha256")
                     if not only and expected is not None and hashlib.sha256(data).hexdigest() != expected:
-                        raise BrokenBodyError("its SHA-256 is not the one it was stored with")
+                        raise BrokenBodyError("its SHA-256 differs from its metadata")
                 except (*BROKEN_BODY, BrokenBodyError) as error:
                     if attempt == self._limits.attempts:
                         raise self._broken(key, error) from error
@@ -254,18 +254,18 @@ class S3Store:
     def _broken(self, key: str, error: Exception) -> StoreError:
         altered = isinstance(error, BrokenBodyError | boto.FlexibleChecksumError)
         kind = DamagedError if altered else StoreError
-        return kind(f"{self._name(key)}: never arrived as it was stored: {error}")
+        return kind(f"{self._name(key)}: arrived truncated or altered: {error}")
 
     def _written_by(self, key: str, writer: str) -> str | None:
-        """The object's tag if that very put wrote it."""
+        """Return the object's ETag if the put with this id wrote it."""
         try:
             head = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
         except (boto.ClientError, boto.HTTPClientError, boto.ConnectionError):
-            return None  # the error of the put itself says more
+            return None  # raise the error of the put instead
         return head["ETag"].strip('"') if head["Metadata"].get("writer") == writer else None
 
     def _require_bucket(self) -> None:
-        """Raises where the bucket is what is missing."""
+        """Raise `AccessError` if the bucket does not exist."""
         if self._bucket_seen:
             return
         try:
@@ -276,26 +276,26 @@ class S3Store:
         self._bucket_seen = True
 
     def _no_bucket(self) -> AccessError:
-        return no_bucket(self._url, self._bucket, self._place)
+        return no_bucket(self._url, self._bucket, self._endpoint)
 
-    def _explained(self, key: str) -> AbstractContextManager[None]:
-        """Turns what boto3 says about an object into an error of ours."""
-        return explained_s3(self._name(key), self._place, self._no_bucket())
+    def _translated(self, key: str) -> AbstractContextManager[None]:
+        """Translate the errors of boto3 to errors of this package."""
+        return translate_s3_errors(self._name(key), self._endpoint, self._no_bucket())
 
 
 def _fill(buffers: Sequence[memoryview], body: Any) -> None:
-    """Each step is copied once more on its way to the buffer, so it is to fit into the CPU's cache."""
+    """Fill the buffers, in steps that fit into the CPU's cache: botocore copies each one once more."""
     for buffer in buffers:
         filled = 0
         while filled < len(buffer):
             count = body.readinto(buffer[filled : filled + READ_STEP])
             if count == 0:
-                raise BrokenBodyError("its answer ends early")
+                raise BrokenBodyError("the response is truncated")
             filled += count
 
 
-def _place(endpoint_url: str | None) -> str:
-    """The server's name for messages, without what a URL may hold beside it."""
+def _endpoint_name(endpoint_url: str | None) -> str:
+    """Return the endpoint for messages, without credentials."""
     if endpoint_url is None:
         return "AWS"
     parts = urlsplit(endpoint_url)

@@ -1,4 +1,4 @@
-"""How S3 is reached: the boto3 client that a spec's storage section describes."""
+"""Create the boto3 client of a spec's storage section."""
 
 import os
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 MAX_PARTS = 10_000
-_API_MODELS = create_loader()  # shared, since reading S3's takes 0.1 s and stores are opened often
+_API_MODELS = create_loader()  # shared: reading S3's takes 0.1 s
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How patient a store is, and how it cuts large objects."""
+    """Retries, timeouts and part sizes of a store."""
 
     attempts: int = 6
     connect_timeout: float = 10.0  # seconds
     read_timeout: float = 60.0  # seconds without a byte
-    part_size: int = 8 << 20  # bytes; anything larger moves in parts, in parallel
+    part_size: int = 8 << 20  # bytes; larger objects are transferred in parallel parts
     threads: int = 8
-    abandoned_after: timedelta = timedelta(days=7)  # since an upload was begun, if it is not complete by then
+    abandoned_after: timedelta = timedelta(days=7)  # age at which an incomplete upload is aborted
 
     def size_of_parts(self, size: int) -> int:
-        """Of an object of `size` bytes: S3 allows 10,000."""
+        """Return the part size of an object of `size` bytes; S3 allows 10,000 parts."""
         least = -(-size // MAX_PARTS)
         return max(self.part_size, -(-least // MIB) * MIB)
 
@@ -45,9 +45,9 @@ DEFAULT_LIMITS = Limits()
 
 
 def make_client(storage: StorageSpec, limits: Limits, *, sign_bodies: bool | None = None) -> "S3Client":
-    """`sign_bodies`: whether the signature covers a SHA-256 of each body, too (None: boto3 decides)."""
+    """Create a client. `sign_bodies`: include a SHA-256 of each body in the signature (None: boto3 decides)."""
     if storage.ca_bundle is not None and not Path(storage.ca_bundle).is_file():
-        raise SpecError(f"storage.ca_bundle: {storage.ca_bundle} is no file")
+        raise SpecError(f"storage.ca_bundle: {storage.ca_bundle}: no such file")
     elsewhere = storage.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     path_style = elsewhere is not None if storage.path_style == "auto" else storage.path_style
     config = Config(
@@ -73,8 +73,8 @@ def make_client(storage: StorageSpec, limits: Limits, *, sign_bodies: bool | Non
             config=config,
         )
     except ValueError as error:
-        raise SpecError(f"storage.endpoint_url: {error}", hint="like https://host:port") from error
+        raise SpecError(f"storage.endpoint_url: {error}", hint="use the form https://host:port") from error
     except boto.BotoCoreError as error:
-        raise StoreError(f"the S3 client can't be set up: {' '.join(str(error).split())}") from error
+        raise StoreError(f"cannot create the S3 client: {' '.join(str(error).split())}") from error
     watch(client)
     return client

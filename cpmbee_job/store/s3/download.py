@@ -1,4 +1,4 @@
-"""An object becomes a file: ranges in parallel, checked while they arrive; after a cut only those that are missing."""
+"""Download an object to a file: in parallel ranges, verified on arrival. An interrupted download is continued."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import FlexibleChecksumError
 
 from cpmbee_job.store.base import Progress
-from cpmbee_job.store.checksums import Crc32, composite, part_size, strongest
-from cpmbee_job.store.partial import Partial, boot_id, partial_file
+from cpmbee_job.store.s3.checksums import Crc32, composite, part_size, strongest
 from cpmbee_job.store.s3.client import Limits
+from cpmbee_job.store.s3.partial import PartialFile, boot_id, partial_file
 from cpmbee_job.store.s3.responses import BROKEN_BODY, BrokenBodyError, pause
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_CHUNK_BYTES = 256 << 10  # still in a core's cache when it is written
+_CHUNK_BYTES = 256 << 10  # fits into a core's cache
 
 
 class Download:
-    """The object `target` of a bucket on its way to a file of this machine."""
+    """The download of the object `target` of a bucket."""
 
     def __init__(self, client: "S3Client", bucket: str, target: str, limits: Limits, progress: Progress) -> None:
         self._client, self._bucket, self._target = client, bucket, target
@@ -31,13 +31,15 @@ class Download:
         self._by_parts = False
 
     def to(self, path: Path) -> None:
-        """Raises boto's errors, and `BrokenBodyError` where what comes is time and again not what was stored."""
+        """Write the object to `path`. Raises boto's errors, and `BrokenBodyError` if it repeatedly arrives altered."""
         for attempt in range(1, self._limits.attempts + 1):
             head = self._client.head_object(Bucket=self._bucket, Key=self._target, ChecksumMode="ENABLED")
             size, etag = head["ContentLength"], head["ETag"]
             range_size = part_size(head) or self._limits.size_of_parts(size)
             identity = f"s3://{self._bucket}/{self._target} {etag}"
-            if strongest(head) is None and part_size(head) is None:  # what is left of it will not be checked
+            if (
+                strongest(head) is None and part_size(head) is None
+            ):  # its checksum cannot reveal ranges lost in a power failure
                 identity += f" {boot_id()}"
             try:
                 with partial_file(path, identity, size, range_size) as partial:
@@ -49,8 +51,8 @@ class Download:
             else:
                 return
 
-    def _fetch(self, partial: Partial, head: Mapping[str, Any]) -> None:
-        """Completes the file and checks it; forgets it where it is not the object."""
+    def _fetch(self, partial: PartialFile, head: Mapping[str, Any]) -> None:
+        """Complete and verify the file; mark all of it as incomplete if the checksum is wrong."""
         in_order, crcs, whole = strongest(head), [], partial.whole
         self._by_parts = in_order is None and part_size(head) is not None
         self._stopped.clear()
@@ -76,9 +78,9 @@ class Download:
         if not good:
             partial.forget()
             self._progress(-partial.size)
-            raise BrokenBodyError("its checksum is not the one it was stored with")
+            raise BrokenBodyError("its checksum is wrong")
 
-    def _read_range(self, partial: Partial, number: int, _etag: str) -> bytes:
+    def _read_range(self, partial: PartialFile, number: int, _etag: str) -> bytes:
         crc = Crc32()
         if self._by_parts:
             for piece in partial.read(number):
@@ -86,8 +88,8 @@ class Download:
         self._progress(len(partial.ranges[number]))
         return crc.digest()
 
-    def _fetch_range(self, partial: Partial, number: int, etag: str) -> bytes:
-        """Returns its CRC-32, where the object is checked by parts."""
+    def _fetch_range(self, partial: PartialFile, number: int, etag: str) -> bytes:
+        """Return the CRC-32 of the range, if the object is verified by parts."""
         wanted, offset, crc = partial.ranges[number], 0, Crc32()
         for attempt in range(1, self._limits.attempts + 1):
             try:
@@ -98,7 +100,7 @@ class Download:
                     offset += len(chunk)
                     self._progress(len(chunk))
             except BROKEN_BODY as error:
-                if isinstance(error, FlexibleChecksumError):  # boto3 has checked what came, and it is not the object
+                if isinstance(error, FlexibleChecksumError):  # boto3 found a wrong checksum
                     self._progress(-offset)
                     offset, crc = 0, Crc32()
                 if attempt == self._limits.attempts:
@@ -115,9 +117,9 @@ class Download:
         answer = self._client.get_object(Bucket=self._bucket, Key=self._target, **only)
         with closing(answer["Body"]) as body:
             if answer["ETag"] != etag:
-                raise BrokenBodyError("it was replaced while it was read")
+                raise BrokenBodyError("it changed while it was read")
             if answer["ContentLength"] != len(wanted):
-                raise BrokenBodyError(f"{len(wanted)} bytes were asked for, {answer['ContentLength']} come")
+                raise BrokenBodyError(f"{len(wanted)} bytes requested, got {answer['ContentLength']}")
             while chunk := body.read(_CHUNK_BYTES):
                 if self._stopped.is_set():
                     raise CancelledError

@@ -1,4 +1,4 @@
-"""A local file as S3 takes it: in parts, each with its CRC-32."""
+"""A local file in parts for an upload, each with its CRC-32."""
 
 import base64
 import hashlib
@@ -14,11 +14,11 @@ _READ_BYTES = 1 << 20
 
 
 class SourceChangedError(StoreError):
-    """Somebody has written to the file since it was opened."""
+    """The file changed since it was opened."""
 
 
-class Source:
-    """The open file at `path`, cut into `parts`."""
+class UploadSource:
+    """The open file at `path`, divided into `parts`."""
 
     def __init__(self, path: Path, descriptor: int, part_size: int) -> None:
         self._path, self._descriptor = path, descriptor
@@ -27,21 +27,21 @@ class Source:
         self.parts = [range(start, min(start + part_size, self.size)) for start in range(0, self.size, part_size)]
 
     def read(self, place: int, limit: int) -> bytes:
-        """Some bytes from `place` on. Raises `SourceChangedError` where there should be some and are none."""
+        """Return some bytes from offset `place`. Raises `SourceChangedError` if the file was truncated."""
         data = os.pread(self._descriptor, min(_READ_BYTES, limit), place)
         if limit and not data:
             raise self._changed()
         return data
 
     def crc32(self, part: range) -> str:
-        """As S3 writes it."""
+        """Return the CRC-32 of a part in S3's notation."""
         crc = 0
         for data in self._pieces(part):
             crc = zlib.crc32(data, crc)
         return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
     def md5(self, part: range) -> str:
-        """The part's ETag, where it is not encrypted with a key of KMS."""
+        """Return the MD5 of a part in hex: its ETag, unless it is encrypted with a KMS key."""
         digest = hashlib.md5(usedforsecurity=False)
         for data in self._pieces(part):
             digest.update(data)
@@ -54,7 +54,7 @@ class Source:
         return digest.hexdigest()
 
     def require_unchanged(self) -> None:
-        """Raises `SourceChangedError`."""
+        """Raise `SourceChangedError` if the file changed."""
         if self._look() != self._state:
             raise self._changed()
 
@@ -70,15 +70,15 @@ class Source:
 
     def _changed(self) -> SourceChangedError:
         return SourceChangedError(
-            f"{self._path}: changed while it was uploaded", hint="try again when nobody writes to it any more"
+            f"{self._path}: changed while it was uploaded", hint="try again when no process writes to it"
         )
 
 
-class Body:
-    """One part of a source for boto3. It hands out larger blocks than urllib3 asks for, which halves the time that
-    takes, and ends in the middle where the upload has failed elsewhere."""
+class PartBody:
+    """One part as the body of a request. It returns larger blocks than urllib3 requests, which halves the time, and
+    stops if the upload failed in another thread."""
 
-    def __init__(self, source: Source, part: range, stopped: Event) -> None:
+    def __init__(self, source: UploadSource, part: range, stopped: Event) -> None:
         self._source, self._part, self._stopped = source, part, stopped
         self._place = 0
 
@@ -104,4 +104,4 @@ class Body:
 
 
 class StoppedError(BaseException):
-    """Not one that boto3 would take for a failed connection and try again."""
+    """Stops a request. Not an `Exception`, which boto3 would treat as a failed connection and retry."""

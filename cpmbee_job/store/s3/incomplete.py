@@ -1,4 +1,4 @@
-"""Parts that S3 keeps of uploads which were not completed."""
+"""List and abort incomplete multipart uploads."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 from botocore import exceptions as boto
 
 from cpmbee_job.store.base import Leftover
+from cpmbee_job.store.s3.responses import error_code
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
 def find_leftovers(client: "S3Client", bucket: str, prefix: str) -> Iterator[Leftover]:
-    """The uploads below a prefix that are not completed, as of their last part: one that takes days is none."""
+    """Yield the incomplete uploads below a prefix, dated by their last part, since an upload may take days."""
     pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
     for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
         key, upload_id = upload["Key"], upload["UploadId"]
@@ -20,7 +21,7 @@ def find_leftovers(client: "S3Client", bucket: str, prefix: str) -> Iterator[Lef
             found = client.get_paginator("list_parts").paginate(Bucket=bucket, Key=key, UploadId=upload_id)
             parts = [part for page in found for part in page.get("Parts", ())]
         except boto.ClientError as error:
-            if error.response["Error"]["Code"] != "NoSuchUpload":  # it has just become an object
+            if error_code(error) != "NoSuchUpload":  # else it was just completed
                 raise
             continue
         times = [upload["Initiated"], *(part["LastModified"] for part in parts)]
@@ -29,9 +30,9 @@ def find_leftovers(client: "S3Client", bucket: str, prefix: str) -> Iterator[Lef
 
 
 def discard_leftover(client: "S3Client", bucket: str, key: str, upload_id: str) -> None:
-    """Have S3 forget the upload and its parts."""
+    """Abort the upload, if it still exists."""
     try:
         client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
     except boto.ClientError as error:
-        if error.response["Error"]["Code"] != "NoSuchUpload":
+        if error_code(error) != "NoSuchUpload":
             raise

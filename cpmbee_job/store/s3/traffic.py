@@ -1,4 +1,4 @@
-"""What goes to and fro between this process and S3, told to whoever counts it: each try, also one that is repeated."""
+"""Observe the traffic between this process and S3, including retried requests."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 NO_ANSWER = "no answer"
 BROKEN = "broken body"
-"""Reasons of `Observer.failed` beside the HTTP status of an answer."""
+"""Reasons of `Observer.failed` other than an HTTP status."""
 _STEP = 1 << 20
-_MEANT = {404, 409, 412}
-"""That there is no such object, that another writer was first: answers, no failures."""
+_EXPECTED = {404, 409, 412}
+"""Statuses that are answers, not failures: no such object, a lost race."""
 
 
 class Observer(Protocol):
-    """Is told of bodies and failures as they come, from any thread."""
+    """Receives the bytes of bodies and the failures, from any thread."""
 
     def sent(self, num_bytes: int) -> None: ...
 
@@ -27,75 +27,73 @@ class Observer(Protocol):
     def failed(self, reason: str) -> None: ...
 
 
-class Nobody:
-    """The null `Observer`."""
-
-    def sent(self, num_bytes: int) -> None: ...
-
-    def received(self, num_bytes: int) -> None: ...
-
-    def failed(self, reason: str) -> None: ...
+_observer: Observer | None = None
 
 
-_observer: Observer = Nobody()
-
-
-def observe(observer: Observer) -> None:
-    """From now on tell `observer`, of all stores of this process."""
+def observe(observer: Observer | None) -> None:
+    """Report the traffic of all stores of this process to `observer` from now on (None: to none)."""
     global _observer
     _observer = observer
 
 
 def watch(client: "S3Client") -> None:
-    """Have what `client` moves told to the observer."""
-    client.meta.events.register("before-send.s3", _sending)
-    client.meta.events.register("response-received.s3", _answered)
-    client.meta.events.register("after-call.s3.GetObject", _reading)
+    """Report the traffic of `client` to the observer."""
+    client.meta.events.register("before-send.s3", _on_request)
+    client.meta.events.register("response-received.s3", _on_response)
+    client.meta.events.register("after-call.s3.GetObject", _on_object)
 
 
-def _sending(request: Any, **_more: Any) -> None:
-    activity.moved()
-    _observer.sent(int(request.headers.get("Content-Length") or 0))
+def _on_request(request: Any, **_more: Any) -> None:
+    activity.record()
+    if _observer is not None:
+        _observer.sent(int(request.headers.get("Content-Length") or 0))
 
 
-def _answered(response_dict: dict[str, Any] | None, **_more: Any) -> None:
-    activity.moved()
+def _on_response(response_dict: dict[str, Any] | None, **_more: Any) -> None:
+    activity.record()
     if response_dict is None:
-        _observer.failed(NO_ANSWER)
-    elif response_dict["status_code"] >= 400 and response_dict["status_code"] not in _MEANT:
-        _observer.failed(str(response_dict["status_code"]))
+        _failed(NO_ANSWER)
+    elif response_dict["status_code"] >= 400 and response_dict["status_code"] not in _EXPECTED:
+        _failed(str(response_dict["status_code"]))
 
 
-def _reading(parsed: dict[str, Any], **_more: Any) -> None:
+def _on_object(parsed: dict[str, Any], **_more: Any) -> None:
     if "Body" in parsed:
-        parsed["Body"] = _Body(parsed["Body"])
+        parsed["Body"] = _ObservedBody(parsed["Body"])
 
 
-class _Body:
-    """An answer's body, told of as it is read."""
+def _failed(reason: str) -> None:
+    if _observer is not None:
+        _observer.failed(reason)
+
+
+class _ObservedBody:
+    """The body of a response, reported as it is read."""
 
     def __init__(self, body: "StreamingBody") -> None:
         self._body = body
         self.close = body.close
 
     def read(self, amount: int | None = None) -> bytes:
-        if amount is None:  # in steps that can be told of
+        if amount is None:  # in steps, to report progress
             return b"".join(iter(lambda: self.read(_STEP), b""))
-        try:
-            data = self._body.read(amount)
-        except BROKEN_BODY:
-            _observer.failed(BROKEN)
-            raise
-        activity.moved()
-        _observer.received(len(data))
+        data: bytes = self._observed(self._body.read, amount)
+        self._received(len(data))
         return data
 
-    def readinto(self, buffer: Any) -> int:  # a memoryview, of which the stubs know nothing
-        try:
-            count = self._body.readinto(buffer)
-        except BROKEN_BODY:
-            _observer.failed(BROKEN)
-            raise
-        activity.moved()
-        _observer.received(count)
+    def readinto(self, buffer: Any) -> int:  # a memoryview; the stubs disagree
+        count: int = self._observed(self._body.readinto, buffer)
+        self._received(count)
         return count
+
+    def _observed(self, read: Any, argument: Any) -> Any:
+        try:
+            return read(argument)
+        except BROKEN_BODY:
+            _failed(BROKEN)
+            raise
+
+    def _received(self, num_bytes: int) -> None:
+        activity.record()
+        if _observer is not None:
+            _observer.received(num_bytes)

@@ -1,7 +1,7 @@
-"""A large file becomes an object in parts, and after a cut the next call sends those that are missing.
+"""Upload a large file in parts. An interrupted upload is continued by the next call.
 
-Which parts of an unfinished upload are there, the server says; each is compared with the file's before it counts.
-Nothing else of an upload depends on the content, unless its SHA-256 was known beforehand.
+The server lists the parts of an incomplete upload; a part is reused if its checksum matches the file. Nothing else
+of an upload depends on the content, unless its SHA-256 was known beforehand.
 """
 
 import logging
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from botocore import exceptions as boto
 
 from cpmbee_job.store.base import Progress
-from cpmbee_job.store.checksums import PART_SIZE
-from cpmbee_job.store.s3.begun_uploads import Begun, Record, Records
+from cpmbee_job.store.s3.begun_uploads import BegunUpload, UploadRecord, UploadRecords
+from cpmbee_job.store.s3.checksums import PART_SIZE
 from cpmbee_job.store.s3.client import Limits
-from cpmbee_job.store.s3.file_parts import Body, Source, SourceChangedError
+from cpmbee_job.store.s3.file_parts import PartBody, SourceChangedError, UploadSource
 from cpmbee_job.store.s3.responses import NO_SUCH_KEY, error_code, pause
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOST_UPLOAD = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "404", "NoSuchKey"}
-"""It was completed or aborted, by others or by a request whose answer we did not get."""
+"""The upload was completed or aborted, by another process or by a request whose response was lost."""
 _ALTERED = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 
 
-class Upload:
-    """The way to the object `target` of a bucket."""
+class MultipartUpload:
+    """The upload of the object `target` of a bucket."""
 
     def __init__(
         self,
@@ -44,17 +44,17 @@ class Upload:
         limits: Limits,
         progress: Progress,
     ) -> None:
-        """`clients`: one that signs bodies, and what makes one that does not."""
+        """`clients`: one that signs bodies, and a factory of one that does not."""
         self._client, self._unsigned = clients
         self._place: dict[str, Any] = {"Bucket": bucket, "Key": target}
-        self._records = Records(bucket, target)
+        self._records = UploadRecords(bucket, target)
         self._encryption, self._limits, self._progress = encryption, limits, progress
 
-    def send(self, source: Source, sha256: str | None) -> None:
-        """`sha256`: of the source, where it is known. Raises boto's errors, and `SourceChangedError`."""
+    def send(self, source: UploadSource, sha256: str | None) -> None:
+        """Upload the source, with its SHA-256 if known. Raises boto's errors, and `SourceChangedError`."""
         with self._records.held(source.size, source.part_size, dict(self._encryption)) as record:
             for attempt in range(1, self._limits.attempts + 1):
-                begun, kept = self._left(record, source, sha256) or (self._begin(record, source, sha256), {})
+                begun, kept = self._resume(record, source, sha256) or (self._begin(record, source, sha256), {})
                 try:
                     self._complete(begun, self._send_parts(begun, kept, source))
                 except boto.ClientError as error:
@@ -72,16 +72,16 @@ class Upload:
             if record is not None:
                 record.remove()
         self.tidy_up()
-        self._tidy_up_after_others()
+        self._abort_old_uploads()
 
     def tidy_up(self) -> None:
-        """Aborts what this machine has begun for the object, now that it is there, unless somebody is at it."""
+        """Abort the other uploads that this machine began for the object, unless a process continues them."""
         for record in self._records.abandoned():
             if (begun := record.read()) is not None:
                 self._abort(begun.id)
             record.remove()
 
-    def _tidy_up_after_others(self) -> None:
+    def _abort_old_uploads(self) -> None:
         try:
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self._place["Bucket"], Prefix=self._place["Key"]
@@ -90,13 +90,13 @@ class Upload:
             for found in [upload for page in pages for upload in page.get("Uploads", ())]:
                 if found["Key"] == self._place["Key"] and found["Initiated"] < old:
                     self._abort(found["UploadId"])
-        except (boto.ClientError, boto.BotoCoreError) as error:  # it takes a right of its own
-            log.debug("%s: uploads that were cut may be left: %s", self._place["Key"], error)
+        except (boto.ClientError, boto.BotoCoreError) as error:  # it requires a separate permission
+            log.debug("%s: incomplete uploads may remain: %s", self._place["Key"], error)
 
-    def _left(
-        self, record: Record | None, source: Source, sha256: str | None
-    ) -> tuple[Begun, Mapping[int, "PartTypeDef"]] | None:
-        """What an earlier call has begun, and the parts that are there, counted from 0."""
+    def _resume(
+        self, record: UploadRecord | None, source: UploadSource, sha256: str | None
+    ) -> tuple[BegunUpload, Mapping[int, "PartTypeDef"]] | None:
+        """Return the upload that an earlier call began, and its parts by index."""
         begun = None if record is None else record.read()
         if begun is None:
             return None
@@ -109,11 +109,11 @@ class Upload:
             pages = self._client.get_paginator("list_parts").paginate(**self._place, UploadId=begun.id)
             return begun, {part["PartNumber"] - 1: part for page in pages for part in page.get("Parts", ())}
         except boto.ClientError as error:
-            log.debug("%s: can't be gone on with: %s", self._place["Key"], error)
-            self._abort(begun.id)  # if it is there, but its parts are not ours to see
+            log.debug("%s: cannot continue the upload: %s", self._place["Key"], error)
+            self._abort(begun.id)  # it may exist, without permission to list its parts
             return None
 
-    def _begin(self, record: Record | None, source: Source, sha256: str | None) -> Begun:
+    def _begin(self, record: UploadRecord | None, source: UploadSource, sha256: str | None) -> BegunUpload:
         writer = uuid.uuid4().hex
         metadata = {"writer": writer, PART_SIZE: str(source.part_size)}
         if sha256 is not None:
@@ -121,9 +121,9 @@ class Upload:
         answer = self._client.create_multipart_upload(
             **self._place, Metadata=metadata, ChecksumAlgorithm="CRC32", **self._encryption
         )
-        begun = Begun(answer["UploadId"], writer, sha256, checks_crc=answer.get("ChecksumAlgorithm") == "CRC32")
+        begun = BegunUpload(answer["UploadId"], writer, sha256, checks_crc=answer.get("ChecksumAlgorithm") == "CRC32")
         if sha256 is None and not begun.checks_crc:
-            # Nothing but its SHA-256 will tell, then, whether the object is what was sent.
+            # Without CRC-32, only the SHA-256 can verify the object.
             self._abort(begun.id)
             return self._begin(record, source, source.sha256())
         if record is not None:
@@ -131,9 +131,9 @@ class Upload:
         return begun
 
     def _send_parts(
-        self, begun: Begun, kept: Mapping[int, "PartTypeDef"], source: Source
+        self, begun: BegunUpload, kept: Mapping[int, "PartTypeDef"], source: UploadSource
     ) -> list["CompletedPartTypeDef"]:
-        # A server that compares each part with its CRC-32 needs no SHA-256 of it in the signature as well.
+        # If the server verifies the CRC-32 of each part, the signature needs no SHA-256 of it.
         client = self._unsigned() if begun.checks_crc else self._client
         stopped, moved = Event(), 0
         with ThreadPoolExecutor(self._limits.threads) as pool:
@@ -158,9 +158,9 @@ class Upload:
     def _send_part(
         self,
         client: "S3Client",
-        begun: Begun,
+        begun: BegunUpload,
         kept: "PartTypeDef | None",
-        source: Source,
+        source: UploadSource,
         index: int,
         stopped: Event,
     ) -> "CompletedPartTypeDef":
@@ -169,7 +169,7 @@ class Upload:
         if kept is not None and kept["Size"] == len(part) and _is_same(kept, crc, source, part):
             return {"PartNumber": number, "ETag": kept["ETag"], "ChecksumCRC32": crc}
         for attempt in range(1, self._limits.attempts + 1):
-            body: Any = Body(source, part, stopped)
+            body: Any = PartBody(source, part, stopped)
             try:
                 answer = client.upload_part(
                     **self._place, UploadId=begun.id, PartNumber=number, Body=body, ChecksumCRC32=crc
@@ -183,15 +183,15 @@ class Upload:
                 return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": crc}
         raise AssertionError("the last attempt returns or raises")
 
-    def _complete(self, begun: Begun, parts: list["CompletedPartTypeDef"]) -> None:
+    def _complete(self, begun: BegunUpload, parts: list["CompletedPartTypeDef"]) -> None:
         try:
             self._client.complete_multipart_upload(**self._place, UploadId=begun.id, MultipartUpload={"Parts": parts})
         except boto.ClientError:
-            # boto3 sends it again where it gets no answer, and the second time fails; what counts is what is there.
+            # boto3 retries a request without a response, and the retry fails if the first one succeeded.
             if not self._is_there(begun):
                 raise
 
-    def _is_there(self, begun: Begun) -> bool:
+    def _is_there(self, begun: BegunUpload) -> bool:
         try:
             head = self._client.head_object(**self._place)
         except boto.ClientError as error:
@@ -203,11 +203,11 @@ class Upload:
     def _abort(self, upload_id: str) -> None:
         try:
             self._client.abort_multipart_upload(**self._place, UploadId=upload_id)
-        except (boto.ClientError, boto.BotoCoreError) as error:  # it is gone already, mostly
-            log.debug("%s: an upload that was cut may be left: %s", self._place["Key"], error)
+        except (boto.ClientError, boto.BotoCoreError) as error:  # usually it does not exist any more
+            log.debug("%s: an incomplete upload may remain: %s", self._place["Key"], error)
 
 
-def _is_same(kept: "PartTypeDef", crc: str, source: Source, part: range) -> bool:
+def _is_same(kept: "PartTypeDef", crc: str, source: UploadSource, part: range) -> bool:
     if "ChecksumCRC32" in kept:
         return kept["ChecksumCRC32"] == crc
     return kept["ETag"].strip('"') == source.md5(part)

@@ -20,7 +20,7 @@ from cpmbee_job.process import activity, contract
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import require_newest
 from cpmbee_job.store.base import Store
-from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.retry import with_retries
 from cpmbee_job.train.attempt import Attempt
 from cpmbee_job.train.engine.interface import EvalResult, StepResult
 from cpmbee_job.train.output.progress import Metered
@@ -152,10 +152,10 @@ class Journal(Metered):
             self._status.pop("eta_s", None)
         self._tensorboard.close()
         with self._exit:
-            patiently(self.flush)
+            with_retries(self.flush)
             if self._exports.tensorboard is None:
                 for path in self._events.iterdir():
-                    patiently(partial(self._store.upload, path, f"tensorboard/{self._attempt:05d}/{path.name}"))
+                    with_retries(partial(self._store.upload, path, f"tensorboard/{self._attempt:05d}/{path.name}"))
 
     def abandon(self) -> None:
         self._closed.set()
@@ -164,7 +164,7 @@ class Journal(Metered):
             self._tensorboard.close()
 
     def _keep_flushing(self) -> None:
-        activity.be_a_heartbeat()
+        activity.ignore_this_thread()
         while not self._closed.wait(self._flush_interval):
             try:
                 self.flush()

@@ -25,7 +25,7 @@ from cpmbee_job.run.model_files import CONFIG, VOCABULARY
 from cpmbee_job.run.pointers import CheckpointPointer, move_pointer
 from cpmbee_job.run.resumable import spec_digest
 from cpmbee_job.run.rows import RowRecorder
-from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.retry import with_retries
 from cpmbee_job.train.attempt import Attempt
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.interface import Engine
@@ -101,13 +101,13 @@ class Publisher:
                 "eval_digest": self._provenance.eval_digest,
             }
             fields = {"steps": state.step, "scores": scores, **self._result_fields()}
-            patiently(partial(self._run.finish, "succeeded", reason, **fields))
+            with_retries(partial(self._run.finish, "succeeded", reason, **fields))
 
     def fail(self, state: LoopState, reason: str) -> None:
         """Save a failed result; the loop has saved a checkpoint."""
         if self._is_rank_0:
             self._close("failed")
-            patiently(partial(self._run.finish, "failed", reason, steps=state.step, **self._result_fields()))
+            with_retries(partial(self._run.finish, "failed", reason, steps=state.step, **self._result_fields()))
 
     def suspend(self) -> None:
         """Stop without a result; the loop has saved a checkpoint, from which the run can be resumed."""
@@ -172,11 +172,11 @@ class Publisher:
         return {
             "attempts": self._attempt.number,
             "world_size": self._attempt.world.size,
-            "duration_s": round(time.time() - patiently(partial(first_start, self._store)), 1),
+            "duration_s": round(time.time() - with_retries(partial(first_start, self._store)), 1),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
             "digests": {
                 "spec": spec_digest(self._run.spec),
-                "data": documents.digest(patiently(self._run.data)),
+                "data": documents.digest(with_retries(self._run.data)),
                 "base": self._provenance.base_digest,
             },
         }

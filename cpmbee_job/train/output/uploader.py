@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cpmbee_job.process import activity
-from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.retry import with_retries
 
 MAX_PENDING_BYTES = 2 << 30
 """Limit of the data that waits to be written. Until it is reached, an outage of the store does not block training."""
@@ -78,8 +78,8 @@ class Uploader:
                 self._changed.notify_all()
             try:
                 for write in task.writes:
-                    patiently(write)
-                    activity.moved()
+                    with_retries(write)
+                    activity.record()
             except BaseException as error:  # raised in the training thread
                 with self._changed:
                     self._error = error

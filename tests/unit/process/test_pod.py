@@ -24,7 +24,7 @@ def test_the_same_contract_will_do(monkeypatch):
 def test_another_contract_is_refused_saying_which_side_is_older(monkeypatch, theirs, older):
     monkeypatch.setenv(contract.VERSION_ENV, str(theirs))
     monkeypatch.setenv(contract.LAUNCHER_ENV, "9.8")
-    with pytest.raises(InvalidError, match=rf"the launcher \(cpmbee-job 9\.8\) has {theirs}; the {older} is the older"):
+    with pytest.raises(InvalidError, match=rf"the launcher \(cpmbee-job 9\.8\) has {theirs}; the {older} is older"):
         pod.require_contract()
 
 
@@ -53,12 +53,12 @@ def test_a_last_word_fits_into_what_kubernetes_keeps(monkeypatch, tmp_path: Path
     place = tmp_path / "termination-log"
     place.touch()
     monkeypatch.setenv(pod.TERMINATION_LOG_ENV, str(place))
-    pod.last_word("x" + "蜂" * 5000)
+    pod.write_termination_message("x" + "蜂" * 5000)
     assert 4090 < place.stat().st_size <= 4096
     assert place.read_text(encoding="utf-8").startswith("x蜂")
 
 
 def test_nobody_to_read_it_gets_no_last_word(monkeypatch, tmp_path: Path):
     monkeypatch.setenv(pod.TERMINATION_LOG_ENV, str(tmp_path / "termination-log"))
-    pod.last_word("bye")
+    pod.write_termination_message("bye")
     assert not list(tmp_path.iterdir())

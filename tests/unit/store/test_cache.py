@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cpmbee_job.errors import NotFoundError
-from cpmbee_job.store.cache import default_cache_dir, fetch_folder
+from cpmbee_job.process.contract import default_cache_dir
+from cpmbee_job.store.cache import fetch_folder
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/", "file://{}"])

@@ -49,7 +49,7 @@ def test_file_url_needs_an_absolute_path(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["gs://bucket/x", "http://host/x"])
 def test_unknown_scheme(url: str) -> None:
-    with pytest.raises(SpecError, match="no store for"):
+    with pytest.raises(SpecError, match="unsupported scheme"):
         open_store(url)
 
 
@@ -193,7 +193,7 @@ def test_processes_count_without_loss(store: FileStore) -> None:
 
 def test_file_where_a_folder_should_be(store: FileStore) -> None:
     store.put("a", b"1")
-    with pytest.raises(StoreError, match="folder should be"):
+    with pytest.raises(StoreError, match="a file has the name of a folder"):
         store.put("a/b", b"2")
     assert store.info("a/b") is None
 
@@ -201,7 +201,7 @@ def test_file_where_a_folder_should_be(store: FileStore) -> None:
 def test_link_to_nowhere_where_a_folder_should_be(store: FileStore, tmp_path: Path) -> None:
     store.put("a", b"1")
     (store.root / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(StoreError, match="folder should be"):
+    with pytest.raises(StoreError, match="a file has the name of a folder"):
         store.put("link/b", b"2")
 
 
@@ -213,7 +213,7 @@ def test_folder_where_a_file_should_be(store: FileStore) -> None:
 
 
 def test_place_without_folders() -> None:
-    with pytest.raises(StoreError, match="no folder can be made"):
+    with pytest.raises(StoreError, match="cannot create this folder"):
         FileStore("/proc/cpmbee").put("key", b"")
 
 
@@ -221,16 +221,16 @@ def test_place_without_folders() -> None:
 def test_folder_without_the_right_to_write(store: FileStore) -> None:
     store.root.mkdir()
     store.root.chmod(0o500)
-    with pytest.raises(StoreError, match="may not read or write"):
+    with pytest.raises(StoreError, match="has no permission to read or write"):
         store.put("a", b"1")
 
 
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     device = tmp_path / "pipe"
     os.mkfifo(device)
-    with pytest.raises(StoreError, match="not a plain file"), whole_file(device):
+    with pytest.raises(StoreError, match="not a regular file"), whole_file(device):
         pass
-    with pytest.raises(StoreError, match="not a plain file"):
+    with pytest.raises(StoreError, match="not a regular file"):
         FileStore(str(tmp_path)).put("pipe", b"")
     assert device.is_fifo()
 

@@ -3,7 +3,7 @@ import pytest
 from cpmbee_job.errors import StoreError
 from cpmbee_job.store import ranges
 from cpmbee_job.store.files import FileStore
-from cpmbee_job.store.ranges import KeptObject
+from cpmbee_job.store.ranges import CachedObject
 
 DATA = bytes(range(256)) * 1024
 LENGTH = 100_000
@@ -27,7 +27,7 @@ def store(tmp_path):
 @pytest.fixture
 def kept(store, tmp_path):
     """An object, as each process that starts finds it."""
-    return lambda: KeptObject(store, store.info("weights"), tmp_path / "cache")
+    return lambda: CachedObject(store, store.info("weights"), tmp_path / "cache")
 
 
 def read(found, start=7, lengths=(LENGTH,)):
@@ -82,7 +82,7 @@ def test_a_disk_without_room_is_said_and_does_without(kept, store, monkeypatch, 
     monkeypatch.setattr(ranges.shutil, "disk_usage", lambda _folder: type("Usage", (), {"free": len(DATA)}))
     assert read(kept()) == read(kept()) == DATA[7 : 7 + LENGTH]
     assert store.reads == 2
-    assert "not kept" in caplog.text
+    assert "not cached" in caplog.text
     assert not list((tmp_path / "cache").rglob("*-*"))
 
 
@@ -90,4 +90,4 @@ def test_a_cache_that_can_t_be_written_is_said_and_does_without(kept, store, tmp
     (tmp_path / "cache").write_text("a file")
     found = kept()
     assert read(found) == read(found) == DATA[7 : 7 + LENGTH]
-    assert caplog.text.count("not kept") == 1
+    assert caplog.text.count("not cached") == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from cpmbee_job.errors import AccessError, DamagedError, DiskError, StoreError
-from cpmbee_job.store.retry import patiently
+from cpmbee_job.store.retry import with_retries
 
 
 def failing(*errors: StoreError):
@@ -19,22 +19,22 @@ def failing(*errors: StoreError):
 
 
 def test_a_store_that_comes_back_is_waited_for(caplog):
-    assert patiently(failing(StoreError("503 SlowDown"))) == "done"
-    assert "trying again in 1 s: 503 SlowDown" in caplog.text
+    assert with_retries(failing(StoreError("503 SlowDown"))) == "done"
+    assert "retrying in 1 s: 503 SlowDown" in caplog.text
 
 
 @pytest.mark.parametrize("error", [DamagedError("altered"), DiskError("full")])
 def test_what_will_not_mend_is_raised_at_once(error):
     with pytest.raises(type(error)):
-        patiently(failing(error))
+        with_retries(failing(error))
 
 
 def test_what_is_hopeless_is_the_caller_s_to_say():
     with pytest.raises(AccessError):
-        patiently(failing(AccessError("no credentials")), hopeless=(AccessError,))
-    assert patiently(failing(AccessError("the token is being renewed"))) == "done"
+        with_retries(failing(AccessError("no credentials")), permanent=(AccessError,))
+    assert with_retries(failing(AccessError("the token is being renewed"))) == "done"
 
 
 def test_one_in_a_hurry_does_not_wait():
     with pytest.raises(StoreError):
-        patiently(failing(StoreError("503")), in_a_hurry=lambda: True)
+        with_retries(failing(StoreError("503")), should_stop=lambda: True)

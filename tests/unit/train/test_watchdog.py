@@ -40,7 +40,7 @@ def test_a_process_that_stands_still_is_ended() -> None:
 def test_what_moves_in_any_thread_keeps_it_alive_until_nothing_does() -> None:
     program = """
         Watchdog(0.8, stalled)
-        threading.Thread(target=for_two_seconds, args=(activity.moved,), daemon=True).start()
+        threading.Thread(target=for_two_seconds, args=(activity.record,), daemon=True).start()
     """
     assert lines_of(program) == ["got on", "stalled"]
 
@@ -49,8 +49,8 @@ def test_a_heartbeat_does_not() -> None:
     program = """
         Watchdog(0.8, stalled)
         def beat():
-            activity.be_a_heartbeat()
-            for_two_seconds(activity.moved)
+            activity.ignore_this_thread()
+            for_two_seconds(activity.record)
         threading.Thread(target=beat, daemon=True).start()
     """
     assert lines_of(program) == ["stalled"]
@@ -70,7 +70,7 @@ def test_a_rank_that_waits_for_one_that_moves_lives_on_until_that_one_does_not()
 def test_one_whose_peers_do_not_answer_lives_by_what_moves_here() -> None:
     program = """
         Watchdog(0.8, stalled, lambda: lambda moved: time.sleep(60))
-        for_two_seconds(activity.moved)
+        for_two_seconds(activity.record)
     """
     assert lines_of(program) == ["got on", "stalled"]
 
@@ -79,7 +79,7 @@ def test_others_are_told_when_it_has_moved_and_only_then() -> None:
     program = """
         told = []
         Watchdog(0.8, lambda: print(any(told[:8]), any(told[-3:])), lambda: lambda moved: told.append(moved) or 0)
-        for_two_seconds(activity.moved)
+        for_two_seconds(activity.record)
     """
     assert lines_of(program) == ["got on", "True False"]
 
@@ -95,7 +95,7 @@ RANK = """
     if world.rank == 0:
         for number in range(80):
             time.sleep(0.1)
-            activity.moved()
+            activity.record()
             if number == 10 and sys.argv[1] == "stops":
                 os.kill(os.getpid(), signal.SIGSTOP)
     dist.barrier()

@@ -87,7 +87,7 @@ def test_missing_and_empty_inputs_and_impossible_outputs_end_in_words(tmp_path: 
     with pytest.raises(NotFoundError, match="no files in it"):
         reformat(tmp_path / "empty", tmp_path / "out", "ccpm", Counter())
     source = write_rows(tmp_path / "raw/x.jsonl", ROW)
-    with pytest.raises(PreflightError, match="a file is where a folder should be"):
+    with pytest.raises(PreflightError, match="a file has the name of a folder"):
         reformat(source, source, "ccpm", Counter())
 
 

@@ -21,7 +21,7 @@ class CarelessStore(FileStore):
 
 class ReadOnlyStore(FileStore):
     def put(self, key, data, *, if_none_match=False, if_match=None):
-        raise StoreError(f"{key}: AccessDenied", hint="these credentials may not do that here")
+        raise StoreError(f"{key}: AccessDenied", hint="these credentials have no permission for this operation")
 
 
 def model(folder, **files):
@@ -53,7 +53,7 @@ def test_names_the_missing_permission(tmp_path):
     (result,) = check_output(ReadOnlyStore(str(tmp_path)))
     assert result.state == "problem"
     assert result.detail.startswith("cannot write: ")
-    assert result.hint == "these credentials may not do that here"
+    assert result.hint == "these credentials have no permission for this operation"
 
 
 def test_describes_a_complete_model(tmp_path):
@@ -95,7 +95,7 @@ def test_an_empty_model_folder_is_an_error(tmp_path):
 
 
 def test_missing_data_is_an_error(tmp_path):
-    with pytest.raises(CpmbeeError, match="nothing there"):
+    with pytest.raises(CpmbeeError, match="no such object or folder"):
         list(check_data("data.train", f"{tmp_path}/none/", StorageSpec()))
 
 

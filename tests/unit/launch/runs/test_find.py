@@ -93,7 +93,7 @@ def test_an_unreachable_store_does_not_hide_the_cluster(tmp_path: Path) -> None:
     found = find_run(f"ccpm/{ID}", cluster)
     assert found.run is None
     assert found.job is not None
-    assert "a file is where a folder should be" in str(found.store_problem)
+    assert "a file has the name of a folder" in str(found.store_problem)
 
 
 def test_finds_a_run_that_no_pod_has_begun(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_fails_if_neither_cluster_nor_store_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"forbidden(.|\n)*--output"):
         find_run(f"ccpm/{ID}", cluster)
     (tmp_path / "ccpm").write_text("")
-    with pytest.raises(StoreError, match="folder should be"):
+    with pytest.raises(StoreError, match="a file has the name of a folder"):
         find_run(f"ccpm/{ID}", None, output=str(tmp_path))
 
 

@@ -1,11 +1,10 @@
-"""A file that arrives in ranges, of which those that are there already survive a cut.
+"""A file that is written in ranges. After an interruption, its complete ranges are kept.
 
-Until it is whole it is one hidden file beside its place: the content, and behind it the record, which is a byte for
-each range (1: there) and the digest of what the file is to become. A later call for the same goes on with it, one
-for anything else begins anew.
+Until it is whole it is one hidden file: the content, then a byte for each range (1: complete), then a digest of what
+the file will be. A later call with the same digest continues it, any other call starts from the beginning.
 
-Nothing waits for the disk: after a power failure the record may say more than is there, and so may a file that was
-complete. The first is for a checksum to find out, the second for those who keep the file (`files.sync`).
+Nothing is flushed to the disk: after a power failure, a range that is marked complete may not be, and a complete file
+may be truncated. A checksum finds the former; callers that keep the file prevent the latter with `files.sync`.
 """
 
 import fcntl
@@ -15,11 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cpmbee_job.store.files import COPY_BYTES, TEMPORARY, explained, is_open_file, require_replaceable, temporary_name
+from cpmbee_job.store.files import (
+    COPY_BYTES,
+    TEMPORARY,
+    is_open_file,
+    require_replaceable,
+    temporary_name,
+    translate_os_errors,
+)
 
 
-class Partial:
-    """The file's content by ranges of `range_size` bytes, the last one shorter. Safe to use from several threads."""
+class PartialFile:
+    """The content of the file in ranges of `range_size` bytes, the last one shorter. Safe for several threads."""
 
     def __init__(self, descriptor: int, identity: str, size: int, range_size: int) -> None:
         self._descriptor = descriptor
@@ -29,36 +35,36 @@ class Partial:
         end = size + len(self.ranges)
         found = os.fstat(descriptor).st_size
         if found != end + len(seal) or os.pread(descriptor, len(seal), end) != seal:
-            if found:  # a file that was ever cut to nothing, ext4 sends to the disk at once when it is closed
+            if found:  # ext4 flushes a file that was ever truncated when it is closed
                 os.truncate(descriptor, 0)
             self._write(end, seal)
 
     @property
     def whole(self) -> set[int]:
-        """Numbers of the ranges that are there."""
+        """Indices of the complete ranges."""
         flags = os.pread(self._descriptor, len(self.ranges), self.size)
         return {number for number, flag in enumerate(flags) if flag == 1}
 
     def write(self, number: int, offset: int, data: bytes) -> None:
-        """Put `data` at `offset` bytes into range `number`."""
+        """Write `data` at `offset` of range `number`."""
         self._write(self.ranges[number].start + offset, data)
 
     def keep(self, number: int) -> None:
-        """Range `number` is complete."""
+        """Mark range `number` as complete."""
         self._write(self.size + number, b"\1")
 
     def read(self, number: int) -> Iterator[bytes]:
-        """The content of range `number`, in pieces."""
+        """Yield the content of range `number` in pieces."""
         wanted = self.ranges[number]
         for start in wanted[::COPY_BYTES]:
             yield os.pread(self._descriptor, min(COPY_BYTES, wanted.stop - start), start)
 
     def forget(self) -> None:
-        """Nothing of it is any good."""
+        """Mark all ranges as incomplete."""
         self._write(self.size, bytes(len(self.ranges)))
 
     def finish(self) -> None:
-        """Leaves the content alone."""
+        """Truncate the file to its content."""
         os.truncate(self._descriptor, self.size)
 
     def _write(self, offset: int, data: bytes) -> None:
@@ -69,19 +75,19 @@ class Partial:
 
 
 @contextmanager
-def partial_file(path: Path, identity: str, size: int, range_size: int) -> Iterator[Partial]:
-    """What is there of the file at `path`, to be completed; it becomes `path` if the block ends well.
+def partial_file(path: Path, identity: str, size: int, range_size: int) -> Iterator[PartialFile]:
+    """Open the hidden file of `path`, to be completed; rename it to `path` if the block succeeds.
 
-    If not, it is left for the next call with the same `identity` (the origin and its version), unless there is no range
-    in it yet or this machine's disk is what failed. Where another process is at the same file this one gets a file of
-    its own. Raises `StoreError` in words for what the disk refuses.
+    If the block fails, the file is kept for the next call with the same `identity` (the origin and its version), unless
+    it has no complete range or the disk failed. If another process has it open, this one gets a file of its own.
+    Raises `DiskError`.
     """
-    with explained(path):
+    with translate_os_errors(path):
         require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, descriptor, lasting = _open(path)
+        temporary, descriptor, reusable = _open(path)
         try:
-            partial = Partial(descriptor, identity, size, range_size)
+            partial = PartialFile(descriptor, identity, size, range_size)
             try:
                 yield partial
                 partial.finish()
@@ -90,7 +96,7 @@ def partial_file(path: Path, identity: str, size: int, range_size: int) -> Itera
                 temporary.unlink(missing_ok=True)
                 raise
             except BaseException:
-                if not (lasting and partial.whole):
+                if not (reusable and partial.whole):
                     temporary.unlink(missing_ok=True)
                 raise
         finally:
@@ -98,13 +104,13 @@ def partial_file(path: Path, identity: str, size: int, range_size: int) -> Itera
 
 
 def boot_id() -> str:
-    """Another one after a power failure."""
+    """Return an id that changes with every boot."""
     place = Path("/proc/sys/kernel/random/boot_id")
     return place.read_text(encoding="ascii") if place.exists() else ""
 
 
 def _open(path: Path) -> tuple[Path, int, bool]:
-    """The hidden file of `path`, its descriptor, which holds the lock on it, and whether a later call would find it."""
+    """Return the hidden file of `path`, its descriptor with a lock, and whether a later call finds it."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
     shared = path.with_name(f".{path.name[:60]}.{digest}{TEMPORARY}")
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -118,7 +124,7 @@ def _open(path: Path) -> tuple[Path, int, bool]:
             except BaseException:
                 os.close(descriptor)
                 raise
-            os.close(descriptor)  # its holder has just completed or removed it
-    except OSError:  # another process is at it, it is another user's, or there are no locks here
+            os.close(descriptor)  # another process has just completed or removed it
+    except OSError:  # locked by another process, owned by another user, or no locks on this file system
         own = temporary_name(path)
         return own, os.open(own, flags | os.O_EXCL, 0o666), False

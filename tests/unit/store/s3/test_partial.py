@@ -8,7 +8,7 @@ import pytest
 
 from cpmbee_job.errors import DiskError, StoreError
 from cpmbee_job.store.files import TEMPORARY, FileStore
-from cpmbee_job.store.partial import Partial, partial_file
+from cpmbee_job.store.s3.partial import PartialFile, partial_file
 
 CONTENT = bytes(range(250))
 RANGES = [range(0, 100), range(100, 200), range(200, 250)]
@@ -35,7 +35,7 @@ def fill(partial, *numbers: int) -> None:
         partial.keep(number)
 
 
-def cut(path: Path, *numbers: int, then: Callable[[Partial], object] = lambda _: None) -> None:
+def cut(path: Path, *numbers: int, then: Callable[[PartialFile], object] = lambda _: None) -> None:
     """A call that gets no further than these ranges."""
 
     def call() -> None:
@@ -108,7 +108,7 @@ def test_nothing_is_left_of_nothing(path: Path) -> None:
 
 
 def test_nothing_is_left_of_what_is_no_good(path: Path) -> None:
-    cut(path, 0, 1, 2, then=Partial.forget)
+    cut(path, 0, 1, 2, then=PartialFile.forget)
     assert beside(path) == []
 
 
@@ -172,5 +172,5 @@ def test_it_is_no_object_of_a_folder(path: Path) -> None:
 
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(StoreError, match="not a plain file"), opened(tmp_path / "pipe"):
+    with pytest.raises(StoreError, match="not a regular file"), opened(tmp_path / "pipe"):
         pass

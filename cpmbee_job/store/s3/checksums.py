@@ -1,21 +1,18 @@
-"""The checksums by which S3 and we know content again."""
+"""Checksums of objects: which ones S3 reports, and how to compute them."""
 
 import base64
 import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from cpmbee_job.store.files import COPY_BYTES
-
 PART_SIZE = "part-size"
-"""In an object's metadata, where it was written in parts: S3 tells how many there are, not where they begin."""
+"""Metadata key of an object uploaded in parts: S3 reports the number of its parts, not their size."""
 
 
 class Algorithm(Protocol):
-    """What hashlib's objects can."""
+    """The interface of hashlib."""
 
     def update(self, data: bytes, /) -> None: ...
 
@@ -36,10 +33,10 @@ class Crc32:
 
 
 def strongest(head: Mapping[str, Any]) -> tuple[Algorithm, bytes] | None:
-    """The best way to check the whole object that its HEAD tells: an algorithm, and the digest to come out. None where
-    it tells none."""
+    """Return the best checksum of the whole object in its HEAD response, as algorithm and expected digest; None if
+    there is none."""
     digest = head["Metadata"].get("sha256", "")
-    if re.fullmatch("[0-9a-f]{64}", digest):  # others may mean something else by that name
+    if re.fullmatch("[0-9a-f]{64}", digest):  # other programs may use the same name for something else
         return hashlib.sha256(), bytes.fromhex(digest)
     whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
     for name, algorithm in (("ChecksumSHA256", hashlib.sha256()), ("ChecksumCRC32", Crc32())):
@@ -50,7 +47,7 @@ def strongest(head: Mapping[str, Any]) -> tuple[Algorithm, bytes] | None:
 
 
 def part_size(head: Mapping[str, Any]) -> int | None:
-    """Bytes in each part of an object that we wrote, where the server has a CRC-32 of the CRC-32 of all parts."""
+    """Return the part size in bytes of an object of ours, if the server has the CRC-32 of its parts' CRC-32."""
     size, checksum = head["Metadata"].get(PART_SIZE, ""), head.get("ChecksumCRC32", "")
     if not re.fullmatch("[1-9][0-9]{,12}", size) or head.get("ChecksumType", "COMPOSITE") != "COMPOSITE":
         return None
@@ -59,13 +56,5 @@ def part_size(head: Mapping[str, Any]) -> int | None:
 
 
 def composite(crcs: Sequence[bytes]) -> str:
-    """The CRC-32 of the CRC-32 of all parts, as S3 writes it."""
+    """Return the CRC-32 of the parts' CRC-32, in S3's notation."""
     return f"{base64.b64encode(zlib.crc32(b''.join(crcs)).to_bytes(4, 'big')).decode()}-{len(crcs)}"
-
-
-def file_digest(path: Path, algorithm: Algorithm) -> bytes:
-    """The digest of the file's content, by a fresh algorithm."""
-    with path.open("rb") as file:
-        while chunk := file.read(COPY_BYTES):
-            algorithm.update(chunk)
-    return algorithm.digest()
