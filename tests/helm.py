@@ -1,4 +1,4 @@
-"""helm, and what it makes of the chart."""
+"""Run helm, and read the objects that it renders from the chart."""
 
 import functools
 import json
@@ -15,14 +15,14 @@ from tests.paths import CHART
 
 VALUES = sorted(CHART.glob("ci/*-values.yaml"))
 SPEC_FOLDER = "/etc/cpmbee-job/spec"
-"""Where a launcher's pod has its `job.yaml`."""
+"""Path of `job.yaml` in a launcher pod."""
 
 Manifest = dict[str, Any]
 
 
 @functools.cache
 def program() -> str:
-    """Built once from the Go module proxy; the test is skipped where that can't be."""
+    """Build helm once from the Go module proxy; skip the test if that is impossible."""
     try:
         binaries.build(["helm"])
     except ClusterError as error:
@@ -31,14 +31,14 @@ def program() -> str:
 
 
 def helm(*arguments: str, values: Any = None) -> "subprocess.CompletedProcess[str]":
-    """Runs it with these values."""
+    """Run helm with these values."""
     options = [] if values is None else ["--values=-"]
     text = None if values is None else json.dumps(values)
     return subprocess.run([program(), *arguments, *options], input=text, capture_output=True, text=True, check=False)
 
 
 def template(values: Any, *options: str, release: str = "rel", chart: Path = CHART) -> list[Manifest]:
-    """What a release in the namespace `team` would install, tests included."""
+    """Return the objects of a release in the namespace `team`, including tests."""
     done = helm("template", release, str(chart), "--namespace=team", *options, values=values)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
@@ -54,7 +54,7 @@ def only(manifests: list[Manifest], kind: str) -> Manifest:
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """Pods and templates of pods, by the name of the object."""
+    """Return pods and pod templates by the name of their object."""
     paths = {
         "Pod": (),
         "Job": ("spec", "template"),
@@ -72,6 +72,6 @@ def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
 
 
 def job_specs(manifests: list[Manifest]) -> dict[str, str]:
-    """The text of the job spec in each ConfigMap."""
+    """Return the text of the job spec in each ConfigMap."""
     maps = of_kind(manifests, "ConfigMap")
     return {one["metadata"]["name"]: one["data"]["job.yaml"] for one in maps if "job.yaml" in one["data"]}

@@ -1,4 +1,4 @@
-"""The chart on a real cluster, by helm."""
+"""The chart on a real cluster."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 @pytest.fixture
 def release(laptop: Laptop) -> Release:
-    """Not installed yet; its job is one worker's and short."""
+    """A release that is not installed yet, with one short job of one worker."""
     release = Release(laptop)
     release.upload_inputs()
     release.change_rows(seed=3)
@@ -28,7 +28,7 @@ def release(laptop: Laptop) -> Release:
 
 
 @pytest.mark.parametrize("path", VALUES, ids=lambda path: path.name)
-def test_a_real_api_server_takes_every_example(path: Path, namespace: str) -> None:
+def test_an_api_server_accepts_the_example_values(path: Path, namespace: str) -> None:
     for manifest in template(None, f"--values={path}"):
         if "namespace" not in manifest["metadata"] and "Cluster" not in manifest["kind"]:
             manifest["metadata"]["namespace"] = namespace
@@ -36,7 +36,7 @@ def test_a_real_api_server_takes_every_example(path: Path, namespace: str) -> No
         kubectl("create", f"--dry-run={'none' if really else 'server'}", "--validate=strict", "-f", "-", stdin=manifest)
 
 
-def test_a_schedule_trains_where_its_data_have_changed(release: Release) -> None:
+def test_if_changed_trains_only_after_a_change_of_the_data(release: Release) -> None:
     release.install(release.values(schedule="* * * * *", ifChanged=True))
     eventually(lambda: release.ended("Complete"), "a firing has ended", seconds=600)
     (first,) = release.runs()
@@ -58,7 +58,7 @@ def test_a_schedule_trains_where_its_data_have_changed(release: Release) -> None
     assert not release.ended("Failed")
 
 
-def test_each_firing_is_a_run_of_its_own(release: Release) -> None:
+def test_each_scheduled_job_trains(release: Release) -> None:
     release.install(release.values(schedule="0 0 1 1 *", wait=False))
     for number in (1, 2):
         by_hand = ("create", "job", f"firing-{number}", f"--from=cronjob/{NAME}-ccpm-like")
@@ -67,7 +67,7 @@ def test_each_firing_is_a_run_of_its_own(release: Release) -> None:
     assert len(release.runs()) == 2
 
 
-def test_runs_outlive_launchers_upgrades_and_the_release(release: Release) -> None:
+def test_runs_survive_launchers_upgrades_and_uninstall(release: Release) -> None:
     spec = release.laptop.spec
     spec["storage"]["secret"] = f"{NAME}-s3-credentials"
     key, secret = CREDENTIALS.values()
@@ -114,8 +114,8 @@ def test_runs_outlive_launchers_upgrades_and_the_release(release: Release) -> No
     assert release.runs() <= {first, second}
 
 
-def test_a_store_for_development_comes_with_the_release(laptop: Laptop) -> None:
-    """And `helm test` trains with it."""
+def test_the_development_s3_server(laptop: Laptop) -> None:
+    """`helm test` trains with it."""
     release = Release(laptop)
     values = yaml.safe_load((CHART / "ci" / "dev-values.yaml").read_text())
     values |= {"jobs": {}, "caBundle": "", "image": release.values()["image"]}

@@ -1,4 +1,4 @@
-"""`make bench`, quickly and in part: it runs, and its baselines agree with ours. No time is asserted."""
+"""A part of `make bench` with small inputs: it runs, and baselines and our code agree. No time is asserted."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def test_quick_benchmarks_run():
     done = bench("packing", "startup", "--json")
     assert done.returncode == 0, done.stderr
     figures = {figure["what"]: figure for figure in json.loads(done.stdout)["figures"]}
-    # What is no matter of time holds everywhere.
+    # Figures that are not times must be reached on any machine.
     marked = [figure for figure in figures.values() if figure["mark"] is not None]
     assert len(marked) == 6
     assert [figure["what"] for figure in marked if not figure["reached"]] == []
@@ -34,7 +34,7 @@ def test_the_table_has_a_row_for_each_figure():
 
 
 @pytest.mark.parametrize("arguments", [["tokeniser"], ["--write"], ["tokenizer", "--write"]])
-def test_what_can_not_be_measured_is_a_mistake_on_the_command_line(arguments):
+def test_unknown_subjects_and_partial_records_are_usage_errors(arguments):
     done = bench(*arguments)
     assert done.returncode == 2
     assert "error: " in done.stderr

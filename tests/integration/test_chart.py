@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(1800)  # the first one may have to build helm
 
 @pytest.fixture
 def spec(bucket: str, s3_storage: StorageSpec) -> dict[str, Any]:
-    """As somebody has it on a laptop."""
+    """A spec as on a laptop."""
     inputs = open_store(f"{bucket}/inputs", s3_storage)
     for name in ("vocab.txt", "config.json", "model.safetensors", "rows.jsonl"):
         inputs.put(name, b"x")
@@ -43,7 +43,7 @@ def spec(bucket: str, s3_storage: StorageSpec) -> dict[str, Any]:
 
 
 def launch(values: dict[str, Any], cluster: FakeCluster, folder: Path) -> Outcome:
-    """Run what the only job's pod would run, as its first firing; its credentials are in the environment here too."""
+    """Run the command of the only job's pod, as its first scheduled Job, with credentials in the environment."""
     made = template(values)
     text = job_specs(made)["rel-job-weather"]
     (pod,) = [pod for name, pod in pods(made).items() if not re.search("doctor|test", name)]
@@ -59,7 +59,7 @@ def launch(values: dict[str, Any], cluster: FakeCluster, folder: Path) -> Outcom
         return cli(*arguments, env={**env, "KUBECONFIG": str(kubeconfig)})
 
 
-def test_the_pytorchjob_is_the_one_that_render_makes_of_the_laptop_s_spec(
+def test_the_pytorchjob_equals_that_of_render_on_a_laptop(
     spec: dict[str, Any], cluster: FakeCluster, tmp_path: Path
 ) -> None:
     done = launch({"jobs": {"weather": {"spec": spec, "wait": False}}}, cluster, tmp_path)
@@ -73,7 +73,7 @@ def test_the_pytorchjob_is_the_one_that_render_makes_of_the_laptop_s_spec(
     assert {key: job["metadata"][key] for key in manifest["metadata"]} == manifest["metadata"]
 
 
-def test_a_firing_s_key_makes_it_a_run_of_its_own(spec: dict[str, Any], cluster: FakeCluster, tmp_path: Path) -> None:
+def test_each_scheduled_job_starts_its_own_run(spec: dict[str, Any], cluster: FakeCluster, tmp_path: Path) -> None:
     once = launch({"jobs": {"weather": {"spec": spec, "wait": False}}}, cluster, tmp_path)
     scheduled = {"jobs": {"weather": {"spec": spec, "wait": False, "schedule": "@daily"}}}
     first, again = (launch(scheduled, cluster, tmp_path) for _ in range(2))
@@ -82,7 +82,7 @@ def test_a_firing_s_key_makes_it_a_run_of_its_own(spec: dict[str, Any], cluster:
     assert len(jobs(cluster)) == 2
 
 
-def test_a_firing_that_looks_for_changes_adopts_what_the_one_before_began(
+def test_if_changed_adopts_the_active_run_of_an_earlier_scheduled_job(
     spec: dict[str, Any], cluster: FakeCluster, tmp_path: Path
 ) -> None:
     values = {"jobs": {"weather": {"spec": spec, "wait": False, "schedule": "@daily", "ifChanged": True}}}
@@ -92,7 +92,7 @@ def test_a_firing_that_looks_for_changes_adopts_what_the_one_before_began(
     assert len(jobs(cluster)) == 1
 
 
-def test_a_broken_spec_ends_the_launcher_in_the_spec_s_words(
+def test_an_invalid_spec_fails_the_launcher_with_the_error(
     spec: dict[str, Any], cluster: FakeCluster, tmp_path: Path
 ) -> None:
     spec["workers"] |= {"count": 3, "max": 2}

@@ -39,8 +39,8 @@ KEY = "17"
 
 @dataclass
 class Pipeline:
-    """A checked out folder with job.yaml, and what a runner has in its environment: of ours, a way to the cluster and
-    the store's credentials."""
+    """A checkout with job.yaml, and the environment of a runner: access to the cluster and credentials of the object
+    store."""
 
     folder: Path
     cluster: FakeCluster
@@ -71,7 +71,7 @@ class Pipeline:
         return read_delta(store, json.loads(store.get(keys.BEST))["prefix"])
 
     def here(self, text: str) -> str:
-        """A recipe with the places of this test."""
+        """Return a recipe with the URLs of this test."""
         return text.replace("s3://training/runs/", f"{self.bucket}/runs/").replace(
             "s3://training/production/", self.production
         )
@@ -80,7 +80,7 @@ class Pipeline:
         return yaml.safe_load(self.here((RECIPES / name).read_text()))
 
     def submit(self) -> Run:
-        """A run that nobody works on, as the file `run` names it."""
+        """Submit a run that no pod executes; the file `run` names it."""
         assert self.run("cpmbee-job submit job.yaml > run") == 0
         (job,) = jobs(self.cluster)
         return Run.open(job["metadata"]["annotations"][naming.URL_ANNOTATION], self.storage)
@@ -102,7 +102,7 @@ def pipeline(cluster: FakeCluster, tmp_path: Path, bucket: str, s3_storage: Stor
 @pytest.mark.parametrize(
     ("schema", "recipe"), [("vendor.github-workflows", "github.yml"), ("vendor.gitlab-ci", "gitlab-ci.yml")]
 )
-def test_recipes_have_the_form_that_their_service_publishes(schema: str, recipe: str) -> None:
+def test_recipes_match_the_schemas_of_their_services(schema: str, recipe: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, RECIPES / recipe]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -121,7 +121,7 @@ def test_on_github(pipeline: Pipeline) -> None:
     }
 
     def run(step: dict[str, Any]) -> int:
-        """As the runner does it."""
+        """Run a step as the runner does."""
         expressions = {**workflow["env"], **step.get("env", {})}
         values = {
             name: re.sub(r"\$\{\{ secrets\.(\w+) \}\}", lambda found: secrets[found[1]], text)
@@ -141,7 +141,7 @@ def test_on_github(pipeline: Pipeline) -> None:
     assert run(cancel) == 0
     assert (submitted.result() or {})["state"] == "cancelled"
     (pipeline.folder / "run").unlink()
-    assert run(cancel) == 0, "nothing was begun"
+    assert run(cancel) == 0, "there is nothing to cancel"
 
     with kubelet(pipeline.cluster):
         assert [run(step) for step in steps.values()] == [0] * len(steps)
@@ -151,7 +151,7 @@ def test_on_github(pipeline: Pipeline) -> None:
         assert f"### {reference}: succeeded" in page
         assert "### promoted to" in page
         assert (pipeline.folder / "junit.xml").is_file()
-        # a worse one is no failure of the pipeline
+        # a worse delta does not fail the pipeline
         worsen(pipeline)
         assert [run(step) for step in steps.values()] == [0] * len(steps)
         assert pipeline.in_use().run == f"{pipeline.bucket}/runs/{reference}"
@@ -204,7 +204,7 @@ def test_in_argo_workflows(pipeline: Pipeline) -> None:
     assert pipeline.in_use().run.endswith(results["steps.train.outputs.result"])
 
 
-def test_the_page_s_own_commands(pipeline: Pipeline) -> None:
+def test_the_commands_of_the_page(pipeline: Pipeline) -> None:
     block = re.search(r"^```bash\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert block is not None
     (pipeline.folder / "models").mkdir()
@@ -225,7 +225,7 @@ def test_with_make(pipeline: Pipeline) -> None:
     assert "promoted to" in (pipeline.folder / "summary.md").read_text()
 
 
-def test_in_a_shell_again_nothing_new_and_worse_data_are_refused(pipeline: Pipeline) -> None:
+def test_in_a_shell_a_rerun_changes_nothing_and_a_worse_delta_is_refused(pipeline: Pipeline) -> None:
     pipeline.environment |= {
         "KEY": KEY,
         "MODEL": "model/",
@@ -237,7 +237,7 @@ def test_in_a_shell_again_nothing_new_and_worse_data_are_refused(pipeline: Pipel
     with kubelet(pipeline.cluster) as trained:
         assert pipeline.run(script) == 0
         first = pipeline.in_use()
-        assert len(first.scores) == 1, "evaluated on the rows that it was trained with"
+        assert len(first.scores) == 1, "evaluated on the records of data.eval"
         assert pipeline.run(script) == 0
         assert len(trained) == len(jobs(pipeline.cluster)) == 1
         assert pipeline.in_use().prefix == first.prefix
@@ -245,7 +245,7 @@ def test_in_a_shell_again_nothing_new_and_worse_data_are_refused(pipeline: Pipel
         assert pipeline.run(script, KEY="18") == 5
         assert len(trained) == 2
         assert pipeline.in_use().prefix == first.prefix
-        # other evaluation rows: the script has both evaluated on them
+        # other evaluation records: the script evaluates both deltas on them
         rows = (pipeline.folder / "eval.jsonl").read_text().splitlines(keepends=True)
         (pipeline.folder / "eval.jsonl").write_text("".join(rows[:20]))
         assert pipeline.run(script, KEY="19") == 5
@@ -253,12 +253,12 @@ def test_in_a_shell_again_nothing_new_and_worse_data_are_refused(pipeline: Pipel
 
 
 def filled(text: str, values: dict[str, str]) -> str:
-    """With what Argo puts in."""
+    """Return the text with Argo's parameters filled in."""
     return re.sub(r"\{\{(.+?)\}\}", lambda found: values[found[1]], text)
 
 
 def worsen(pipeline: Pipeline) -> None:
-    """Training rows whose answers say nothing."""
+    """Replace the training records with ones whose answers are useless."""
     path = pipeline.folder / "train.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     lines = [json.dumps({**row, "<ans>": "？。，"}, ensure_ascii=False) for row in rows]

@@ -1,4 +1,4 @@
-"""Baselines and ours compute the same: else their times would say nothing."""
+"""Baselines and our code compute the same results."""
 
 import json
 import random
@@ -70,7 +70,7 @@ def test_encodings_are_equal(tokenizer, greedy, seed):
     assert theirs.num_segments == ours.num_segments
 
 
-def test_both_ways_from_raw_rows_keep_every_example_once(tmp_path, tiny_vocab, greedy, capsys):
+def test_both_pipelines_keep_every_example_once(tmp_path, tiny_vocab, greedy, capsys):
     raw = tmp_path / "raw.jsonl"
     raw.write_text("\n".join(ccpm_lines(700)) + "\n", encoding="utf-8")
     original.main(str(raw), str(tiny_vocab), str(tmp_path))
@@ -92,7 +92,7 @@ def test_both_ways_from_raw_rows_keep_every_example_once(tmp_path, tiny_vocab, g
     assert sorted(map(tuple, theirs)) == sorted(map(tuple, ours))
 
 
-def test_losses_of_padded_and_of_collated_rows_are_equal(tokenizer, greedy):
+def test_losses_of_padded_and_packed_rows_are_equal(tokenizer, greedy):
     examples = [ccpm_example(parse_object(line)) for line in ccpm_lines(12)]
     rows = [examples[:5], examples[5:]]
     table = Table.of([encode_example(tokenizer, example) for example in examples], np.repeat([0, 1], [5, 7]))
@@ -115,7 +115,7 @@ def test_losses_of_padded_and_of_collated_rows_are_equal(tokenizer, greedy):
     torch.testing.assert_close(model.target_losses(inputs, model(inputs)), dense, atol=5e-6, rtol=1e-5)
 
 
-def test_computing_activations_again_changes_no_gradient(tokenizer, greedy):
+def test_activation_checkpointing_changes_no_gradient(tokenizer, greedy):
     row = original.Row()
     for line in ccpm_lines(4):
         row.add(original.encode(greedy, ccpm_example(parse_object(line))))

@@ -1,4 +1,4 @@
-"""The parts of the GPU's benchmark that are the same on a CPU."""
+"""The parts of the GPU benchmark that also run on a CPU."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def test_both_formulations_take_the_same_steps_in_any_precision(dtype: torch.dty
     assert pairs[-1][0] < pairs[0][0] or dtype == torch.bfloat16
 
 
-def test_weights_are_made_in_the_type_they_are_used_in() -> None:
+def test_weights_are_created_in_their_dtype() -> None:
     model = random_model(CONFIG, torch.float16, CPU)
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.float16}
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}

@@ -25,15 +25,15 @@ def memory_after(megabytes: int) -> tuple[int, int]:
         (3, 1.2, "at most", False),
     ],
 )
-def test_a_mark_is_reached(ratio, mark, bound, reached):
+def test_a_target_is_reached(ratio, mark, bound, reached):
     assert Figure("", "", "", ratio, mark, bound).reached is reached
 
 
-def test_a_figure_without_a_mark_reaches_none():
+def test_a_figure_without_a_target():
     assert Figure("", "", "", 3.0).reached is None
 
 
-def test_memory_is_that_of_the_fresh_process_alone():
+def test_memory_covers_the_fresh_process_only():
     block = np.ones(300 << 20, dtype=np.uint8)
     now, most = in_fresh_process(memory_after, 200)
     for memory in (now, most):  # the kernel counts the most in strides: it may be a little less than what is there now
@@ -48,12 +48,12 @@ def test_memory_of_children_counts():
     assert together - alone > 150 << 20
 
 
-def test_a_command_that_fails_ends_the_benchmark():
+def test_a_failing_command_ends_the_benchmark():
     with pytest.raises(subprocess.CalledProcessError):
         run_sampled("-c", "raise SystemExit(3)")
 
 
-def test_one_core_is_given_back():
+def test_the_limit_to_one_core_ends():
     before = os.sched_getaffinity(0)
     with one_core():
         assert len(os.sched_getaffinity(0)) == 1

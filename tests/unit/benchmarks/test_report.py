@@ -40,7 +40,7 @@ def test_only_the_measured_part_of_the_page_changes(docs):
     assert "| wall | 1 s | 2 s | 2 |  |  |" in page
 
 
-def test_the_same_figures_write_the_same_files(docs):
+def test_equal_figures_write_equal_files(docs):
     report.write(docs, FIGURES, "a machine")
     first = {path.name: path.read_bytes() for path in docs.iterdir()}
     report.write(docs, FIGURES, "a machine")
@@ -48,7 +48,7 @@ def test_the_same_figures_write_the_same_files(docs):
     assert first.keys() == {"performance.md", "performance-ratios.svg", "performance-scaling.svg"}
 
 
-def test_the_page_in_the_docs_has_a_place_for_them(docs):
+def test_the_page_in_the_docs_has_a_section_for_measurements(docs):
     page = ROOT / "docs" / "explanation" / "performance.md"
     (docs / "performance.md").write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
     report.write(docs, FIGURES, "a machine")

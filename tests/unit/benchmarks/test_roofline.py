@@ -1,4 +1,4 @@
-"""The parts of the roofline that are the same on a CPU."""
+"""The parts of the roofline that also run on a CPU."""
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ CPU = torch.device("cpu")
         ("void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::Half>>", "elementwise"),
     ],
 )
-def test_kernels_are_told_apart_by_their_names(kernel: str, kind: str) -> None:
+def test_kernels_are_classified_by_name(kernel: str, kind: str) -> None:
     assert kind_of(kernel) == kind
 
 
-def test_products_are_timed_alone() -> None:
+def test_matrix_products_are_timed() -> None:
     assert products_alone(TINY, 64, torch.float32, CPU, repeats=1) > 0

@@ -1,4 +1,4 @@
-"""The chart's alert rules, evaluated by promtool over series that should fire them and such that should not."""
+"""The alert rules of the chart, evaluated by promtool."""
 
 from pathlib import Path
 
@@ -11,23 +11,23 @@ RULES = CHART / "files" / "alerts.yaml"
 TESTS = Path(__file__).parent / "alerts.test.yaml"
 
 
-def test_alerts_fire_when_they_should_and_only_then() -> None:
+def test_alerts_fire_only_in_the_expected_cases() -> None:
     done = promtool("test", "rules", TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_promtool_finds_no_fault_in_the_rules() -> None:
+def test_the_rules_are_valid() -> None:
     done = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_has_a_test_in_which_it_fires() -> None:
+def test_every_alert_fires_in_some_case() -> None:
     (group,) = yaml.safe_load(RULES.read_text())["groups"]
     checks = [check for test in yaml.safe_load(TESTS.read_text())["tests"] for check in test.get("alert_rule_test", ())]
     assert {check["alertname"] for check in checks if check["exp_alerts"]} == {rule["alert"] for rule in group["rules"]}
 
 
-def test_a_test_that_does_not_hold_is_told(tmp_path: Path) -> None:
+def test_a_failing_case_is_reported(tmp_path: Path) -> None:
     (tmp_path / "alerts.yaml").write_text(RULES.read_text().replace("> 1800", "> 1860"))
     path = tmp_path / "test.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(TESTS.read_text()) | {"rule_files": ["alerts.yaml"]}))

@@ -1,4 +1,4 @@
-"""How Prometheus and Grafana come to the metrics, the alerts and the dashboard by the chart."""
+"""The chart's objects for Prometheus and Grafana."""
 
 import re
 from typing import Any
@@ -18,20 +18,20 @@ MONITORING = {"podMonitor": {"enabled": True}, "alerts": {"enabled": True}, "das
 
 
 def ingress(values: dict[str, Any]) -> list[Any]:
-    """What the training pods' policy lets in."""
+    """Return the ingress rules of the policy of training pods."""
     policies = of_kind(template({"networkPolicy": values}), "NetworkPolicy")
     (rules,) = (policy["spec"]["ingress"] for policy in policies if policy["metadata"]["name"] == "rel-training")
     return rules
 
 
 def labels(manifest: Manifest) -> dict[str, str]:
-    """Beside those that all objects of the chart have."""
+    """Return the labels besides those of all objects of the chart."""
     common = only(template({}), "Role")["metadata"]["labels"]
     assert manifest["metadata"]["labels"].items() >= common.items()
     return dict(manifest["metadata"]["labels"].items() - common.items())
 
 
-def test_there_is_nothing_of_it_unless_it_is_asked_for() -> None:
+def test_monitoring_is_off_by_default() -> None:
     off, on = (
         {(one["apiVersion"], one["kind"], one["metadata"]["name"]) for one in template(values)}
         for values in ({}, MONITORING)
@@ -45,7 +45,7 @@ def test_there_is_nothing_of_it_unless_it_is_asked_for() -> None:
         assert len(template({name: value})) == len(off) + 1
 
 
-def test_the_pod_monitor_finds_training_pods_and_their_port() -> None:
+def test_the_pod_monitor_selects_training_pods_and_their_port() -> None:
     spec = only(template(MONITORING), "PodMonitor")["spec"]
     pod = render(SPEC, "0")["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     assert pod["metadata"]["labels"].items() >= spec["selector"]["matchLabels"].items() > set()
@@ -54,7 +54,7 @@ def test_the_pod_monitor_finds_training_pods_and_their_port() -> None:
     assert spec.keys() == {"selector", "podMetricsEndpoints"}
 
 
-def test_the_pod_monitor_is_that_of_the_docs() -> None:
+def test_the_pod_monitor_equals_that_of_the_docs() -> None:
     block = re.search(r"```yaml\n(apiVersion.*?)```", (ROOT / "docs" / "how-to" / "monitor.md").read_text(), re.DOTALL)
     assert block
     documents = (yaml.safe_load(block[1]), only(template(MONITORING), "PodMonitor"))
@@ -62,17 +62,17 @@ def test_the_pod_monitor_is_that_of_the_docs() -> None:
     assert written == made
 
 
-def test_alerts_arrive_as_they_are_in_the_file_braces_and_all() -> None:
+def test_the_prometheus_rule_has_the_unchanged_alerts_with_their_braces() -> None:
     written = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
     assert only(template(MONITORING), "PrometheusRule")["spec"] == written
 
 
-def test_the_dashboard_arrives_letter_by_letter() -> None:
+def test_the_config_map_has_the_unchanged_dashboard() -> None:
     data = only(template(MONITORING), "ConfigMap")["data"]
     assert data == {"cpmbee-job.json": (CHART / "files" / "dashboard.json").read_text()}
 
 
-def test_labels_are_those_that_prometheus_and_grafana_select_by() -> None:
+def test_labels_can_be_set_for_prometheus_and_grafana() -> None:
     made = template(MONITORING)
     assert [labels(only(made, kind)) for kind in ("PodMonitor", "PrometheusRule")] == [{}, {}]
     assert labels(only(made, "ConfigMap")) == {"grafana_dashboard": "1"}
@@ -88,7 +88,7 @@ def test_labels_are_those_that_prometheus_and_grafana_select_by() -> None:
     assert labels(only(made, "ConfigMap")) == {"dashboards": "yes"}
 
 
-def test_another_prometheus_is_let_in_by_name_or_none() -> None:
+def test_the_policy_admits_another_prometheus_or_none() -> None:
     peer = {"namespaceSelector": {"matchLabels": {"team": "ops"}}}
     each_other, metrics = ingress({"metricsFrom": [peer]})
     assert metrics == {"from": [peer], "ports": [{"port": "metrics", "protocol": "TCP"}]}

@@ -1,4 +1,4 @@
-"""What helm makes of the chart, without a cluster."""
+"""The objects that helm renders from the chart, without a cluster."""
 
 import re
 import shutil
@@ -35,25 +35,25 @@ def one_job(**job: Any) -> dict[str, Any]:
 
 
 def launcher(manifests: list[Manifest]) -> dict[str, Any]:
-    """The launcher's container of the only job."""
+    """Return the launcher's container of the only job."""
     (pod,) = [pod for name, pod in pods(manifests).items() if not re.search("doctor|test", name)]
     (container,) = pod["spec"]["containers"]
     return container
 
 
 @each_example
-def test_every_example_passes_the_linter(path: Path) -> None:
+def test_example_values_pass_helm_lint(path: Path) -> None:
     done = helm("lint", "--strict", str(CHART), f"--values={path}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_chart_without_values_passes_it_too() -> None:
+def test_default_values_pass_helm_lint() -> None:
     done = helm("lint", "--strict", str(CHART))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @each_example
-def test_every_pod_meets_the_restricted_standard(path: Path) -> None:
+def test_every_pod_meets_the_restricted_pod_security_standard(path: Path) -> None:
     found = pods(example(path))
     assert found
     for name, pod in found.items():
@@ -75,7 +75,7 @@ def test_every_pod_meets_the_restricted_standard(path: Path) -> None:
 
 
 @each_example
-def test_every_spec_is_one_that_a_cluster_could_run(path: Path) -> None:
+def test_every_spec_can_be_rendered(path: Path) -> None:
     specs = job_specs(example(path))
     assert specs
     for name, text in specs.items():
@@ -84,14 +84,14 @@ def test_every_spec_is_one_that_a_cluster_could_run(path: Path) -> None:
 
 
 @each_example
-def test_nothing_is_a_hook_but_tests_so_that_wait_has_nothing_to_wait_for(path: Path) -> None:
+def test_only_tests_are_hooks(path: Path) -> None:
     for manifest in example(path):
         annotations = manifest["metadata"].get("annotations", {})
         assert annotations.get("helm.sh/hook", "test") == "test"
         assert (manifest["kind"] == "Pod") == ("helm.sh/hook" in annotations)
 
 
-def test_what_living_runs_need_outlives_the_release_and_nothing_else_does() -> None:
+def test_only_what_active_runs_need_is_kept_on_uninstall() -> None:
     values = {
         **one_job(),
         "secret": KEYS,
@@ -113,7 +113,7 @@ def test_what_living_runs_need_outlives_the_release_and_nothing_else_does() -> N
     }
 
 
-def test_a_job_s_name_tells_what_it_is_made_of() -> None:
+def test_the_name_of_a_job_depends_on_its_content() -> None:
     def name(values: dict[str, Any]) -> str:
         return str(only(template(values), "Job")["metadata"]["name"])
 
@@ -125,13 +125,13 @@ def test_a_job_s_name_tells_what_it_is_made_of() -> None:
     assert len(others | {first}) == 4
 
 
-def test_a_job_waits_for_its_run_unless_it_shall_not() -> None:
+def test_a_job_waits_for_its_run_by_default() -> None:
     args = launcher(template(one_job()))["args"]
     assert args == ["submit", "/etc/cpmbee-job/spec/job.yaml", "--wait"]
     assert "--wait" not in launcher(template(one_job(wait=False)))["args"]
 
 
-def test_each_firing_has_a_key_of_its_own() -> None:
+def test_each_scheduled_job_has_its_own_key() -> None:
     made = template(one_job(schedule="0 3 * * *", timeZone="Asia/Shanghai"))
     container = launcher(made)
     assert "--key=$(JOB_NAME)" in container["args"]
@@ -142,13 +142,13 @@ def test_each_firing_has_a_key_of_its_own() -> None:
     assert (spec["schedule"], spec["timeZone"], spec["concurrencyPolicy"]) == ("0 3 * * *", "Asia/Shanghai", "Forbid")
 
 
-def test_a_firing_that_looks_for_changes_has_none() -> None:
+def test_if_changed_uses_no_key() -> None:
     args = launcher(template(one_job(schedule="@daily", ifChanged=True)))["args"]
     assert "--if-changed" in args
     assert not any(arg.startswith("--key") for arg in args)
 
 
-def test_the_launcher_s_variables_arrive_as_they_are_written() -> None:
+def test_launcher_variables_are_passed_unchanged() -> None:
     given = {"HTTPS_PROXY": "http://proxy:3128", "MOST": 16777216, "ON": True}
     env = launcher(template(one_job() | {"launcher": {"env": given}}))["env"]
     assert {one["name"]: one["value"] for one in env if one["name"] in given} == {
@@ -158,7 +158,7 @@ def test_the_launcher_s_variables_arrive_as_they_are_written() -> None:
     }
 
 
-def test_what_no_retry_mends_fails_the_job_at_once() -> None:
+def test_permanent_errors_fail_the_job_at_once() -> None:
     policy = only(template(one_job()), "Job")["spec"]["podFailurePolicy"]["rules"]
     (rule,) = [rule for rule in policy if rule["action"] == "FailJob"]
     assert rule["onExitCodes"]["containerName"] == launcher(template(one_job()))["name"]
@@ -166,7 +166,7 @@ def test_what_no_retry_mends_fails_the_job_at_once() -> None:
     assert not {0, 1, 4, 101, 130} & set(rule["onExitCodes"]["values"])  # the store may come back
 
 
-def test_the_store_of_the_values_is_every_spec_s_and_the_launcher_s() -> None:
+def test_all_specs_and_the_launcher_use_the_object_store_of_the_values() -> None:
     values = {
         "defaults": {key: SPEC[key] for key in ("image", "output")} | {"storage": {"region": "eu-west-1"}},
         "jobs": {"ccpm": {"spec": {key: SPEC[key] for key in ("model", "data")}}},
@@ -192,7 +192,7 @@ def test_the_store_of_the_values_is_every_spec_s_and_the_launcher_s() -> None:
     assert {"name": "ca", "configMap": {"name": "rel-ca"}} in pod["spec"]["volumes"]
 
 
-def test_a_spec_s_own_fields_count_more_than_the_defaults() -> None:
+def test_fields_of_a_spec_override_the_defaults() -> None:
     defaults = {"data": {"strict": True}, "train": {"epochs": 9, "lr": 0.1}, "cluster": {"queue": "team-a"}}
     values = {"defaults": defaults, "jobs": {"ccpm": {"spec": SPEC | {"name": "own", "train": {"epochs": 1}}}}}
     values["jobs"]["ccpm"]["spec"]["data"] = {"train": "s3://d/", "strict": False}
@@ -201,7 +201,7 @@ def test_a_spec_s_own_fields_count_more_than_the_defaults() -> None:
     assert spec.cluster.queue == "team-a"
 
 
-def test_a_spec_may_be_the_text_of_a_file() -> None:
+def test_a_spec_may_be_text() -> None:
     spec = SPEC | {"train": {"lr": 1e-4, "seed": 7}}
     text = yaml.safe_dump(spec).replace("0.0001", "1e-4")
     of_text, of_map = (job_specs(template({"jobs": {"ccpm": {"spec": given}}})) for given in (text, spec))
@@ -209,7 +209,7 @@ def test_a_spec_may_be_the_text_of_a_file() -> None:
     assert of_text == of_map
 
 
-def test_long_names_stay_apart_and_fit() -> None:
+def test_long_names_are_shortened_and_stay_distinct() -> None:
     names = [f"{'a-very-long-name-of-a-job-' * 2}"[:38] + letter for letter in "ab"]
     for extra, kind, longest in (({}, "Job", 63), ({"schedule": "@daily"}, "CronJob", 52)):
         values = {"jobs": {name: {"spec": SPEC, **extra} for name in names}}
@@ -219,7 +219,7 @@ def test_long_names_stay_apart_and_fit() -> None:
         assert max(map(len, made)) <= longest
 
 
-def test_the_launcher_may_what_its_verbs_ask_and_no_more() -> None:
+def test_the_launcher_has_exactly_the_permissions_of_its_commands() -> None:
     made = template(one_job() | {"rbac": {"clusterRole": True}})
     assert only(made, "Role")["rules"] == rules([*PERMISSIONS, *OPTIONAL_PERMISSIONS])
     assert only(made, "ClusterRole")["rules"] == rules(CLUSTER_PERMISSIONS)
@@ -232,9 +232,7 @@ def test_the_launcher_may_what_its_verbs_ask_and_no_more() -> None:
 @pytest.mark.parametrize(
     ("endpoint", "port"), [("http://minio.example:9000", 9000), ("http://minio.example", 80), (None, 443)]
 )
-def test_policies_leave_the_way_to_the_store_and_the_launcher_s_to_the_api_open(
-    endpoint: str | None, port: int
-) -> None:
+def test_policies_allow_the_object_store_and_for_the_launcher_the_api_server(endpoint: str | None, port: int) -> None:
     storage = {"secret": "s3"} | ({"endpoint_url": endpoint} if endpoint else {})
     made = template({"jobs": {"ccpm": {"spec": SPEC | {"storage": storage}}}})
     ports = {
@@ -249,7 +247,7 @@ def test_policies_leave_the_way_to_the_store_and_the_launcher_s_to_the_api_open(
     assert ports == {"rel-training": {53, 443, port}, "rel-launcher": {53, 443, 6443, port}}
 
 
-def test_training_pods_reach_each_other_on_all_ports_and_nobody_reaches_launchers() -> None:
+def test_training_pods_reach_each_other_on_all_ports_and_launchers_are_unreachable() -> None:
     made = template(one_job() | {"secret": KEYS, "s3": {"enabled": True}})
     training, launchers = (
         next(one["spec"] for one in of_kind(made, "NetworkPolicy") if one["metadata"]["name"] == f"rel-{name}")
@@ -277,13 +275,13 @@ def test_training_pods_reach_each_other_on_all_ports_and_nobody_reaches_launcher
         }
 
 
-def test_the_policy_of_training_pods_is_that_of_the_manifests_of_k8s() -> None:
+def test_the_policy_of_training_pods_equals_that_of_k8s_base() -> None:
     written = yaml.safe_load((CHART.parents[1] / "k8s" / "base" / "network-policy.yaml").read_text())
     made = {one["metadata"]["name"]: one["spec"] for one in of_kind(template(one_job()), "NetworkPolicy")}
     assert made["rel-training"] == written["spec"]
 
 
-def test_a_tiny_training_is_tested_where_an_image_and_an_output_are_known() -> None:
+def test_helm_test_trains_if_the_defaults_have_image_and_output() -> None:
     unknown = {key: value for key, value in SPEC.items() if key != "image"}
     assert "rel-test-training" not in pods(template({"jobs": {"ccpm": {"spec": unknown}}}))
     defaults = {"image": "example/train:1", "output": "s3://runs/", "workers": {"gpus": 8, "memory": "512Gi"}}
@@ -294,7 +292,7 @@ def test_a_tiny_training_is_tested_where_an_image_and_an_output_are_known() -> N
     assert (spec.workers.gpus, spec.workers.memory, spec.output) == (0, "2Gi", "s3://runs/")
 
 
-def test_where_only_jobs_name_them_it_is_trained_with_what_the_first_of_them_does() -> None:
+def test_helm_test_trains_with_image_and_output_of_the_first_job_otherwise() -> None:
     first = SPEC | {"image": "example/train:2", "cluster": {"queue": "small"}, "train": {"epochs": 9}}
     made = template({"jobs": {"a": {"spec": first}, "b": {"spec": SPEC}}})
     spec = parse_spec(job_specs(made)["rel-test"], source="job.yaml")
@@ -304,8 +302,8 @@ def test_where_only_jobs_name_them_it_is_trained_with_what_the_first_of_them_doe
     assert "AWS_SECRET_ACCESS_KEY" in [variable["name"] for variable in env]
 
 
-def test_the_notes_name_objects_that_are_there(tmp_path: Path) -> None:
-    """helm prints them after an installation only; here they are put into an object."""
+def test_the_notes_name_existing_objects(tmp_path: Path) -> None:
+    """helm prints them only after an installation; here they are rendered into an object."""
     chart = tmp_path / "chart"
     shutil.copytree(CHART, chart)
     (chart / "templates" / "NOTES.txt").rename(chart / "NOTES.txt")
@@ -328,7 +326,7 @@ def test_the_notes_name_objects_that_are_there(tmp_path: Path) -> None:
         assert wanted.items() <= pod["metadata"]["labels"].items()
 
 
-def test_the_store_for_development_begins_with_the_buckets_that_runs_lie_in() -> None:
+def test_the_development_s3_server_starts_with_the_buckets_of_the_runs() -> None:
     specs = {"a": {"spec": SPEC}, "b": {"spec": SPEC | {"output": "s3://others"}}, "c": {"spec": SPEC}}
     made = template({"jobs": specs, "secret": KEYS, "s3": {"enabled": True}})
     assert "-bucket=runs,others" in pods(made)["rel-s3"]["spec"]["containers"][0]["command"]

@@ -1,4 +1,4 @@
-"""What values the chart takes, and what it says of others."""
+"""Valid values of the chart, and errors for invalid ones."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ BASE = {
     **{one: {"enabled": True} for one in ("podMonitor", "alerts", "dashboards")},
     "trainServiceAccount": {"create": True},
 }
-"""Of these all values have something to change."""
+"""Values in which every other value has an effect."""
 OTHERS: dict[str, Any] = {
     "image": {"repository": "example/other", "tag": "other-tag", "pullPolicy": "Never"},
     "imagePullSecrets": [{"name": "other-registry"}],
@@ -63,7 +63,7 @@ OTHERS: dict[str, Any] = {
 
 
 def documented(section: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths of the values that the schema has words for."""
+    """Return the paths of all values that the schema describes."""
     for name, one in section["properties"].items():
         if "description" in one:
             yield (*path, name)
@@ -100,14 +100,14 @@ def jobs(**job: Any) -> dict[str, Any]:
         ({"s3": {"enabled": True}}, "secret.accessKeyId"),
     ],
 )
-def test_a_mistake_is_named_before_anything_is_installed(values: dict[str, Any], words: str) -> None:
+def test_invalid_values_are_reported_before_the_installation(values: dict[str, Any], words: str) -> None:
     done = helm("template", "rel", str(CHART), "--namespace=team", values=values)
     assert done.returncode != 0
     assert words in done.stderr
 
 
 @pytest.mark.parametrize("path", DOCUMENTED, ids=".".join)
-def test_every_value_changes_what_is_installed(path: tuple[str, ...]) -> None:
+def test_every_value_changes_the_installed_objects(path: tuple[str, ...]) -> None:
     values: Any = copy.deepcopy(BASE)
     section, other = values, OTHERS
     for name in path[:-1]:
@@ -119,12 +119,12 @@ def test_every_value_changes_what_is_installed(path: tuple[str, ...]) -> None:
     assert [leaf for leaf in leaves if leaf not in ("true", "false") and leaf not in after] == []
 
 
-def test_the_readme_s_example_is_one() -> None:
+def test_the_example_of_the_readme_is_valid() -> None:
     block = re.search(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block
     kinds = {manifest["kind"] for manifest in template(yaml.safe_load(block[1]))}
     assert "CronJob" in kinds
 
 
-def test_the_chart_s_application_is_this_version() -> None:
+def test_the_app_version_is_the_version_of_the_package() -> None:
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == cpmbee_job.__version__
