@@ -1,4 +1,4 @@
-"""The job spec: the YAML file that says what to train on what, and where."""
+"""The job spec: the YAML file that defines model, data, training and cluster."""
 
 from cpmbee_job.spec.job import JobSpec
 from cpmbee_job.spec.reading import known_keys, load_spec, parse_spec

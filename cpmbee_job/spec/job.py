@@ -19,26 +19,27 @@ from cpmbee_job.spec.types import NAME_PATTERN, RESERVED_NAMES, Place, Section
 
 def _is_free(name: str) -> str:
     if name in RESERVED_NAMES:
-        raise ValueError("a folder of this name in `output` holds something else; choose another")
+        raise ValueError("is reserved for another folder in `output`; choose another name")
     return name
 
 
 class JobSpec(Section):
-    """What a user writes. `train`, `lora`, `workers`, `cluster` and `storage` may be left out, `image` too where no
-    cluster is meant."""
+    """The spec of a job. `train`, `lora`, `workers`, `cluster` and `storage` are optional; `image` is required "
+    "only on a
+    cluster."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40), AfterValidator(_is_free)] = Field(
-        description="Name of the job: lower case letters, digits and dashes."
+        description="Name of the job, of lower case letters, digits and dashes."
     )
     model: Place = Field(
         description="Folder with `vocab.txt`, `config.json` and weights (`*.safetensors` or `pytorch_model.bin`)."
     )
     data: DataSpec
-    output: Place = Field(description="Folder under which `<name>/<run>/` appears.")
+    output: Place = Field(description="Folder in which the run's folder `<name>/<run>/` is created.")
     train: TrainSpec = TrainSpec()
     lora: LoraSpec = LoraSpec()
     image: Image | None = Field(
-        None, description="Image of the training pods, `train` of the Dockerfile, with a tag or a digest."
+        None, description="Image of the training pods (target `train` of the Dockerfile), with a tag or a digest."
     )
     workers: WorkersSpec = WorkersSpec()
     cluster: ClusterSpec = ClusterSpec()
@@ -46,12 +47,12 @@ class JobSpec(Section):
 
     @property
     def global_batch_size(self) -> int:
-        """Rows in one step, whatever the number of processes that are alive."""
+        """Packed rows in one step, for any number of live processes."""
         return self.train.global_batch_size or self.train.batch_size * self.workers.count * max(self.workers.gpus, 1)
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Where lies what the run reads, by dotted key."""
+        """The URLs of the inputs of a run, by dotted key."""
         train = self.data.train
         sets = {"": train} if isinstance(train, str) else {f".{n}.path": one.path for n, one in enumerate(train)}
         places = {
@@ -63,7 +64,7 @@ class JobSpec(Section):
         return {key: place for key, place in places.items() if place is not None}
 
     def with_fields(self, fields: Mapping[str, str | int | None]) -> Self:
-        """The same with other fields, by dotted key."""
+        """Return a copy with other values of these fields, by dotted key."""
         document = self.model_dump(mode="json")
         for field, value in fields.items():
             *parents, key = field.split(".")

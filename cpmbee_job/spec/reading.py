@@ -1,4 +1,4 @@
-"""A spec file becomes a `JobSpec`, or an error that names the file and the dotted key."""
+"""Parse spec files. Errors name the file and the dotted key."""
 
 import difflib
 import json
@@ -16,23 +16,20 @@ from cpmbee_job.spec.strict_yaml import StrictLoader
 from cpmbee_job.spec.training import KINDS_OF_TRAIN
 
 _LONGEST_VALUE = 200
-"""Characters of a wrong value that an error shows."""
+"""Characters of an invalid value in an error message."""
 
 
 def load_spec(path: Path, overrides: Iterable[str] = ()) -> JobSpec:
-    """Read a spec file, apply `--set` overrides, and make its paths absolute (they are relative to the file).
-
-    Raises `SpecError` that names file and dotted key.
-    """
+    """Read a spec file, apply `--set` overrides, and resolve paths relative to the file. Raises `SpecError`."""
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise SpecError(f"{path}: {error.strerror}", hint="`cpmbee-job init` writes one to start from") from error
+        raise SpecError(f"{path}: {error.strerror}", hint="`cpmbee-job init` writes an example") from error
     return parse_spec(text, source=str(path), overrides=overrides, base=path.absolute().parent)
 
 
 def parse_spec(text: str | bytes, *, source: str, overrides: Iterable[str] = (), base: Path | None = None) -> JobSpec:
-    """The spec in `text`; `source` names it in errors, relative paths are taken from `base` where it is given."""
+    """Parse a spec. `source` names it in errors; relative paths are resolved against `base`, if given."""
     try:
         text = text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError as error:
@@ -42,7 +39,7 @@ def parse_spec(text: str | bytes, *, source: str, overrides: Iterable[str] = (),
     except yaml.YAMLError as error:
         raise SpecError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
-        raise SpecError(f"{source}: a job spec is a mapping of keys to values, this is {type(document).__name__}")
+        raise SpecError(f"{source}: must be a mapping of keys to values (got {type(document).__name__})")
     for override in overrides:
         _apply_override(document, override)
     if base is not None:
@@ -51,13 +48,13 @@ def parse_spec(text: str | bytes, *, source: str, overrides: Iterable[str] = (),
         return JobSpec.model_validate_json(json.dumps(document))
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
-            raise SpecError(f"{source}: {error}", hint="only text, numbers, true/false, lists and mappings") from error
+            raise SpecError(f"{source}: {error}", hint="use strings, numbers, true/false, lists, mappings") from error
         problems = [_describe(problem) for problem in error.errors()]
         raise SpecError("\n".join(f"{source}: {problem}" for problem in problems)) from error
 
 
 def known_keys() -> list[str]:
-    """All dotted keys of the spec."""
+    """Return all dotted keys of the spec."""
     return list(_walk(JobSpec, ""))
 
 
@@ -69,14 +66,14 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field holds, be it as one of several kinds or as members of a list."""
+    """Return the sections in a field's type, including those of a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for inner in get_args(annotation) for section in sections_of(inner)]
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
-    """One pydantic error as `dotted.key: what is wrong (got value); hint`."""
+    """Format a pydantic error as `dotted.key: what is wrong (got value)`."""
     location = [str(part) for part in problem["loc"] if part not in KINDS_OF_TRAIN]
     if problem["type"] == "extra_forbidden":
         key = ".".join(location)
@@ -84,10 +81,10 @@ def _describe(problem: Mapping[str, Any]) -> str:
     field = _field_of(location)
     key = ".".join([*location[:field], *_member(location[:field], location[field:])]) or "(the spec)"
     if problem["type"] == "missing":
-        return f"{key}: missing; it is required"
+        return f"{key}: required, but missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch":
-        message = f"not of the form that it needs ({_description(location[:field])})"
+        message = f"has an invalid form ({_description(location[:field])})"
     value = problem.get("input")
     shown = (
         ""
@@ -102,8 +99,8 @@ def _shortened(text: str) -> str:
 
 
 def _field_of(location: list[str]) -> int:
-    """How many parts of an error's location name a field; what follows is in it (an index, a key of a mapping) or
-    none of the document's (members of a union like `literal['auto']`)."""
+    """Return how many parts of an error's location name a field. The rest is inside it (an index, a key of a mapping)
+    or not part of the document (members of a union, like `literal['auto']`)."""
     sections = set(known_keys())
     return max((n for n in range(len(location) + 1) if _without_indices(location[:n]) in sections), default=0)
 
@@ -113,7 +110,7 @@ def _without_indices(location: list[str]) -> str:
 
 
 def _member(field: list[str], rest: list[str]) -> list[str]:
-    """The part of a location below a field that the document has too: an index, or the key of a free mapping."""
+    """Return the part of a location inside a field that is part of the document: an index, or a key of a mapping."""
     if not field or not rest:
         return []
     is_mapping = not field[-1].isdigit() and get_origin(_field(field).annotation) is dict
@@ -141,14 +138,14 @@ def _nearest(key: str) -> str:
         return f"; did you mean {section}{'.' * bool(section)}{close[0]}?"
     if elsewhere := [k for k in keys if k.rpartition(".")[2] == leaf]:
         return f"; did you mean {elsewhere[0]}?"
-    return f"; known here: {', '.join(siblings)}" if siblings else ""
+    return f"; valid keys: {', '.join(siblings)}" if siblings else ""
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise UsageError(f"--set {override}: needs the form path.to.field=value")
+        raise UsageError(f"--set {override}: must have the form path.to.field=value")
     node: Any = document
     for index, key in enumerate(keys[:-1]):
         inner = _member_of(node, key, override)
@@ -166,11 +163,11 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
 
 
 def _member_of(node: Any, key: str, override: str) -> Any:
-    """What is there under a key or an index; None for a new key. Raises `SpecError` for an index that is none."""
+    """Return the member with a key or an index; None for a new key. Raises `SpecError` for an invalid index."""
     if isinstance(node, dict):
         return node.get(key)
     if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
-        raise SpecError(f"--set {override}: '{key}' is none of the {len(node)} members, which are counted from 0")
+        raise SpecError(f"--set {override}: '{key}' must be an index from 0 to {len(node) - 1}")
     return node[int(key)]
 
 

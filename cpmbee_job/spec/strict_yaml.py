@@ -1,4 +1,4 @@
-"""YAML as job specs are written in it, whoever has written them: what can't be a spec is refused with its place."""
+"""Load YAML from untrusted sources; errors name the position."""
 
 import json
 import re
@@ -8,29 +8,29 @@ import yaml
 
 MAX_DEPTH = 64
 MAX_NODES = 100_000
-"""Values of a document, those counted again that aliases repeat."""
+"""Values of a document, including those that aliases repeat."""
 
 
 class StrictDumper(yaml.SafeDumper):
-    """Writes what `StrictLoader` reads as the same: the text `1e9` stands in quotes."""
+    """Writes YAML that `StrictLoader` reads as the same values: the string `1e9` is quoted."""
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice and documents without end, and reads `1e-4` as the number it is (YAML
-    1.1 takes it for text). All that it raises is a `YAMLError`."""
+    """Loads safe YAML. It rejects duplicate keys and excessive documents, and reads `1e-4` as a number (in YAML 1.1 it
+    is a string). All errors are `YAMLError`s."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._num_nodes = 0
         self._sizes: dict[int, int] = {}
-        """Nodes in each node that is read to its end."""
+        """Number of nodes in each complete node."""
 
     def fetch_more_tokens(self) -> None:
         try:
             super().fetch_more_tokens()
         except (ValueError, OverflowError) as error:  # in %YAML, or after \U
-            words = "a version or the code of a character that is too large"
-            raise yaml.scanner.ScannerError(None, None, words, self.get_mark()) from error
+            problem = "a version number or a character code is too large"
+            raise yaml.scanner.ScannerError(None, None, problem, self.get_mark()) from error
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         is_alias, before = self.check_event(yaml.AliasEvent), self._num_nodes
@@ -41,7 +41,7 @@ class StrictLoader(yaml.SafeLoader):
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and id(node) not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, "an alias to what it stands in", mark)
+            raise yaml.composer.ComposerError(None, None, "an alias to a node that contains it", mark)
         self._num_nodes += self._sizes[id(node)] if is_alias else 1
         if self._num_nodes > MAX_NODES:
             raise yaml.composer.ComposerError(None, None, f"more than {MAX_NODES:,} values", mark)
@@ -55,21 +55,23 @@ class StrictLoader(yaml.SafeLoader):
             if isinstance(found, str):
                 found.encode()
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            words = "half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else f"no value of {node.tag}"
-            raise yaml.constructor.ConstructorError(None, None, words, node.start_mark) from error
+            problem = (
+                "an incomplete surrogate pair"
+                if isinstance(error, UnicodeEncodeError)
+                else f"not a valid value of {node.tag}"
+            )
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
         return found
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        pairs = node.value if isinstance(node, yaml.MappingNode) else ()  # what is none, the library refuses
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()  # the library rejects other nodes
         for key_node, _ in pairs:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float | bool):
                 written = key if isinstance(key, str) else json.dumps(key)
                 if written in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key!r} is written twice", key_node.start_mark
-                    )
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
                 seen.add(written)
         return super().construct_mapping(node, deep)
 

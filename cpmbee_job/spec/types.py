@@ -1,4 +1,4 @@
-"""What the fields of a spec are made of."""
+"""Types of the spec's fields."""
 
 import re
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 RESERVED_NAMES = {"inference", "prepared", "uploads"}
-"""Folders of an output that hold no job's runs."""
+"""Folders of an output that do not contain runs of a job."""
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 Count = Annotated[int, Field(ge=1)]
@@ -16,13 +16,13 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMK]i|[EPTGMkm]
 
 def _is_place(url: str) -> str:
     if not re.fullmatch(r"s3://[A-Za-z0-9][\w.-]*(/.*)?|file:///.*|/.*|[^:/]+(/.*)?", url):
-        raise ValueError("needs the form s3://bucket/folder/, file:///folder/ or a path")
+        raise ValueError("must have the form s3://bucket/folder/, file:///folder/ or a path")
     return url
 
 
 def _is_object_name(name: str) -> str:
     if len(name) > 253 or not re.fullmatch(rf"{DNS_LABEL}(\.{DNS_LABEL})*", name):
-        raise ValueError("can't be the name of a Kubernetes object: lower case letters, digits, '-' and '.'")
+        raise ValueError("must be the name of a Kubernetes object: lower case letters, digits, '-' and '.'")
     return name
 
 
@@ -31,6 +31,6 @@ ObjectName = Annotated[str, AfterValidator(_is_object_name)]
 
 
 class Section(BaseModel):
-    """Base of every part of the spec: immutable, and no key but the ones it knows."""
+    """Base of every section of the spec: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
