@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from cpmbee_job.data.check.report import CheckReport
 from cpmbee_job.errors import FINAL, ExitCode
 from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PERMISSIONS, PERMISSIONS, Permission, rules
-from cpmbee_job.launch.manifest.render import default_run_id, render, to_yaml
+from cpmbee_job.launch.manifest.render import default_run_id, render
+from cpmbee_job.launch.manifest.yaml_text import to_yaml
 from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.run.resumable import training_fields

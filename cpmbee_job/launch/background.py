@@ -1,4 +1,4 @@
-"""Work beside the main thread that never keeps the process from ending."""
+"""Run a task beside the main thread."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def begin(task: Callable[[], T]) -> "Future[T]":
-    """Start the task in a daemon thread (those of an executor are waited for at exit, even if they hang)."""
+    """Start the task in a daemon thread. An executor's threads would block the exit of the process if they hang."""
     outcome: Future[T] = Future()
 
     def run() -> None:

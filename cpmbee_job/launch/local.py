@@ -1,4 +1,4 @@
-"""The job on this machine: the very commands that a pod runs, prepare then train."""
+"""Run a job on this machine, with the same commands as in a pod: prepare, then train."""
 
 import os
 import signal
@@ -9,82 +9,79 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from cpmbee_job.errors import CancelledError, CpmbeeError, JobFailedError
+from cpmbee_job.errors import CancelledError, JobFailedError
 from cpmbee_job.process import contract, parent_watch
 from cpmbee_job.run.resumable import may_resume
 from cpmbee_job.run.run import Run, exit_code
 
 
 def run_local(run: Run, processes: int) -> dict[str, Any]:
-    """Prepare the data and train with `processes` workers; progress goes to stderr.
+    """Prepare the data and train with `processes` workers. Progress goes to stderr.
 
-    Returns the run's result, also where it has succeeded before. A failed or stopped run goes on from its newest
-    checkpoint. Raises the failure that ended the run, `CancelledError` after Ctrl-C, SIGTERM or a hangup.
+    Returns the run's result, also if it succeeded earlier. A failed or interrupted run resumes from its newest
+    checkpoint. Raises `JobFailedError` with the exit code of the failure, `CancelledError` after Ctrl-C, SIGTERM or
+    SIGHUP.
     """
     result = run.result()
     if result is not None and not may_resume(result["state"]):
         return result
     environment = {contract.STORAGE_ENV: run.storage.model_dump_json()}
-    with _stoppable() as children:
+    with _forwarded_signals() as modules:
         run.reopen()
-        status = children.execute(contract.prepare_command(run.url), environment)
+        status = modules.execute(contract.prepare_command(run.url), environment)
         if status == 0:
-            status = children.execute([*contract.train_command(run.url), f"--processes={processes}"], environment)
+            train = [*contract.train_command(run.url), f"--processes={processes}"]
+            status = modules.execute(train, environment)
     result = run.result()
+    if result is None and status == CancelledError.exit_code:
+        raise CancelledError(f"{run.url}: stopped", hint="repeat the command with this run's --run-id to resume it")
     if result is None:
-        if status == CancelledError.exit_code:
-            raise CancelledError(
-                f"{run.url}: stopped", hint="the same command with this run's --run-id goes on from here"
-            )
-        raise _as_error(status, f"{run.url}: ended without a result; its output says why")
+        raise JobFailedError(
+            f"{run.url}: ended without a result; see its output above", exit_code=status if status > 0 else None
+        )
     if result["state"] != "succeeded":
-        raise _as_error(exit_code(result), str(result["reason"]))
+        raise JobFailedError(str(result["reason"]), exit_code=exit_code(result))
     return result
 
 
-class _Children:
-    """Runs modules of ours one after the other, until it is told to stop; they end with this process."""
+class _Modules:
+    """Executes our modules one after another until it is stopped. They end when this process ends."""
 
     def __init__(self) -> None:
         self.stopping = False
         self._process: subprocess.Popen[bytes] | None = None
 
     def execute(self, command: list[str], environment: dict[str, str]) -> int:
-        """The module's exit status; 103 where it was stopped, or not begun any more."""
+        """Return the exit status of the module; 103 if it was stopped, before or after its start."""
         if self.stopping:
             return CancelledError.exit_code
         self._process = subprocess.Popen(
             [sys.executable, *command],
             env={**os.environ, **environment, **parent_watch.parent_environment()},
-            start_new_session=True,  # Ctrl-C is ours to pass on
+            start_new_session=True,  # so that the terminal's Ctrl-C reaches only this process
             stdin=subprocess.DEVNULL,
         )
-        if self.stopping:  # the signal came in between
+        if self.stopping:  # the signal arrived during the start
             self._process.terminate()
         status = self._process.wait()
         return CancelledError.exit_code if status == -signal.SIGTERM else status
 
     def stop(self, _number: int, _frame: FrameType | None) -> None:
-        """A signal to us is a SIGTERM to the module, once for every time it comes."""
+        """Send SIGTERM to the current module for each signal that arrives."""
         self.stopping = True
         if self._process is not None:
             self._process.terminate()
 
 
 @contextmanager
-def _stoppable() -> Iterator[_Children]:
-    """Children to whom signals go; one that is ignored (SIGHUP under nohup) stays so."""
-    children = _Children()
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {n: signal.signal(n, children.stop) for n in wanted if signal.getsignal(n) != signal.SIG_IGN}
+def _forwarded_signals() -> Iterator[_Modules]:
+    """Forward SIGINT, SIGTERM and SIGHUP to the processes, except signals that are ignored (SIGHUP under nohup)."""
+    processes = _Modules()
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, processes.stop) for n in signals if signal.getsignal(n) != signal.SIG_IGN}
     try:
-        yield children
+        yield processes
     finally:
-        if not children.stopping:  # a stop that comes twice must not hit us in between
+        if not processes.stopping:  # after a stop, a second signal must not end this process before it reports
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _as_error(status: int, message: str) -> CpmbeeError:
-    """The error that ends this command with the exit code of the one that ended the run."""
-    return JobFailedError(message, exit_code=status if status > 0 else None)

@@ -1,6 +1,7 @@
-"""Paths of this machine in a spec become objects that pods can read, under names made from their content.
+"""Upload the local inputs of a spec to the object store, where the pods can read them.
 
-Hashing comes first: the same files have the same URLs whoever uploads them, and what is there already stays.
+Object keys contain a digest of the content. Files are hashed first, so the same files have the same URL whoever uploads
+them, and existing objects are not uploaded again.
 """
 
 import hashlib
@@ -21,11 +22,11 @@ from cpmbee_job.store.base import Progress, Store, no_progress
 from cpmbee_job.store.files import COPY_BYTES, FileStore, translate_os_errors
 
 Bar = Callable[[str, int], AbstractContextManager[Progress]]
-"""A progress bar with a title, over so many bytes."""
+"""Opens a progress bar with a title, for a number of bytes."""
 
 THREADS = 8
 LARGE_BYTES = 16 << 20
-"""A store moves what is larger in parallel parts by itself."""
+"""A store uploads larger files in parallel parts."""
 
 
 def no_bar(_title: str, _num_bytes: int) -> AbstractContextManager[Progress]:
@@ -34,75 +35,81 @@ def no_bar(_title: str, _num_bytes: int) -> AbstractContextManager[Progress]:
 
 
 @dataclass(frozen=True)
-class LocalFile:
-    """A file as it was when it was looked at."""
+class InputFile:
+    """A file, with its size and time of modification when it was found."""
 
     name: str
-    """Below the upload's folder."""
+    """Relative to the folder of the upload."""
     path: Path
     size: int
     modified_ns: int
 
-    def has_changed(self) -> bool:
+    def require_unchanged(self) -> None:
+        """Raise `StoreError` if size or time of modification differ from when it was found."""
         with translate_os_errors(self.path):
             state = self.path.stat()
-        return (state.st_size, state.st_mtime_ns) != (self.size, self.modified_ns)
+        if (state.st_size, state.st_mtime_ns) != (self.size, self.modified_ns):
+            raise StoreError(
+                f"{self.path}: changed while it was uploaded", hint="submit again when it is no longer written to"
+            )
 
 
 @dataclass(frozen=True)
-class LocalPlace:
-    """What a path of the spec names: a folder with these files in it, or a file (and what belongs to it)."""
+class LocalInput:
+    """A local path in a spec: a folder with these files, or a file (and its manifest, if it is a delta)."""
 
     is_folder: bool
-    files: tuple[LocalFile, ...]
+    files: tuple[InputFile, ...]
 
 
 @dataclass(frozen=True)
-class Upload:
-    """Files that go to one folder of the store."""
+class InputUpload:
+    """Files to upload to one folder of the store."""
 
     digest: str
-    """Of their names and contents; the folder's name."""
-    files: tuple[tuple[LocalFile, str], ...]
-    """With the SHA-256 of each."""
+    """Of their names and contents; the name of the folder."""
+    files: tuple[tuple[InputFile, str], ...]
+    """Each with its SHA-256."""
 
 
-def find_places(spec: JobSpec) -> dict[str, LocalPlace]:
-    """By dotted key, what the paths of the spec name.
+def find_inputs(spec: JobSpec) -> dict[str, LocalInput]:
+    """Return the local inputs of the spec by dotted key.
 
-    Raises `SpecError` that names key and path where there are none, or what can't be uploaded.
+    Raises `SpecError` with key and path for a missing input, or one that cannot be uploaded.
     """
     local = {field: url for field, url in spec.inputs.items() if not url.startswith("s3://")}
     return {field: _find(field, FileStore(url).root) for field, url in local.items()}
 
 
-def hash_places(spec: JobSpec, places: Mapping[str, LocalPlace], bar: Bar = no_bar) -> tuple[JobSpec, list[Upload]]:
-    """The spec with the URLs that the files will have, and what has to go there. Nothing is written yet."""
-    if not places:
+def hash_inputs(
+    spec: JobSpec, inputs: Mapping[str, LocalInput], bar: Bar = no_bar
+) -> tuple[JobSpec, list[InputUpload]]:
+    """Return the spec with the URLs that the inputs will have, and the uploads. Writes nothing."""
+    if not inputs:
         return spec, []
     urls: dict[str, str] = {}
     uploads = []
-    with bar("hash", sum(file.size for place in places.values() for file in place.files)) as progress:
-        for field, place in places.items():
+    with bar("hash", sum(file.size for place in inputs.values() for file in place.files)) as progress:
+        for field, place in inputs.items():
             hashed = tuple((file, _sha256(file, progress)) for file in place.files)
             digest = documents.digest(sorted([file.name, file.size, sha256] for file, sha256 in hashed))
-            uploads.append(Upload(digest, hashed))
+            uploads.append(InputUpload(digest, hashed))
             folder = f"{keys.uploads_url(spec.output)}/{digest}/"
             urls[field] = folder if place.is_folder else folder + place.files[0].name
     return spec.with_fields(urls), uploads
 
 
-def send(uploads: list[Upload], store: Store, bar: Bar = no_bar) -> int:
-    """Write what is not there yet to `store` (the uploads' folder); returns the number of bytes.
+def upload_inputs(uploads: list[InputUpload], store: Store, bar: Bar = no_bar) -> int:
+    """Upload missing files to `store`, the folder of all uploads. Returns the number of bytes.
 
     Raises `StoreError` for a file that changes meanwhile.
     """
-    wanted = {f"{upload.digest}/{file.name}": (file, sha256) for upload in uploads for file, sha256 in upload.files}
+    files = {f"{upload.digest}/{file.name}": (file, sha256) for upload in uploads for file, sha256 in upload.files}
     with ThreadPoolExecutor(THREADS) as pool:
-        stored = dict(zip(wanted, pool.map(store.info, wanted), strict=True))
+        stored = dict(zip(files, pool.map(store.info, files), strict=True))
         missing = {
             key: (file, sha256)
-            for key, (file, sha256) in wanted.items()
+            for key, (file, sha256) in files.items()
             if (entry := stored[key]) is None or (entry.size, entry.sha256) != (file.size, sha256)
         }
         num_bytes = sum(file.size for file, _ in missing.values())
@@ -110,10 +117,10 @@ def send(uploads: list[Upload], store: Store, bar: Bar = no_bar) -> int:
             return 0
         with bar("upload", num_bytes) as progress:
             small = {key for key, (file, _) in missing.items() if file.size < LARGE_BYTES}
-            tasks = [pool.submit(_send, store, key, *missing[key], progress) for key in small]
+            tasks = [pool.submit(_upload, store, key, *missing[key], progress) for key in small]
             try:
-                for key in missing.keys() - small:  # in this thread, since only here Ctrl-C ends one half-way
-                    _send(store, key, *missing[key], progress)
+                for key in missing.keys() - small:  # in the main thread, the only one that Ctrl-C interrupts
+                    _upload(store, key, *missing[key], progress)
                 for task in tasks:
                     task.result()
             except BaseException:
@@ -122,67 +129,66 @@ def send(uploads: list[Upload], store: Store, bar: Bar = no_bar) -> int:
     return num_bytes
 
 
-def _send(store: Store, key: str, file: LocalFile, sha256: str, progress: Progress) -> None:
+def _upload(store: Store, key: str, file: InputFile, sha256: str, progress: Progress) -> None:
     store.upload(file.path, key, progress, sha256=sha256)
     entry = store.info(key)
-    if file.has_changed() or entry is None or entry.sha256 != sha256:
-        store.delete(key)  # its name would be a lie
-        raise _changed(file.path)
+    try:
+        file.require_unchanged()
+        if entry is None or entry.sha256 != sha256:
+            raise StoreError(f"{file.path}: changed while it was uploaded", hint="submit again")
+    except StoreError:
+        store.delete(key)  # the content does not match the digest in the key
+        raise
 
 
-def _changed(path: Path) -> StoreError:
-    return StoreError(f"{path}: changed while it was uploaded", hint="submit again when nobody writes to it any more")
-
-
-def _sha256(file: LocalFile, progress: Progress) -> str:
+def _sha256(file: InputFile, progress: Progress) -> str:
     digest = hashlib.sha256()
     with translate_os_errors(file.path), file.path.open("rb") as stream:
         while chunk := stream.read(COPY_BYTES):
             digest.update(chunk)
             progress(len(chunk))
-    if file.has_changed():
-        raise _changed(file.path)
+    file.require_unchanged()
     return digest.hexdigest()
 
 
-def _find(field: str, path: Path) -> LocalPlace:
+def _find(field: str, path: Path) -> LocalInput:
     if not path.exists():
         raise SpecError(f"{field}: {path}: no such file or folder")
     if field == "model" and not path.is_dir():
-        raise SpecError(f"model: {path}: a file, not a folder", hint="name the folder that it lies in")
+        raise SpecError(f"model: {path}: must be a folder, not a file", hint="name the folder that contains it")
     if field == "lora.init_from":
         path = _delta(path)
     if path.is_dir():
         files = tuple(_folder(field, path, deep=field.startswith("data.")))
         if not files:
             raise SpecError(
-                f"{field}: {path}: no files in that folder", hint="names that begin with '.' or '_' don't count"
+                f"{field}: {path}: no files in that folder", hint="names that start with '.' or '_' are ignored"
             )
         if field == "model":
             check_model(str(path), [file.name for file in files])
-        return LocalPlace(True, files)
+        return LocalInput(True, files)
     files = (_file(field, path.name, path),)
-    beside = path.with_name(keys.DELTA_MANIFEST)  # it says r and alpha
+    beside = path.with_name(keys.DELTA_MANIFEST)  # contains r and alpha
     if field == "lora.init_from" and beside.is_file():
         files += (_file(field, beside.name, beside),)
-    return LocalPlace(False, files)
+    return LocalInput(False, files)
 
 
 def _delta(path: Path) -> Path:
-    """The delta folder or file that is meant: of a run's folder its best delta."""
+    """Return the delta folder or file; for a run's folder, its best delta."""
     if not path.is_dir():
         if path.suffix not in DELTA_SUFFIXES:
-            raise SpecError(f"lora.init_from: {path}: no delta", hint="name a delta folder, or its .pt file")
+            raise SpecError(f"lora.init_from: {path}: not a delta", hint="name a delta folder, or its .pt file")
         return path
     try:
         return path / best_prefix(FileStore(str(path)))
     except DamagedError as error:
-        raise SpecError(f"lora.init_from: {path / keys.BEST}: names no delta") from error
+        raise SpecError(f"lora.init_from: {path / keys.BEST}: corrupt pointer") from error
 
 
-def _folder(field: str, root: Path, *, deep: bool) -> Iterator[LocalFile]:
-    """Its files in the order of their names; of folders in it too where it is `deep`. Links to folders are refused:
-    `local` would not follow them, and they may lead in circles."""
+def _folder(field: str, root: Path, *, deep: bool) -> Iterator[InputFile]:
+    """Yield the files of a folder sorted by name; with `deep`, also those of its subfolders. Raises `SpecError` for
+    links to folders: `local` does not follow them, and they may be circular."""
 
     def refuse(error: OSError) -> None:
         raise SpecError(f"{field}: {error.filename}: {error.strerror}")
@@ -193,17 +199,17 @@ def _folder(field: str, root: Path, *, deep: bool) -> Iterator[LocalFile]:
             if (Path(folder) / name).is_symlink():
                 raise SpecError(
                     f"{field}: {Path(folder) / name}: a link to a folder is not followed",
-                    hint="name that folder itself, or copy it",
+                    hint="name the target, or copy it",
                 )
         for name in sorted(name for name in names if not name.startswith((".", "_"))):
             path = Path(folder) / name
             yield _file(field, path.relative_to(root).as_posix(), path)
 
 
-def _file(field: str, name: str, path: Path) -> LocalFile:
+def _file(field: str, name: str, path: Path) -> InputFile:
     if not path.is_file():
-        raise SpecError(f"{field}: {path}: not a plain file, or a link to nothing")
+        raise SpecError(f"{field}: {path}: not a regular file, or a broken link")
     if not name.isprintable():
-        raise SpecError(f"{field}: {str(path)!r}: can't be the name of an object", hint="rename it")
+        raise SpecError(f"{field}: {str(path)!r}: not a valid object key", hint="rename the file")
     state = path.stat()
-    return LocalFile(name, path, state.st_size, state.st_mtime_ns)
+    return InputFile(name, path, state.st_size, state.st_mtime_ns)

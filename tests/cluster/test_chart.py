@@ -45,7 +45,7 @@ def test_if_changed_trains_only_after_a_change_of_the_data(release: Release) -> 
     assert release.store.info(f"{run}/{keys.BEST}") is not None
 
     def skipped() -> list[str]:
-        return [job for job in release.ended("Complete") if "it has succeeded before" in release.logs(job)]
+        return [job for job in release.ended("Complete") if "already succeeded" in release.logs(job)]
 
     eventually(skipped, "a firing has found nothing new", seconds=300)
     assert release.runs() == {first}
@@ -95,7 +95,7 @@ def test_runs_survive_launchers_upgrades_and_uninstall(release: Release) -> None
 
     release.helm("rollback", "1", "--wait")
     eventually(lambda: release.ended("Complete"), "the first spec's Job has adopted its run")
-    assert "it has succeeded before" in release.logs(release.ended("Complete")[-1])
+    assert "already succeeded" in release.logs(release.ended("Complete")[-1])
     assert release.runs() == {first, second}
 
     release.helm("uninstall", "--wait")

@@ -75,7 +75,7 @@ def asked_on_the_cluster(laptop: Laptop, run: str, delta: Path, question: Path) 
     assert_same_scores(scores, json.loads(here.out))
     again = laptop.run("evaluate", *data, "--delta", laptop.status(run)["url"], "--on-cluster")
     assert json.loads(again.out) == scores
-    assert "it has been done before" in again.err
+    assert "already done" in again.err
 
     asked = ("--model", laptop.folder / "model", "--input", question, "--max-length", 4)
     here = laptop.run("predict", *asked, "--delta", delta)

@@ -1,14 +1,30 @@
 """What tests of submitting share: inputs on this machine, a cluster that loses the launcher, looks at what is there."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Object
-from cpmbee_job.launch.lifecycle.submit import Submission
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object, ignore_warning
+from cpmbee_job.launch.lifecycle import submit as lifecycle
+from cpmbee_job.launch.lifecycle.submit import Submission, SubmitHooks, SubmitOptions
+from cpmbee_job.launch.local_inputs import Bar, no_bar
 from cpmbee_job.run.run import Run
-from cpmbee_job.spec import StorageSpec
+from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
+
+
+def submit(
+    spec: JobSpec,
+    cluster: Cluster,
+    *,
+    bar: Bar = no_bar,
+    warn: Callable[[str], None] = ignore_warning,
+    **options: Any,
+) -> Submission:
+    """Submit the spec like the command."""
+    submittable = lifecycle.require_submittable(spec)
+    return lifecycle.submit(submittable, cluster, SubmitOptions(**options), SubmitHooks(bar, warn))
 
 
 def make_inputs(folder: Path) -> None:

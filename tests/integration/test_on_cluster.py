@@ -185,7 +185,7 @@ def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
         done = verb(*what, "--timeout", "0s")
         assert done.code == 101, done.err
         assert "pending" in done.err
-    assert "it is there already" in done.err
+    assert "already exists" in done.err
     (created,) = cluster.objects[JOBS].values()
     folder = open_store(created["metadata"]["annotations"][naming.URL_ANNOTATION], s3_storage)
     folder.put(keys.SCORES, b'{"loss": 0.5}')  # its pod has done it
@@ -273,7 +273,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(
         watching.send_signal(signal.SIGINT)
         _, said = watching.communicate(timeout=60)
     assert watching.returncode == 130, said
-    assert "goes on; the same command waits for it again" in said
+    assert "continues; repeat the command to wait again" in said
     assert len(cluster.objects[JOBS]) == 1
 
 

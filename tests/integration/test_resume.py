@@ -9,12 +9,12 @@ import pytest
 from cpmbee_job.errors import RefusedError, RejectedError, UsageError
 from cpmbee_job.launch.kube.protocol import PYTORCHJOBS
 from cpmbee_job.launch.lifecycle.resume import Resumption, resume
-from cpmbee_job.launch.lifecycle.submit import Submission, submit
+from cpmbee_job.launch.lifecycle.submit import Submission
 from cpmbee_job.launch.runs.find import find_run
 from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
 from tests.fake_cluster import FakeCluster
-from tests.integration.submitting import Died, DyingCluster, jobs, object_keys, run_of
+from tests.integration.submitting import Died, DyingCluster, jobs, object_keys, run_of, submit
 
 
 def resumed(submission: Submission, cluster: FakeCluster, storage: StorageSpec, *overrides: str) -> Resumption:
@@ -55,7 +55,7 @@ def test_a_resume_that_would_compute_something_else_is_refused_with_what(job, cl
 def test_a_resume_can_t_move_the_run(job, cluster, s3_storage):
     first = submit(job(), cluster)
     end(first, cluster, s3_storage)
-    with pytest.raises(UsageError, match="stay"):
+    with pytest.raises(UsageError, match="cannot change"):
         resumed(first, cluster, s3_storage, "output=s3://elsewhere/")
 
 

@@ -18,12 +18,12 @@ from cpmbee_job.errors import (
 )
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, Object
-from cpmbee_job.launch.lifecycle.submit import Submission, submit
+from cpmbee_job.launch.lifecycle.submit import Submission
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
-from tests.integration.submitting import Died, DyingCluster, jobs, object_keys, run_of
+from tests.integration.submitting import Died, DyingCluster, jobs, object_keys, run_of, submit
 
 
 def test_a_submit_uploads_inputs_begins_the_run_and_creates_its_job(job, cluster, bucket, s3_storage):
@@ -217,7 +217,7 @@ def test_a_cluster_that_stops_answering_says_that_the_same_command_goes_on(job, 
         raise UnreachableError("timed out")
 
     cluster.create = fails
-    with pytest.raises(UnreachableError, match="same command again"):
+    with pytest.raises(UnreachableError, match="repeat the same command"):
         submit(job(), cluster)
 
 

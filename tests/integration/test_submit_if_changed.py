@@ -6,13 +6,13 @@ import pytest
 
 from cpmbee_job import documents
 from cpmbee_job.launch.kube.protocol import PYTORCHJOBS
-from cpmbee_job.launch.lifecycle.submit import Submission, submit
+from cpmbee_job.launch.lifecycle.submit import Submission
 from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import JobSpec, StorageSpec
 from tests.fake_cluster import FakeCluster
 from tests.integration.jobs import cli
-from tests.integration.submitting import Died, DyingCluster, jobs, run_of
+from tests.integration.submitting import Died, DyingCluster, jobs, run_of, submit
 
 
 def fire(spec: JobSpec, cluster: FakeCluster) -> Submission:

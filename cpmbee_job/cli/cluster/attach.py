@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -18,7 +18,7 @@ from cpmbee_job.cli.shared import console
 from cpmbee_job.errors import ExitCode, NotFoundError
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.follow.logs import Choice, LogLine
+    from cpmbee_job.launch.follow.logs import LogLine, LogSelection
     from cpmbee_job.launch.kube.protocol import Cluster
     from cpmbee_job.launch.runs.find import FoundRun
     from cpmbee_job.launch.runs.status import RunStatus
@@ -42,7 +42,7 @@ def attach(
     `UnfinishedError` after `timeout` seconds, and `typer.Exit` on Ctrl-C.
     """
     from cpmbee_job.launch.background import begin
-    from cpmbee_job.launch.follow.logs import Choice
+    from cpmbee_job.launch.follow.logs import LogSelection
     from cpmbee_job.launch.follow.wait import as_error
 
     changes = StateChanges()
@@ -50,7 +50,7 @@ def attach(
         if follow:
             waiting = begin(lambda: wait_for(found, cluster, timeout, changes, on_status))
             try:
-                follow_pods(found, cluster, waiting, Choice(), printer(console.stderr, timestamps=False))
+                follow_pods(found, cluster, waiting, LogSelection(), printer(console.stderr, timestamps=False))
             except NotFoundError as no_logs:  # the run may end before any pod starts
                 console.say(no_logs.message)
             status = waiting.result()
@@ -90,7 +90,7 @@ class StateChanges:
         if status.phase != self._phase or (due and status.step is not None):
             self._phase, self._progress_at = status.phase, time.monotonic()
             console.say(f"{status.reference}: {line}")
-        problems = {_kind(problem): problem for problem in status.problems}
+        problems = {kind_of(problem): problem for problem in status.problems}
         for kind in problems.keys() - self._problems:
             console.stderr.print(Text(f"  ! {problems[kind]}", "yellow"))
         self._problems = set(problems)
@@ -99,12 +99,12 @@ class StateChanges:
 
     def trouble(self, message: str) -> None:
         """Print why the run cannot be observed: each kind once, until all is reachable again."""
-        if _kind(message) not in self._troubles:
-            self._troubles.add(_kind(message))
+        if kind_of(message) not in self._troubles:
+            self._troubles.add(kind_of(message))
             console.warn(f"{console.printable(' '.join(message.split()))}; still waiting")
 
 
-def _kind(message: str) -> str:
+def kind_of(message: str) -> str:
     """The message without its numbers and ages: `50 s ago` and `12 min ago` are not different messages."""
     return re.sub(r"\d+( \w+ ago)?", "#", message)
 
@@ -135,8 +135,8 @@ def say_end(status: "RunStatus") -> None:
 def follow_pods(
     found: "FoundRun",
     cluster: "Cluster | None",
-    waiting: "Future[RunStatus]",
-    choice: "Choice",
+    waiting: "Future[Any]",
+    choice: "LogSelection",
     show: "Callable[[LogLine], None]",
 ) -> None:
     """Pass the pods' log lines to `show` until `waiting` is done. Raises `NotFoundError` if there is no log."""
@@ -148,19 +148,20 @@ def follow_pods(
         waiting.result()
         lines = read_logs(found, None, choice, console.say)
     else:
-        lines = follow_logs(found, cluster, choice, ended=waiting.done, on_words=console.say)
+        lines = follow_logs(found, cluster, choice, ended=waiting.done, on_message=console.say)
     for line in lines:
         show(line)
 
 
 @contextmanager
-def interruptible(found: "FoundRun", cluster: "Cluster | None") -> Iterator[None]:
-    """On Ctrl-C during the block, print how to return to the run, and exit."""
+def interruptible(found: "FoundRun", cluster: "Cluster | None", hint: str | None = None) -> Iterator[None]:
+    """On Ctrl-C during the block, print how to return to the run (default: with `wait` and `cancel`), and exit."""
     try:
         yield
     except KeyboardInterrupt:
         run = found.arguments(None if cluster is None else cluster.namespace)
-        console.say(f"{found.reference} continues; see `cpmbee-job wait {run}` and `cpmbee-job cancel {run}`")
+        hint = hint or f"see `cpmbee-job wait {run}` and `cpmbee-job cancel {run}`"
+        console.say(f"{found.reference} continues; {hint}")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 

@@ -45,24 +45,24 @@ def logs(
     Example: cpmbee-job logs ccpm/0a1b2c3d4e5f --follow --since 10m
     """
     from cpmbee_job.launch.background import begin
-    from cpmbee_job.launch.follow.logs import CONTAINERS, Choice, read_logs
+    from cpmbee_job.launch.follow.logs import CONTAINERS, LogSelection, read_logs
 
     if previous and follow:
         raise UsageError("--previous and --follow are incompatible: a previous log no longer grows")
     if container is not None and container not in CONTAINERS:
         raise UsageError(f"--container: must be {' or '.join(CONTAINERS)} (got {container})")
     after = None if since is None else f"{datetime.now(UTC) - timedelta(seconds=since):%Y-%m-%dT%H:%M:%S.%f000Z}"
-    choice = Choice(pod, CONTAINERS if container is None else (container,), after, previous)
+    selection = LogSelection(pod, CONTAINERS if container is None else (container,), after, previous)
     found, cluster = where.find(run)
     with ExitStack() as stack:
         show = stack.enter_context(_json_list()) if as_json else printer(console.stdout, timestamps)
         stack.enter_context(interruptible(found, cluster))
         if not follow:
-            for line in read_logs(found, cluster, choice, console.say):
+            for line in read_logs(found, cluster, selection, console.say):
                 show(line)
             return
         waiting = begin(lambda: wait_for(found, cluster, None, StateChanges()))
-        follow_pods(found, cluster, waiting, choice, show)
+        follow_pods(found, cluster, waiting, selection, show)
         say_end(waiting.result())
 
 

@@ -21,7 +21,8 @@ def render(
 
     Example: cpmbee-job render job.yaml --set workers.count=4 | kubectl apply -f -
     """
-    from cpmbee_job.launch.manifest.render import default_run_id, remarks, render, to_yaml
+    from cpmbee_job.launch.manifest.render import default_run_id, remarks, render
+    from cpmbee_job.launch.manifest.yaml_text import to_yaml
     from cpmbee_job.run.run import check_run_id
 
     spec = job.load()

@@ -42,8 +42,9 @@ def submit(
 
     Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
     """
-    from cpmbee_job.launch.lifecycle.submit import require_submittable, submit
-    from cpmbee_job.launch.manifest.render import remarks, to_yaml
+    from cpmbee_job.launch.lifecycle.submit import SubmitHooks, SubmitOptions, require_submittable, submit
+    from cpmbee_job.launch.manifest.render import remarks
+    from cpmbee_job.launch.manifest.yaml_text import to_yaml
 
     if pipeline.given and not waiting.enabled:
         raise UsageError("--cancel-on-signal, --summary and --junit require --wait or --follow")
@@ -58,20 +59,15 @@ def submit(
     ):
         spec = job.load()
         report.title = spec.name
-        require_submittable(spec)
+        submittable = require_submittable(spec)
         for remark in remarks(spec):
             console.warn(remark)
         cluster = where.connect(spec.cluster.namespace)
         done = submit(
-            spec,
+            submittable,
             cluster,
-            key=key,
-            new=new,
-            if_changed=if_changed,
-            dry_run=dry_run,
-            bar=console.byte_bar,
-            warn=console.warn,
-            on_run=lambda found: signals.hold(found, cluster),
+            SubmitOptions(key, new, if_changed, dry_run),
+            SubmitHooks(console.byte_bar, console.warn, on_run=lambda found: signals.hold(found, cluster)),
         )
         signals.watch(done.found, cluster)
         _tell(done, dry_run=dry_run)

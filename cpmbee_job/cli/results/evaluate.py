@@ -66,7 +66,7 @@ def evaluate(
         options = replace(options, delta=recorded.url)
     if cluster is not None:
         flags = {"--format": options.format_name, "--batch-tokens": str(options.batch_tokens)}
-        results = cluster.ask("evaluate", options.model, options.delta, options.data, flags, storage)
+        results = cluster.run_in_pod("evaluate", options.model, options.delta, options.data, flags, storage)
         if per_example is not None:
             copy_lines(results, keys.PER_EXAMPLE, per_example, storage)
         report = recorded_scores.parse(results, required=recorded is not None)

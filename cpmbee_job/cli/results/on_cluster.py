@@ -1,26 +1,21 @@
-"""What `evaluate` and `predict` do with --on-cluster: a pod does the work, this command waits for what it leaves.
-
-Ctrl-C ends the waiting with 130; the pod goes on.
-"""
+"""`evaluate` and `predict` with --on-cluster: run in a pod, and wait for the results."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-import typer
-
-from cpmbee_job.cli.cluster.attach import printer
+from cpmbee_job.cli.cluster.attach import follow_pods, interruptible, kind_of, printer
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import CLUSTER, JobClusterOptions, Timeout
-from cpmbee_job.errors import ExitCode, NotFoundError, UsageError
+from cpmbee_job.errors import NotFoundError, UsageError
 from cpmbee_job.run import keys
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.inference.requests import Inference
+    from cpmbee_job.launch.inference.start import StartedInference
     from cpmbee_job.launch.kube.protocol import Cluster
     from cpmbee_job.spec import JobSpec, StorageSpec
     from cpmbee_job.store.base import Store
@@ -54,7 +49,7 @@ class OnClusterOptions(JobClusterOptions):
                 raise UsageError(f"{name} requires --on-cluster")
         return None
 
-    def ask(
+    def run_in_pod(
         self,
         command: keys.InferenceCommand,
         model: str,
@@ -63,83 +58,61 @@ class OnClusterOptions(JobClusterOptions):
         flags: Mapping[str, str | float],
         settings: "StorageSpec",
     ) -> "Store":
-        """The folder with the results, when they are there."""
-        from cpmbee_job.launch.inference.requests import Question, begin
+        """Start the command in a pod, or find its results. Returns the folder of the results when they are complete."""
+        from cpmbee_job.launch.inference.start import InferenceTask, start_inference
         from cpmbee_job.spec import load_spec
 
         spec = load_spec(self.job) if self.job is not None else _spec_of_run(delta, settings)
+        task = InferenceTask(command, model, delta, data, tuple(f"{flag}={value}" for flag, value in flags.items()))
         given = {key: getattr(settings, key) for key in settings.model_fields_set}
         cluster = self.connect(spec.cluster.namespace)
-        asked = begin(
-            spec,
-            Question(command, model, delta, data, tuple(f"{flag}={value}" for flag, value in flags.items())),
-            cluster,
-            spec.storage.seen_by_launcher().model_copy(update=given),
-            bar=console.byte_bar,
-            warn=console.warn,
-        )
-        console.say(f"{asked.found.url}: {asked.why}")
-        if not asked.done:
-            console.say(f"Job {asked.found.job_name} in namespace {cluster.namespace}")
-            with _interruptible(asked, cluster):
-                _wait(asked, keys.INFERENCE_RESULTS[command], cluster, self.timeout)
-        return asked.store
+        storage = spec.storage.seen_by_launcher().model_copy(update=given)
+        started = start_inference(spec, task, cluster, storage, bar=console.byte_bar, warn=console.warn)
+        console.say(f"{started.found.url}: {started.why}")
+        if not started.done:
+            job = started.found.job_name
+            console.say(f"Job {job} in namespace {cluster.namespace}")
+            hint = f"repeat the command to wait again, or `kubectl delete job {job} -n {cluster.namespace}` to stop it"
+            with interruptible(started.found, cluster, hint):
+                _attach(started, task.result, cluster, self.timeout)
+        return started.store
 
 
 def _spec_of_run(delta: str | None, settings: "StorageSpec") -> "JobSpec":
     from cpmbee_job.run.run import Run
 
-    hint = "--job job.yaml says so; or let --delta be the s3:// URL of a run's folder"
+    hint = "name a job spec with --job, or set --delta to the s3:// URL of a run's folder"
     if delta is None or not delta.startswith("s3://"):
-        raise UsageError("--on-cluster: in which image, with how much memory, by which store?", hint=hint)
+        raise UsageError("--on-cluster: requires image, resources and object store", hint=hint)
     try:
         return Run.open(re.sub(r"/delta/[^/]+/?$", "", delta), settings).spec
     except NotFoundError as error:
         raise UsageError(f"--on-cluster: --delta: {error.message}", hint=hint) from error
 
 
-def _wait(asked: "Inference", key: str, cluster: "Cluster", timeout: float | None) -> None:
-    """Show on stderr what the pod says, and what is in its way."""
+def _attach(started: "StartedInference", key: str, cluster: "Cluster", timeout: float | None) -> None:
+    """Wait for the object `key`; print the pod's logs and the changes of its state on stderr."""
     from cpmbee_job.launch.background import begin
-    from cpmbee_job.launch.follow.following import follow_logs
-    from cpmbee_job.launch.follow.logs import Choice
-    from cpmbee_job.launch.inference.results import wait_for_result
+    from cpmbee_job.launch.follow.logs import LogSelection
+    from cpmbee_job.launch.inference.await_result import wait_for_result
     from cpmbee_job.launch.kube import naming
 
-    found = asked.found
-    news = _news(found.job_name)
-    waiting = begin(lambda: wait_for_result(found, asked.store, key, cluster, on_words=news, timeout=timeout))
-    show = printer(console.stderr, timestamps=False)
-    choice = Choice(containers=(naming.TRAIN_CONTAINER,))
-    try:
-        for line in follow_logs(found, cluster, choice, ended=waiting.done, on_words=console.say):
-            show(line)
-    except NotFoundError:  # it has ended before the log could be read
-        pass
+    found, on_state = started.found, _state_changes(started.found.job_name)
+    waiting = begin(lambda: wait_for_result(found, started.store, key, cluster, on_state=on_state, timeout=timeout))
+    with suppress(NotFoundError):  # the pod ended before its log was read
+        selection = LogSelection(containers=(naming.TRAIN_CONTAINER,))
+        follow_pods(found, cluster, waiting, selection, printer(console.stderr, timestamps=False))
     waiting.result()
 
 
-def _news(name: str) -> Callable[[str], None]:
-    """Says what differs from what was said before in more than numbers."""
+def _state_changes(job: str) -> Callable[[str], None]:
+    """Return a function that prints a state unless it differs from the last one only in numbers."""
     last = ""
 
-    def tell(words: str) -> None:
+    def tell(state: str) -> None:
         nonlocal last
-        if (kind := re.sub(r"\d+", "#", words)) != last:
-            last = kind
-            console.say(f"{name}: {console.printable(words)}")
+        if kind_of(state) != last:
+            last = kind_of(state)
+            console.say(f"{job}: {console.printable(state)}")
 
     return tell
-
-
-@contextmanager
-def _interruptible(asked: "Inference", cluster: "Cluster") -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        name = asked.found.job_name
-        console.say(
-            f"{name} goes on; the same command waits for it again, `kubectl delete job {name} -n {cluster.namespace}` "
-            "stops it"
-        )
-        raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -51,7 +51,7 @@ def predict(
     if cluster := on_cluster.check():
         flags = {"--beam-size": search.beam_size, "--repetition-penalty": search.repetition_penalty}
         flags |= {"--max-length": search.max_length, "--batch-size": search.batch_size}
-        results = cluster.ask("predict", inputs.model, inputs.delta, source, flags, storage)
+        results = cluster.run_in_pod("predict", inputs.model, inputs.delta, source, flags, storage)
         copy_lines(results, keys.ROWS, output, storage)
     else:
         _predict(inputs, source, search, output, storage)

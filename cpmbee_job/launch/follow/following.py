@@ -1,5 +1,5 @@
-"""Follows the logs of a run's pods as they are written: one thread for a pod, one for the news of pods. The lines meet
-in queues of fixed length, so memory does not grow with what is written."""
+"""Follow the logs of a run's pods, with one thread for each pod, and one that watches the pods. They pass lines through
+bounded queues, so that memory does not grow with the logs."""
 
 import threading
 import time
@@ -7,36 +7,36 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
-from cpmbee_job.launch.follow.logs import HIDDEN, Choice, LogLine, Position, read_logs, utc
-from cpmbee_job.launch.follow.merging import Merged, Source
+from cpmbee_job.launch.follow.logs import HIDDEN, LogLine, LogPosition, LogSelection, read_logs, utc
+from cpmbee_job.launch.follow.merging import LineMerger
 from cpmbee_job.launch.kube.fields import integer, name_of, part, parts, text
 from cpmbee_job.launch.kube.protocol import PODS, Cluster, Object
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.launch.runs.pods import index_of
 
 PAUSE = 1.0
-"""Seconds between two tries to read a log that broke off, and most between two looks at what the watch has told."""
+"""Seconds between two tries to read an interrupted log, and between two checks of the pod's state."""
 END_GRACE = 30.0
-"""Seconds that pods have for their last words after the run has ended."""
+"""Seconds after the end of the run during which pods may still write."""
 
 
 def follow_logs(
     found: FoundRun,
     cluster: Cluster,
-    choice: Choice,
+    selection: LogSelection,
     *,
     ended: Callable[[], bool],
-    on_words: Callable[[str], None],
+    on_message: Callable[[str], None],
     pause: float = PAUSE,
 ) -> Iterator[LogLine]:
-    """What the pods say, from the beginning (or `choice.since`) until the run has `ended` and all is said.
+    """Yield the log lines from the start (or `selection.since`) until the run has `ended` and all logs are read.
 
-    Pods are waited for; restarted containers and replaced pods are read on, no line lost or told twice as far as
-    kubelet still has it. `on_words` learns of refusals of the API, which are waited out, and of what is not shown.
-    Raises `ClusterError` where the API refuses from the first, `NotFoundError` where nothing has been said at the end.
+    Waits for pods, and continues across restarted containers and replaced pods without losing or repeating lines, as
+    far as the kubelet still has them. `on_message` gets the API's denials, which are retried, and which pods are not
+    shown. Raises `ClusterError` if the API denies the first request, `NotFoundError` if there is no log at the end.
     """
-    merged = Merged()
-    follower = _Follower(found, cluster, choice, merged, ended, pause)
+    merged = LineMerger()
+    follower = _Follower(found, cluster, selection, merged, ended, pause)
     shown = False
     try:
         for entry in merged.entries(follower.work):
@@ -44,28 +44,28 @@ def follow_logs(
                 shown = True
                 yield entry
             elif isinstance(entry, str) or shown:
-                on_words(str(entry))
+                on_message(str(entry))
             else:
                 raise entry
     finally:
         merged.stop()
-    if not shown:  # it had ended before, or its pods are gone
-        yield from read_logs(found, cluster, choice, on_words)
+    if not shown:  # the run ended before, or its pods are gone
+        yield from read_logs(found, cluster, selection, on_message)
 
 
 class _Follower:
-    """Knows the pods, and starts a thread for each that is wanted."""
+    """Watches the pods, and starts a thread for each selected one."""
 
     def __init__(
         self,
         found: FoundRun,
         cluster: Cluster,
-        choice: Choice,
-        merged: Merged,
+        selection: LogSelection,
+        merged: LineMerger,
         ended: Callable[[], bool],
         pause: float,
     ) -> None:
-        self.cluster, self.choice, self.merged, self.pause = cluster, choice, merged, pause
+        self.cluster, self.selection, self.merged, self.pause = cluster, selection, merged, pause
         self._labels = found.labels
         self._ended = ended
         self._ended_at: float | None = None
@@ -75,13 +75,13 @@ class _Follower:
         threading.Thread(target=self._watch, name="pods", daemon=True).start()
 
     def work(self) -> bool:
-        """Start what is to be started; whether lines may still come."""
+        """Start threads for new pods. Return whether lines may still arrive."""
         while self._new:
             pod = self._new.popleft()
             name = name_of(pod)
-            if not self.choice.wants(name, index_of(pod)):
-                if self.choice.pod is None:
-                    self.merged.say(HIDDEN)
+            if not self.selection.matches(name, index_of(pod)):
+                if self.selection.pod is None:
+                    self.merged.report(HIDDEN)
             elif name not in self._tails:
                 tail = _Tail(name, self)
                 self._tails[name] = threading.Thread(target=tail.run, name=name, daemon=True)
@@ -95,26 +95,26 @@ class _Follower:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has ended, or nobody reads any more."""
+        """Whether the run has ended, or the reader has stopped."""
         return self._ended_at is not None or self.merged.stopped.is_set()
 
     def pod(self, name: str) -> Object | None:
-        """The pod of that name as the watch has told."""
+        """Return the pod of that name as last seen by the watch."""
         return self._pods.get(name)
 
     def _watch(self) -> None:
         while not self.merged.stopped.is_set():
             try:
-                for news in self.cluster.watch(PODS, self._labels):
+                for event in self.cluster.watch(PODS, self._labels):
                     if self.merged.stopped.is_set():
                         return
-                    if news is not None:
-                        self._learn(*news)
+                    if event is not None:
+                        self._update(*event)
             except ClusterError as error:
-                self.merged.say(error)
+                self.merged.report(error)
             self.merged.stopped.wait(self.pause)
 
-    def _learn(self, change: str, pod: Object) -> None:
+    def _update(self, change: str, pod: Object) -> None:
         name = name_of(pod)
         known = self._pods.get(name)
         if change != "DELETED":
@@ -126,13 +126,13 @@ class _Follower:
 
 
 class _Tail:
-    """Reads the log of one pod name, whichever pod bears it."""
+    """Reads the logs of the successive pods of one name."""
 
     def __init__(self, name: str, follower: _Follower) -> None:
         self._name = name
         self._follower = follower
         self._merged = follower.merged
-        self._source: Source = follower.merged.source()
+        self._source = follower.merged.add_queue()
 
     def run(self) -> None:
         read = ""
@@ -141,19 +141,19 @@ class _Tail:
             pod = self._follower.pod(self._name)
             if pod is not None and _uid(pod) != read:
                 read = _uid(pod)
-                for container in self._follower.choice.containers:
+                for container in self._follower.selection.containers:
                     self._read(read, container)
             elif over:
                 return
             self._merged.stopped.wait(self._follower.pause)
 
     def _read(self, uid: str, container: str) -> None:
-        """One container of one pod, over its restarts, until it is done for good."""
-        position = Position(self._follower.choice.since)
-        start: int | None = None  # number of the container's start that was read last
+        """Read one container of one pod across its restarts, until it will not start again."""
+        position = LogPosition(self._follower.selection.since)
+        start: int | None = None  # the restart count of the log that was read last
         while not self._merged.stopped.is_set():
             over = self._follower.is_over
-            pod = self._look()
+            pod = self._get_pod()
             if pod is None or _uid(pod) != uid or not _has(pod, container):
                 return
             status = _status(pod, container)
@@ -161,7 +161,7 @@ class _Tail:
             whole = True
             if _has_started(status):
                 restarts = integer(status, "restartCount") or 0
-                if start is not None and restarts > start:  # what came after the last stream and before the restart
+                if start is not None and restarts > start:  # lines between the last stream and the restart
                     whole = self._stream(container, position, previous=True)
                 if whole:
                     start = restarts
@@ -169,38 +169,38 @@ class _Tail:
             if whole and not running:
                 if over or _is_done(pod, status, container):
                     return
-                self._wait_for_news(pod)
+                self._wait_for_change(pod)
             else:
                 self._merged.stopped.wait(self._follower.pause)
 
-    def _stream(self, container: str, position: Position, *, previous: bool = False, follow: bool = False) -> bool:
-        """Read on; whether the stream came to its end."""
+    def _stream(self, container: str, position: LogPosition, *, previous: bool = False, follow: bool = False) -> bool:
+        """Read new lines. Return whether the stream reached its end."""
         self._merged.set_reading(self._source, True)
         try:
             since = position.resume()
-            for stamp, words in self._follower.cluster.logs(
+            for stamp, content in self._follower.cluster.logs(
                 self._name, container, follow=follow, previous=previous, since=since
             ):
-                if previous and utc(stamp) is None:  # kubelet's excuse for not having it any more
+                if previous and utc(stamp) is None:  # the kubelet's message that it no longer has the log
                     continue
-                line = position.take(self._name, container, stamp, words)
+                line = position.take(self._name, container, stamp, content)
                 if line is not None:
                     self._merged.put(self._source, line)
                 if self._merged.stopped.is_set():
                     break
-        except NotFoundError:  # there is none, or no longer
+        except NotFoundError:  # no log yet, or no longer
             return True
         except UnreachableError:
             return False
         except ClusterError as error:
-            self._merged.say(error)
+            self._merged.report(error)
             return False
         finally:
             self._merged.set_reading(self._source, False)
         return True
 
-    def _look(self) -> Object | None:
-        """The pod as it is now, None where it is gone: the watch's news may be older than the log."""
+    def _get_pod(self) -> Object | None:
+        """Return the current pod, None if it is gone. The watch may lag behind the log."""
         while not self._merged.stopped.is_set():
             try:
                 return self._follower.cluster.get(PODS, self._name)
@@ -209,15 +209,15 @@ class _Tail:
             except UnreachableError:
                 pass
             except ClusterError as error:
-                self._merged.say(error)
+                self._merged.report(error)
             self._merged.stopped.wait(self._follower.pause)
         return None
 
-    def _wait_for_news(self, pod: Object) -> None:
-        """Until the watch tells of another state than that of `pod`, or it is all over."""
+    def _wait_for_change(self, pod: Object) -> None:
+        """Wait until the watch shows another state than that of `pod`, or the run has ended."""
         while not self._follower.is_over:
-            told = self._follower.pod(self._name)
-            if told is None or _version(told) != _version(pod):
+            seen = self._follower.pod(self._name)
+            if seen is None or _version(seen) != _version(pod):
                 return
             self._merged.stopped.wait(self._follower.pause)
 
@@ -246,7 +246,7 @@ def _has_started(status: Object) -> bool:
 
 
 def _is_done(pod: Object, status: Object, container: str) -> bool:
-    """Whether the container will not start (again)."""
+    """Return whether the container will not start again."""
     is_init = any(text(one, "name") == container for one in parts(pod, "spec", "initContainers"))
     if is_init and integer(status, "state", "terminated", "exitCode") == 0:
         return True

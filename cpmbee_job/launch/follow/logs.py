@@ -1,4 +1,4 @@
-"""What the pods of a run say: all ranks merged by time, from the cluster, or from the store when the pods are gone."""
+"""Read the logs of a run: all pods merged by time, from the cluster, or from the store for pods that are gone."""
 
 import heapq
 import re
@@ -20,107 +20,109 @@ from cpmbee_job.store.base import ObjectInfo
 
 CONTAINERS = (naming.PREPARE_CONTAINER, naming.TRAIN_CONTAINER)
 MOST_PODS = 32
-"""Pods whose logs are read at once, from worker 0 on."""
+"""Maximum number of pods whose logs are read, starting with worker 0."""
 REMEMBERED = 4096
-"""Lines of a log that are known again when it is read from a little earlier."""
+"""Number of recent lines of a log that are remembered to drop duplicates."""
 BLOCK = 2**18
-"""Bytes of a stored log that are read at once."""
-HIDDEN = f"only workers 0 to {MOST_PODS - 1} are shown; --pod shows another"
+"""Bytes of a stored log that are read in one request."""
+HIDDEN = f"only workers 0 to {MOST_PODS - 1} are shown; use --pod for another one"
 
 
 @dataclass(frozen=True)
 class LogLine:
     time: str
-    """RFC 3339 in UTC with nine digits, so that times sort as text; "" before the first that is known."""
+    """RFC 3339 in UTC with nine digits, so that times sort as text; "" before the first known time."""
     pod: str
     container: str
     text: str
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which lines are wanted."""
+class LogSelection:
+    """Selects lines of the logs."""
 
     pod: str | None = None
-    """Its name, or what is behind the job's: `worker-1`, `1`."""
+    """The name of a pod, or its end: `worker-1`, `1`."""
     containers: tuple[str, ...] = CONTAINERS
     since: str | None = None
-    """A time as in `LogLine`."""
+    """The earliest time, as in `LogLine`."""
     previous: bool = False
-    """Of the containers before the present ones."""
+    """Select the logs of the previous containers."""
 
-    def wants(self, pod: str, index: int | None) -> bool:
+    def matches(self, pod: str, index: int | None) -> bool:
         if self.pod is not None:
             return pod == self.pod or pod.endswith((f"-{self.pod}", f"-worker-{self.pod}"))
         return index is None or index < MOST_PODS
 
 
 def read_logs(
-    found: FoundRun, cluster: Cluster | None, choice: Choice, on_words: Callable[[str], None]
+    found: FoundRun, cluster: Cluster | None, selection: LogSelection, on_message: Callable[[str], None]
 ) -> Iterator[LogLine]:
-    """What has been said so far. `on_words` learns what is not shown, and where the lines come from.
+    """Yield the lines up to now. `on_message` gets which pods are not shown, and which logs come from the store.
 
-    Raises `NotFoundError` where nobody has said anything (that is wanted).
+    Raises `NotFoundError` if no log matches.
     """
     pods = {} if cluster is None else {name_of(p): index_of(p) for p in cluster.list(PODS, found.labels)}
     if cluster is None or not pods:
         if found.run is None:
-            why = found.store_problem or found.cluster_problem or "it has neither pods nor a folder in the store"
+            why = found.store_problem or found.cluster_problem or "there are neither pods nor a folder in the store"
             raise NotFoundError(f"{found.reference}: no logs: {why}")
-        on_words(f"{found.cluster_problem or 'it has no pods (any more)'}; this is what the store has kept")
-        yield from _stored_logs(found.run, choice, on_words)
+        on_message(f"{found.cluster_problem or 'the pods are gone'}; these are the logs in the store")
+        yield from _stored_logs(found.run, selection, on_message)
         return
-    gone, stored = _gone(found.run, pods, choice, on_words)
-    wanted = [name for name, index in sorted(pods.items(), key=_by_index) if choice.wants(name, index)]
+    gone, stored = _gone(found.run, pods, selection, on_message)
+    wanted = [name for name, index in sorted(pods.items(), key=_pod_index) if selection.matches(name, index)]
     if not wanted and not gone:
-        raise NotFoundError(f"no pod {choice.pod} among {', '.join(sorted(pods)[:9])}")
-    if choice.pod is None and len(wanted) < len(pods):
-        on_words(HIDDEN)
+        raise NotFoundError(f"no pod {selection.pod}; there are {', '.join(sorted(pods)[:9])}")
+    if selection.pod is None and len(wanted) < len(pods):
+        on_message(HIDDEN)
     if gone:
         are = "is" if len(gone) == 1 else "are"
-        on_words(f"{', '.join(gone[:9])} {are} gone; of that, what the store has kept")
-    silent: list[str] = []
+        on_message(f"{', '.join(gone[:9])} {are} gone; showing the logs in the store")
+    without_log: list[str] = []
     logs = [
-        _whole_log(cluster, pod, container, choice, silent.append) for pod in wanted for container in choice.containers
+        _whole_log(cluster, pod, container, selection, without_log.append)
+        for pod in wanted
+        for container in selection.containers
     ]
-    said = False
-    for line in _merged([*logs, *stored], choice):
-        said = True
+    found_lines = False
+    for line in _merged([*logs, *stored], selection):
+        found_lines = True
         yield line
-    if not said and not gone and len(silent) == len(logs):
-        raise NotFoundError("\n".join(dict.fromkeys(silent)))
+    if not found_lines and not gone and len(without_log) == len(logs):
+        raise NotFoundError("\n".join(dict.fromkeys(without_log)))
 
 
-def _stored_logs(run: Run, choice: Choice, on_words: Callable[[str], None]) -> Iterator[LogLine]:
-    """What training wrote, as each attempt left it in the store. `previous`: without the newest attempt's."""
+def _stored_logs(run: Run, selection: LogSelection, on_message: Callable[[str], None]) -> Iterator[LogLine]:
+    """Yield the training logs of all attempts in the store; with `previous`, without the newest attempt's."""
     attempts = _attempts(run)
-    chosen = _chosen(attempts, choice)
-    if not chosen:
-        kept = f"; there is {', '.join(sorted(attempts)[:9])}" if attempts else ""
-        what = choice.pod or ("an earlier attempt" if choice.previous else " and ".join(choice.containers))
-        raise NotFoundError(f"{run.url}: no log of {what} in the store{kept}")
-    if choice.pod is None and not all(choice.wants(pod, index_in(pod)) for pod in attempts):
-        on_words(HIDDEN)
-    yield from _merged([_stored(run, pod, logs) for pod, logs in chosen.items()], choice)
+    selected = _selected(attempts, selection)
+    if not selected:
+        existing = f"; there is {', '.join(sorted(attempts)[:9])}" if attempts else ""
+        what = selection.pod or ("an earlier attempt" if selection.previous else " and ".join(selection.containers))
+        raise NotFoundError(f"{run.url}: no log of {what} in the store{existing}")
+    if selection.pod is None and not all(selection.matches(pod, index_in(pod)) for pod in attempts):
+        on_message(HIDDEN)
+    yield from _merged([_stored(run, pod, logs) for pod, logs in selected.items()], selection)
 
 
 def _gone(
-    run: Run | None, pods: Container[str], choice: Choice, on_words: Callable[[str], None]
+    run: Run | None, pods: Container[str], selection: LogSelection, on_message: Callable[[str], None]
 ) -> tuple[list[str], list[Iterator[LogLine]]]:
-    """Of the run's pods those that are no longer there, and what the store has kept of them."""
+    """Return the names of the pods that are gone, and their logs in the store."""
     if run is None:
         return [], []
     try:
         attempts = {pod: logs for pod, logs in _attempts(run).items() if pod not in pods}
     except StoreError as error:
-        on_words(f"what the store has kept of other pods can't be read: {error.message}")
+        on_message(f"cannot read the logs of other pods in the store: {error.message}")
         return [], []
-    chosen = _chosen(attempts, choice)
-    return sorted(chosen), [_stored(run, pod, logs) for pod, logs in chosen.items()]
+    selected = _selected(attempts, selection)
+    return sorted(selected), [_stored(run, pod, logs) for pod, logs in selected.items()]
 
 
 def _attempts(run: Run) -> dict[str, list[ObjectInfo]]:
-    """The logs in the store by pod, the oldest attempt's first."""
+    """Return the logs in the store by pod, the oldest attempt first."""
     attempts: dict[str, list[ObjectInfo]] = {}
     for entry in run.store.list("logs/"):
         match = re.fullmatch(r"logs/([^/]+)/\d+\.log", entry.key)
@@ -129,28 +131,28 @@ def _attempts(run: Run) -> dict[str, list[ObjectInfo]]:
     return attempts
 
 
-def _chosen(attempts: dict[str, list[ObjectInfo]], choice: Choice) -> dict[str, list[ObjectInfo]]:
-    if naming.TRAIN_CONTAINER not in choice.containers:  # the init step's are not kept
+def _selected(attempts: dict[str, list[ObjectInfo]], selection: LogSelection) -> dict[str, list[ObjectInfo]]:
+    if naming.TRAIN_CONTAINER not in selection.containers:  # logs of the init container are not stored
         return {}
-    chosen = {pod: logs for pod, logs in attempts.items() if choice.wants(pod, index_in(pod))}
-    return {pod: logs[:-1] for pod, logs in chosen.items() if logs[:-1]} if choice.previous else chosen
+    selected = {pod: logs for pod, logs in attempts.items() if selection.matches(pod, index_in(pod))}
+    return {pod: logs[:-1] for pod, logs in selected.items() if logs[:-1]} if selection.previous else selected
 
 
-def _merged(logs: list[Iterator[LogLine]], choice: Choice) -> Iterator[LogLine]:
+def _merged(logs: list[Iterator[LogLine]], selection: LogSelection) -> Iterator[LogLine]:
     for line in heapq.merge(*logs, key=attrgetter("time")):
-        if choice.since is None or line.time >= choice.since:
+        if selection.since is None or line.time >= selection.since:
             yield line
 
 
-def _by_index(pod: tuple[str, int | None]) -> int:
+def _pod_index(pod: tuple[str, int | None]) -> int:
     return pod[1] or 0
 
 
-class Position:
-    """How far a container's log has been read, so that reading goes on there, whatever happened to the last stream.
+class LogPosition:
+    """How far a container's log has been read, to continue there after a stream has ended.
 
-    Servers begin with the whole second that they are asked for, and two streams of a container may be stamped in
-    another order than they are written; so reading begins a little earlier and knows again what it has seen.
+    Servers start at a whole second, and the lines of stdout and stderr may be out of order. So a new stream starts a
+    little earlier, and duplicates are dropped.
     """
 
     def __init__(self, since: str | None) -> None:
@@ -158,26 +160,26 @@ class Position:
         self._recent: deque[tuple[str, int]] = deque(maxlen=REMEMBERED)
         self._again: Counter[tuple[str, int]] = Counter()
         self._time = since or ""
-        self._excuse = ""
+        self._notice = ""
 
     def resume(self) -> str | None:
-        """The time to ask for; lines that come from now on may be known."""
+        """Return the time at which the next stream should start. It may repeat lines."""
         self._again = Counter(self._recent)
         if not self._recent:
             return self._since
         last = datetime.fromisoformat(self._recent[-1][0][:19]).replace(tzinfo=UTC) - timedelta(seconds=1)
         return last.strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def take(self, pod: str, container: str, stamp: str, words: str) -> LogLine | None:
-        """The line if it is new. One without a time is kubelet's excuse, told once."""
+    def take(self, pod: str, container: str, stamp: str, content: str) -> LogLine | None:
+        """Return the line if it is new. A line without a time is a message of the kubelet, returned once."""
         time = utc(stamp)
         if time is None:
-            words = f"{stamp} {words}".strip()
-            known, self._excuse = self._excuse == words, words
-            return None if known else LogLine(self._time, pod, container, words)
+            content = f"{stamp} {content}".strip()
+            known, self._notice = self._notice == content, content
+            return None if known else LogLine(self._time, pod, container, content)
         if self._since is not None and time < self._since:
             return None
-        mark = (time, hash(words))
+        mark = (time, hash(content))
         if self._again:
             if self._again[mark] > 0:
                 self._again[mark] -= 1
@@ -186,11 +188,11 @@ class Position:
                 return None
         self._recent.append(mark)
         self._time = time
-        return LogLine(time, pod, container, words)
+        return LogLine(time, pod, container, content)
 
 
 def utc(stamp: str) -> str | None:
-    """An RFC 3339 time as `LogLine` has it; None where it is none. Nodes write their own time zone."""
+    """Convert an RFC 3339 time to that of `LogLine`; None for other text. Nodes use their own time zone."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", stamp)
     if match is None:
         return None
@@ -201,14 +203,14 @@ def utc(stamp: str) -> str | None:
 
 
 def _whole_log(
-    cluster: Cluster, pod: str, container: str, choice: Choice, on_silence: Callable[[str], None]
+    cluster: Cluster, pod: str, container: str, selection: LogSelection, on_silence: Callable[[str], None]
 ) -> Iterator[LogLine]:
-    """A container's log to its present end, over streams that break."""
-    position, breaks = Position(choice.since), 0
+    """Yield a container's log up to its current end, reopening interrupted streams."""
+    position, breaks = LogPosition(selection.since), 0
     while True:
         try:
-            for stamp, words in cluster.logs(pod, container, previous=choice.previous, since=position.resume()):
-                line = position.take(pod, container, stamp, words)
+            for stamp, content in cluster.logs(pod, container, previous=selection.previous, since=position.resume()):
+                line = position.take(pod, container, stamp, content)
                 if line is not None:
                     breaks = 0
                     yield line
@@ -230,9 +232,9 @@ def _stored(run: Run, pod: str, logs: list[ObjectInfo]) -> Iterator[LogLine]:
             length = min(BLOCK, log.size - start)
             *lines, rest = (rest + run.store.get_range(log.key, start, length)).split(b"\n")
             for line in [*lines, *([rest] if rest and start + length == log.size else [])]:
-                words = line.decode(errors="replace")
-                match = re.match(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),(\d{3}) ", words)
-                if match:  # a traceback's lines have none
+                content = line.decode(errors="replace")
+                match = re.match(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d),(\d{3}) ", content)
+                if match:  # the lines of a traceback have no time
                     time = f"{match[1]}T{match[2]}.{match[3]}000000Z"
-                    words = words[match.end() :]
-                yield LogLine(time, pod, naming.TRAIN_CONTAINER, words)
+                    content = content[match.end() :]
+                yield LogLine(time, pod, naming.TRAIN_CONTAINER, content)

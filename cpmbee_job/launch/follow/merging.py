@@ -1,4 +1,4 @@
-"""Many threads' log lines as one stream in the order of their times, in bounded memory."""
+"""Merge the log lines of many threads by time, in bounded memory."""
 
 import threading
 import time
@@ -10,62 +10,62 @@ from cpmbee_job.errors import ClusterError
 from cpmbee_job.launch.follow.logs import LogLine
 
 QUEUE = 128
-"""Lines of one source that wait for those of others."""
+"""Maximum number of buffered lines of one thread."""
 WINDOW = 0.3
-"""Seconds that a line waits for an earlier one of a source that is being read."""
+"""Seconds that a line is held back for earlier lines of logs that are being read."""
 FIRST_WINDOW = 2.0
-"""Seconds that all wait for the first line of a log that has just been opened: there may be old ones in it."""
+"""Seconds that all lines are held back for a log that was just opened, since it may start with old lines."""
 
 Entry = LogLine | str | ClusterError
 
 
 @dataclass
-class Source:
-    """One thread's queue of (arrival, line)."""
+class LineQueue:
+    """The queue of one thread: (time of arrival, line)."""
 
     lines: deque[tuple[float, LogLine]] = field(default_factory=deque)
     reading: bool = False
     opened: float = 0.0
-    has_spoken: bool = False
+    had_lines: bool = False
 
 
-class Merged:
-    """The lines of all sources; and words and errors for the reader, which go before."""
+class LineMerger:
+    """Merges the lines of all queues. Messages and errors for the reader take precedence."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
         self._news = threading.Condition()
-        self._sources: list[Source] = []
-        self._words: deque[str | ClusterError] = deque()
-        self._said: set[str] = set()
+        self._queues: list[LineQueue] = []
+        self._messages: deque[str | ClusterError] = deque()
+        self._known: set[str] = set()
 
-    def source(self) -> Source:
-        source = Source()
+    def add_queue(self) -> LineQueue:
+        queue = LineQueue()
         with self._news:
-            self._sources.append(source)
-        return source
+            self._queues.append(queue)
+        return queue
 
-    def put(self, source: Source, line: LogLine) -> None:
-        """Add the line when there is room."""
+    def put(self, queue: LineQueue, line: LogLine) -> None:
+        """Add the line; blocks while the queue is full."""
         with self._news:
-            while len(source.lines) >= QUEUE and not self.stopped.is_set():
+            while len(queue.lines) >= QUEUE and not self.stopped.is_set():
                 self._news.wait()
-            source.lines.append((time.monotonic(), line))
-            source.has_spoken = True
-            if len(source.lines) == 1:
+            queue.lines.append((time.monotonic(), line))
+            queue.had_lines = True
+            if len(queue.lines) == 1:
                 self._news.notify_all()
 
-    def set_reading(self, source: Source, reading: bool) -> None:
-        """Whether the source's next line may be on its way."""
+    def set_reading(self, queue: LineQueue, reading: bool) -> None:
+        """Record whether the log of this queue is being read."""
         with self._news:
-            source.reading, source.opened = reading, time.monotonic()
+            queue.reading, queue.opened = reading, time.monotonic()
 
-    def say(self, words: str | ClusterError) -> None:
-        """Once, whatever number of threads meets the same."""
+    def report(self, message: str | ClusterError) -> None:
+        """Pass a message or an error to the reader, once even if many threads report it."""
         with self._news:
-            if str(words) not in self._said:
-                self._said.add(str(words))
-                self._words.append(words)
+            if str(message) not in self._known:
+                self._known.add(str(message))
+                self._messages.append(message)
 
     def stop(self) -> None:
         with self._news:
@@ -73,33 +73,33 @@ class Merged:
             self._news.notify_all()
 
     def entries(self, work: Callable[[], bool]) -> Iterator[Entry]:
-        """Until `work`, which is called now and then, says that nothing comes any more."""
+        """Yield lines, messages and errors until `work`, which is called between them, returns False."""
         while True:
-            going_on = work()
+            more = work()
             with self._news:
-                ready: list[Entry] = [*self._words]
-                self._words.clear()
-                while len(ready) < QUEUE and (line := self._next(going_on)) is not None:
+                ready: list[Entry] = [*self._messages]
+                self._messages.clear()
+                while len(ready) < QUEUE and (line := self._next(more)) is not None:
                     ready.append(line)
                 if ready:
                     self._news.notify_all()  # there is room again
-                elif going_on:
+                elif more:
                     self._news.wait(WINDOW / 3)
                 else:
                     return
             yield from ready
 
-    def _next(self, going_on: bool) -> LogLine | None:
-        """The earliest line, unless an earlier one may come in a moment."""
-        first: Source | None = None
+    def _next(self, more: bool) -> LogLine | None:
+        """Return the earliest line, or None if an earlier one may still arrive."""
+        first: LineQueue | None = None
         now, all_have = time.monotonic(), True
-        for source in self._sources:
-            if source.lines:
-                if first is None or source.lines[0][1].time < first.lines[0][1].time:
-                    first = source
-            elif source.reading and going_on:
+        for queue in self._queues:
+            if queue.lines:
+                if first is None or queue.lines[0][1].time < first.lines[0][1].time:
+                    first = queue
+            elif queue.reading and more:
                 all_have = False
-                if not source.has_spoken and now - source.opened < FIRST_WINDOW:
+                if not queue.had_lines and now - queue.opened < FIRST_WINDOW:
                     return None
         if first is None or not (all_have or now - first.lines[0][0] >= WINDOW):
             return None

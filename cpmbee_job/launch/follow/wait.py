@@ -1,4 +1,4 @@
-"""Waits for the end of a run. Neither the API's nor the store's troubles are the run's, so they never end a wait."""
+"""Wait for the end of a run. Failures of the API or the store are not the run's, so they never end a wait."""
 
 import time
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from cpmbee_job.errors import (
     StoreError,
     UnfinishedError,
 )
+from cpmbee_job.launch.follow.polling import GracePeriod, poll
 from cpmbee_job.launch.kube.protocol import Cluster
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.observe import observe
@@ -21,12 +22,6 @@ from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.run import keys
 from cpmbee_job.run.pointers import read_delta_pointer
 from cpmbee_job.run.run import Run
-
-INTERVALS = (2.0, 15.0)
-"""Seconds between two looks at a run: at first, and most. Each pause is a quarter longer than the one before."""
-GRACE = 60.0
-"""Seconds until an end that nobody could wish for is believed: a resume deletes the PyTorchJob, too, and a store may
-list late."""
 
 
 def wait_for_end(
@@ -39,17 +34,16 @@ def wait_for_end(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], object] = time.sleep,
 ) -> RunStatus:
-    """How the run has ended. One that has succeeded has its result and its delta's manifest in the store; one of which
-    nothing is left for a minute is returned as failed.
+    """Return the final status of the run. A successful run has its result and its deltas in the store; a run that
+    vanished without a result for one minute counts as failed.
 
-    `on_status` gets every look at it, `on_trouble` the words of a look that was not possible. Raises `UnfinishedError`
-    after `timeout` seconds, naming what is in the run's way.
+    `on_status` gets each observed status, `on_trouble` why an observation failed or is suspicious. Raises
+    `UnfinishedError` after `timeout` seconds, with the problems of the run.
     """
-    began, interval = clock(), INTERVALS[0]
     status: RunStatus | None = None
-    doubtful_since: float | None = None
-    while True:
-        now, doubt = clock(), None
+    grace = GracePeriod()
+    for now in poll(timeout, clock, pause):
+        doubt = None
         try:
             status = observe(found, cluster)
             on_status(status)
@@ -58,59 +52,52 @@ def wait_for_end(
                 return status
         except PreflightError as error:
             on_trouble(str(error))
-        if status is None or doubt is None:
-            doubtful_since = None
-        else:
-            doubtful_since = now if doubtful_since is None else doubtful_since
-            if now - doubtful_since >= GRACE:
-                end = {"phase": "failed", "ended": True, "exit_code": JobFailedError.exit_code, "reason": doubt}
-                return status.model_copy(update=end)
+        if grace.has_passed(now, suspicious=doubt is not None) and status is not None:
+            end = {"phase": "failed", "ended": True, "exit_code": JobFailedError.exit_code, "reason": doubt}
+            return status.model_copy(update=end)
+        if doubt is not None:
             on_trouble(doubt)
-        left = float("inf") if timeout is None else began + timeout - now
-        if left <= 0:
-            raise _unfinished(found, status, timeout or 0)
-        pause(min(interval, left))
-        interval = min(interval * 1.25, INTERVALS[1])
+    raise _unfinished(found, status, timeout or 0)
 
 
 def as_error(status: RunStatus) -> CpmbeeError | None:
-    """The error that ends a command about an ended run with the run's own exit code; None for a success."""
+    """Return the error for an ended run, with the run's exit code; None if it succeeded."""
     code = JobFailedError.exit_code if status.exit_code is None else status.exit_code
     if code == 0:
         return None
-    message = f"{status.reference} has {'been cancelled' if status.phase == 'cancelled' else 'failed'}"
+    message = f"{status.reference} {'was cancelled' if status.phase == 'cancelled' else 'failed'}"
     message += f": {status.reason}" if status.reason else ""
     run = status.arguments
-    hint = f"`cpmbee-job resume {run}` goes on from its newest checkpoint; `cpmbee-job logs {run}` shows what it said"
+    hint = f"`cpmbee-job resume {run}` resumes it from its newest checkpoint; `cpmbee-job logs {run}` shows its logs"
     if code == InvalidError.exit_code:
-        hint = "mend it and submit again: that is another run"
+        hint = "fix it and submit again, which starts another run"
     return (CancelledError if status.phase == "cancelled" else JobFailedError)(message, hint=hint, exit_code=code)
 
 
 def _doubt(status: RunStatus, found: FoundRun) -> str | None:
-    """Why the end that the look shows may not be one. Raises `StoreError` where the store does not tell."""
+    """Return why the observed end is suspicious. Raises `StoreError` if the store cannot confirm it."""
     if not status.ended:
         return None
     if status.phase == "lost":
-        return status.reason or "nothing is left of it in the cluster, and the store has no result"
+        return status.reason or "gone from the cluster, without a result in the store"
     if status.phase != "succeeded":
         return None
     run, problem = (found.run, None) if found.run is not None else open_run(found.url, found.storage)
     if problem is not None:
-        raise StoreError(f"it is said to have succeeded, but the store can't be asked: {problem}")
+        raise StoreError(f"reported as succeeded, but the store cannot confirm it: {problem}")
     missing = keys.RESULT if run is None or run.result() is None else _missing_delta(run)
-    return None if missing is None else f"it is said to have succeeded, but in {found.url} there is no {missing}"
+    return None if missing is None else f"reported as succeeded, but {found.url} has no {missing}"
 
 
 def _missing_delta(run: Run) -> str | None:
-    """The key that the store lacks of what a success leaves."""
+    """Return the missing or corrupt object of a successful run, None if it is complete."""
     for pointer in (keys.BEST, keys.LAST):
         try:
             manifest = read_delta_pointer(run.store, pointer) + keys.DELTA_MANIFEST
         except NotFoundError:
             return pointer
         except DamagedError:
-            return f"{pointer} that names a delta"
+            return f"intact {pointer}"
         if run.store.info(manifest) is None:
             return manifest
     return None
@@ -119,9 +106,9 @@ def _missing_delta(run: Run) -> str | None:
 def _unfinished(found: FoundRun, status: RunStatus | None, timeout: float) -> UnfinishedError:
     problems = () if status is None else status.problems or status.notes
     run = found.reference if status is None else status.arguments
-    message = f"{found.reference} has not ended after {timeout:.0f} s"
-    message += "" if status is None else f", it is {status.phase}"
+    message = f"{found.reference} did not end within {timeout:.0f} s"
+    message += "" if status is None else f" ({status.phase})"
     return UnfinishedError(
         ": ".join([message, "; ".join(problems)]) if problems else message,
-        hint=f"it goes on; `cpmbee-job wait {run}` waits again, `cpmbee-job cancel {run}` stops it",
+        hint=f"it continues; `cpmbee-job wait {run}` waits again, `cpmbee-job cancel {run}` cancels it",
     )

@@ -1,4 +1,4 @@
-"""A `Cluster` behind the Kubernetes API."""
+"""The Kubernetes API as a `Cluster`."""
 
 import os
 import re
@@ -22,16 +22,16 @@ from cpmbee_job.launch.kube.transport import CONFIG_ERRORS, GoneError, Transport
 
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 PAGE = 500
-"""Objects in one answer to a list."""
+"""Objects in one page of a list."""
 WATCH_SECONDS = 20
-"""Length of one watch request."""
+"""Duration of one watch request."""
 LONGEST_LINE = 2**16
-"""Bytes of a log's line that come at once: a progress bar may write for hours without a newline."""
+"""Bytes after which a log line is split: a progress bar may write for hours without a newline."""
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class ApiCluster:
-    """A `Cluster` as a kubeconfig's context, or a pod's service account, reaches it. Threads may share it."""
+    """The cluster of a kubeconfig context or a service account. Thread-safe."""
 
     def __init__(self, transport: Transport, namespace: str) -> None:
         self._transport = transport
@@ -67,7 +67,7 @@ class ApiCluster:
         while True:
             try:
                 page = self._transport.json("GET", self._path(kind, all_namespaces), query)
-            except GoneError as error:  # the pages were read too slowly; an empty `next_page` is the first one again
+            except GoneError as error:  # the continue token has expired; an empty `next_page` starts over
                 query["continue"] = error.next_page
                 continue
             for uid, item in self._items(page).items():
@@ -86,12 +86,12 @@ class ApiCluster:
         dry_run: bool = False,
         on_warning: Callable[[str], None] = ignore_warning,
     ) -> Object:
-        def tell(headers: Mapping[str, str]) -> None:
-            for words in re.findall(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")):
-                on_warning(re.sub(r"\\(.)", r"\1", words))
+        def report(headers: Mapping[str, str]) -> None:
+            for warning in re.findall(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"', headers.get("Warning", "")):
+                on_warning(re.sub(r"\\(.)", r"\1", warning))
 
         query = {"fieldValidation": "Strict", "dryRun": "All" if dry_run else ""}
-        return self._transport.json("POST", self._path(kind), query, manifest, on_headers=tell)
+        return self._transport.json("POST", self._path(kind), query, manifest, on_headers=report)
 
     def delete(self, kind: str, name: str, uid: str) -> None:
         options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
@@ -107,15 +107,15 @@ class ApiCluster:
                     for change, item in self._changes(kind, labels, version):
                         version = text(item, "metadata", "resourceVersion")
                         if change != "BOOKMARK":
-                            yield from _remembered(known, change, item)
+                            yield from _record_change(known, change, item)
                 else:
-                    # one request even for many objects: a page's version is the list's
+                    # not paged, so that the resourceVersion is that of all objects
                     answer = self._transport.json("GET", self._path(kind), {"labelSelector": _selector(labels)})
                     items = self._items(answer)
                     for uid in known.keys() - items.keys():
-                        yield from _remembered(known, "DELETED", known[uid])
+                        yield from _record_change(known, "DELETED", known[uid])
                     for item in items.values():
-                        yield from _remembered(known, "ADDED", item)
+                        yield from _record_change(known, "ADDED", item)
                     version = text(answer, "metadata", "resourceVersion")
                     yield None
                     continue
@@ -124,7 +124,7 @@ class ApiCluster:
             except UnreachableError:
                 pass
             yield None
-            if time.monotonic() - began < 1:  # a server that ends watches at once shall not be hammered
+            if time.monotonic() - began < 1:  # do not flood a server that ends watches at once
                 self._transport.pause(1)
 
     def _changes(
@@ -136,12 +136,12 @@ class ApiCluster:
             try:
                 event = documents.from_json(line)
             except ValueError as error:
-                raise UnreachableError(f"{self.address}: the watch broke off inside a line") from error
+                raise UnreachableError(f"{self.address}: the watch was interrupted inside a line") from error
             change, item = event.get("type"), part(event, "object")
             if change == "ERROR":
                 raise GoneError(text(item, "message"), "")
             if change != "BOOKMARK" and (change not in get_args(Change) or not text(item, "metadata", "uid")):
-                raise UnreachableError(f"{self.address}: the watch tells of no object")
+                raise UnreachableError(f"{self.address}: the watch sent an event without an object")
             yield cast("Change", change), item
 
     def logs(
@@ -149,23 +149,23 @@ class ApiCluster:
     ) -> Iterator[tuple[str, str]]:
         query = {"container": container, "timestamps": "true", "sinceTime": since or ""}
         query |= {"follow": "true" if follow else "", "previous": "true" if previous else ""}
-        stamp, goes_on = "", False
+        stamp, continues = "", False
         try:
             for piece in self._transport.lines(
                 f"{self._path('api/v1/pods')}/{quote(pod)}/log", query, longest=LONGEST_LINE
             ):
                 text = piece.decode(errors="replace")
-                if not goes_on:
+                if not continues:
                     stamp, _, text = text.partition(" ")
-                goes_on = not piece.endswith(b"\n")
+                continues = not piece.endswith(b"\n")
                 yield stamp.rstrip("\n"), text.removesuffix("\n")
         except RejectedError as error:  # 400: the container is waiting to start, or has no previous log
             raise NotFoundError(f"{pod}: no log of {container}: {error.message}") from error
 
     def _items(self, answer: Object) -> dict[str, Object]:
-        """The objects of a list by their uid. Raises `UnreachableError` for an answer that is none: a proxy's, say."""
+        """Return the objects of a list by uid. Raises `UnreachableError` for another answer, as of a proxy."""
         if "items" not in answer:
-            raise UnreachableError(f"{self.address}: the answer is no list of objects")
+            raise UnreachableError(f"{self.address}: the answer is not a list of objects")
         return {uid: item for item in parts(answer, "items") if (uid := text(item, "metadata", "uid"))}
 
     def _path(self, kind: str, all_namespaces: bool = False) -> str:
@@ -175,9 +175,9 @@ class ApiCluster:
 
 
 def connect(context: str | None = None, namespace: str | None = None) -> Cluster:
-    """The cluster of the kubeconfig (`KUBECONFIG`, `~/.kube/config`), or the one that this pod runs in.
+    """Connect to the cluster of the kubeconfig (`KUBECONFIG`, `~/.kube/config`), or to the one that this pod runs in.
 
-    Raises `PreflightError` where there is neither.
+    Raises `PreflightError` if there is neither.
     """
     files = os.environ.get("KUBECONFIG") or "~/.kube/config"
     in_pod = context is None and "KUBECONFIG" not in os.environ and (_SERVICE_ACCOUNT / "token").is_file()
@@ -192,8 +192,8 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
 
     if not in_pod and not any(Path(file).expanduser().is_file() for file in files.split(os.pathsep) if file):
         raise PreflightError(
-            f"no way to a Kubernetes cluster: there is no kubeconfig ({files})",
-            hint="set KUBECONFIG to the file that whoever runs the cluster has given you",
+            f"cannot connect to a Kubernetes cluster: kubeconfig not found ({files})",
+            hint="set KUBECONFIG to the kubeconfig that you got from the cluster's administrator",
         )
     try:
         if in_pod:
@@ -204,7 +204,8 @@ def connect(context: str | None = None, namespace: str | None = None) -> Cluster
         return ApiCluster(Transport(load), namespace or default)
     except CONFIG_ERRORS as error:
         raise PreflightError(
-            f"no way to a Kubernetes cluster: {error}", hint="set KUBECONFIG, or name one of its contexts by --context"
+            f"cannot connect to a Kubernetes cluster: {error}",
+            hint="set KUBECONFIG, or choose one of its contexts with --context",
         ) from error
 
 
@@ -212,8 +213,8 @@ def _selector(labels: Mapping[str, str] | None) -> str:
     return ",".join(f"{key}={value}" for key, value in (labels or {}).items())
 
 
-def _remembered(known: dict[str, Object], change: Change, item: Object) -> Iterator[tuple[Change, Object]]:
-    """The change, if it is news: after a new list, objects that did not change are none."""
+def _record_change(known: dict[str, Object], change: Change, item: Object) -> Iterator[tuple[Change, Object]]:
+    """Record the change in `known`, and yield it unless the object is unchanged since the last list."""
     uid = text(item, "metadata", "uid")
     before = known.pop(uid, None)
     if change != "DELETED":

@@ -1,4 +1,4 @@
-"""Reading the API's JSON where any part may be missing or of another type than it should be."""
+"""Read the API's JSON, of which any part may be missing or have the wrong type."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from cpmbee_job.launch.kube.protocol import Object
 
 _LARGEST = 1e300
-"""Whole numbers may be larger than any that can be calculated with."""
+"""Larger integers may overflow a float."""
 
 
 def part(item: Any, *path: str) -> Object:
-    """The object at that path, an empty one where there is none."""
+    """Return the object at that path, {} if there is none."""
     found = _at(item, path)
     return found if isinstance(found, dict) else {}
 
 
 def parts(item: Any, *path: str) -> list[Object]:
-    """The objects in the list at that path."""
+    """Return the objects in the list at that path."""
     found = _at(item, path)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def text(item: Any, *path: str) -> str:
-    """The text at that path, "" where there is none; control characters (a terminal would obey them) left out."""
+    """Return the text at that path, "" if there is none, without the control characters of terminals."""
     found = _at(item, path)
     if found is None or isinstance(found, dict | list):
         return ""
@@ -30,7 +30,7 @@ def text(item: Any, *path: str) -> str:
 
 
 def one_line(item: Any, *path: str) -> str:
-    """The same with its white space folded."""
+    """Return the text at that path with white space collapsed."""
     return " ".join(text(item, *path).split())
 
 
@@ -46,7 +46,7 @@ def integer(item: Any, *path: str) -> int | None:
 
 
 def time_at(item: Any, *path: str) -> datetime | None:
-    """The RFC 3339 time at that path."""
+    """Return the RFC 3339 time at that path, None if there is none."""
     try:
         found = datetime.fromisoformat(text(item, *path))
     except ValueError:
@@ -55,7 +55,7 @@ def time_at(item: Any, *path: str) -> datetime | None:
 
 
 def condition(item: Any, kind: str) -> Object:
-    """The condition of that type in the object's status, an empty one where there is none."""
+    """Return the status condition of that type, {} if there is none."""
     return next((one for one in parts(item, "status", "conditions") if one.get("type") == kind), {})
 
 

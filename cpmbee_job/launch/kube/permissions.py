@@ -1,16 +1,16 @@
-"""What the verbs ask of the Kubernetes API. The Role in k8s/ and the access reviews of `doctor` are made from this."""
+"""The Kubernetes permissions that our commands require, for the Role in k8s/ and the access reviews of `doctor`."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
 class Permission(NamedTuple):
-    """Something that verbs of ours do with a kind of object."""
+    """RBAC verbs that some of our commands use on a resource."""
 
     commands: tuple[str, ...]
     group: str
     resource: str
-    """As RBAC names it; with a subresource like `pods/log`."""
+    """RBAC's name; with the subresource, such as `pods/log`."""
     verbs: tuple[str, ...]
 
 
@@ -39,7 +39,7 @@ PERMISSIONS = (
     Permission(("status", "wait", *INFERENCE), "", "events", ("list",)),
     Permission(("status", "wait"), "kueue.x-k8s.io", "workloads", ("list",)),
 )
-"""In the job's namespace. Without one of them, its verbs don't work as they should."""
+"""Required in the job's namespace."""
 
 OPTIONAL_PERMISSIONS = (
     Permission(("doctor", "validate --server"), "", "resourcequotas", ("list",)),
@@ -48,8 +48,8 @@ OPTIONAL_PERMISSIONS = (
     Permission(("doctor",), "", "persistentvolumeclaims", ("get",)),
     Permission(("doctor",), "kueue.x-k8s.io", "localqueues", ("get",)),
 )
-"""In the namespace too, but `doctor` goes without where it must. It also looks for the metadata of Secrets; no Role of
-ours allows that, since RBAC can't tell metadata from values."""
+"""Also in the namespace; without them, `doctor` skips checks. It also reads the metadata of Secrets, which no Role of
+ours allows, since RBAC cannot separate metadata from values."""
 
 CLUSTER_PERMISSIONS = (
     Permission(("status", "wait"), "", "nodes", ("get",)),
@@ -57,12 +57,12 @@ CLUSTER_PERMISSIONS = (
     Permission(("doctor",), "", "pods", ("list",)),
     Permission(("doctor",), "apps", "deployments", ("list",)),
 )
-"""In the whole cluster, for a ClusterRole that nobody must have: why a node is silent, what `doctor` tells of nodes,
-GPUs and the operator."""
+"""For an optional ClusterRole. They explain why a node is not ready, and let `doctor` check nodes, GPUs and the
+operator."""
 
 
 def rules(permissions: Iterable[Permission]) -> list[dict[str, Any]]:
-    """The rules of a Role that allows these, one for a resource."""
+    """Return the rules of a Role with these permissions, one for each resource."""
     verbs: dict[tuple[str, str], list[str]] = {}
     for permission in permissions:
         known = verbs.setdefault((permission.group, permission.resource), [])

@@ -1,4 +1,4 @@
-"""What the launcher asks of a Kubernetes cluster. Objects are the API's own JSON."""
+"""The operations that the launcher needs from a Kubernetes cluster. Objects are the API's own JSON."""
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
@@ -23,53 +23,53 @@ CONFIG_MAPS = "api/v1/configmaps"
 CLAIMS = "api/v1/persistentvolumeclaims"
 KUBEFLOW_VERSIONS = "apis/kubeflow.org"
 KUEUE_VERSIONS = "apis/kueue.x-k8s.io"
-"""Of a group, each version is an object that lists the `resources` it serves; everybody may look."""
+"""API discovery: each version of the group is an object that lists the `resources` it serves. Needs no permission."""
 
 INDEX_LABEL = "training.kubeflow.org/replica-index"
-"""The training operator's, of a pod."""
+"""Set by the training operator on pods."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-"""Kueue's, of a job."""
+"""Read by Kueue on jobs."""
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
-"""NVIDIA's feature discovery's, of a node."""
+"""Set by NVIDIA's GPU feature discovery on nodes."""
 
 CLUSTER_WIDE = {NODES, NAMESPACES, ACCESS_REVIEWS, KUBEFLOW_VERSIONS, KUEUE_VERSIONS}
-"""Kinds that lie in no namespace."""
+"""Kinds that are not namespaced."""
 
 
 def ignore_warning(_text: str) -> None:
-    """Nobody is told."""
+    """Drop the warning."""
 
 
 class Cluster(Protocol):
-    """One namespace of a cluster. A kind of object is named by its API path, like `PODS`.
+    """One namespace of a cluster. A kind of object is named by its API path, such as `PODS`.
 
-    Every method raises `ClusterError` where the API refuses (401, 403), `UnreachableError` where it does not answer
-    after some tries, `NotFoundError` where there is no such object or no such kind.
+    Every method raises `ClusterError` if the API denies the request (401, 403), `UnreachableError` if it does not
+    answer after several tries, and `NotFoundError` for an unknown object or kind.
     """
 
     @property
     def namespace(self) -> str:
-        """The namespace that all calls mean, but for those of `CLUSTER_WIDE` kinds."""
+        """The namespace of all calls, except those for `CLUSTER_WIDE` kinds."""
 
     @property
     def address(self) -> str:
-        """The API server's, for words."""
+        """The URL of the API server, for messages."""
 
     def server_version(self) -> str:
-        """Like `v1.34.4`."""
+        """Return the version, such as `v1.34.4`."""
 
     def server_time(self) -> datetime:
-        """What the API server's clock says, to the second."""
+        """Return the time of the API server's clock, to the second."""
 
     def get(self, kind: str, name: str) -> Object: ...
 
     def get_metadata(self, kind: str, name: str) -> Object:
-        """The object without its content: a Secret's values stay where they are."""
+        """Return the object without its content, so that a Secret's values are not transferred."""
 
     def list(
         self, kind: str, labels: Mapping[str, str] | None = None, fields: str = "", *, all_namespaces: bool = False
     ) -> Iterator[Object]:
-        """All objects with these labels and fields, fetched by pages of 500."""
+        """Yield all objects that match the label and field selectors, in pages of 500."""
 
     def create(
         self,
@@ -79,29 +79,30 @@ class Cluster(Protocol):
         dry_run: bool = False,
         on_warning: Callable[[str], None] = ignore_warning,
     ) -> Object:
-        """The object as the server made it (`dry_run`: would make it). Unknown fields are errors; `on_warning` learns
-        what else the server has to say.
+        """Return the object as the server created it (`dry_run`: would create it). Unknown fields are errors;
+        `on_warning` gets the server's other warnings.
 
-        Raises `RejectedError` for an invalid object, `ConflictError` where the name is taken: by this very call, it
-        may be, where the first answer was lost on the way.
+        Raises `RejectedError` for an invalid object, `ConflictError` if the name exists. The object may be this call's
+        own, if the response to an earlier try was lost.
         """
 
     def delete(self, kind: str, name: str, uid: str) -> None:
-        """Delete the object with that uid, and what it owns. `ConflictError` where the name has another by now."""
+        """Delete the object with that uid and its dependents. Raises `ConflictError` if the name has another uid."""
 
     def watch(self, kind: str, labels: Mapping[str, str]) -> Iterator[tuple[Change, Object] | None]:
-        """All objects with these labels as `ADDED`, then their changes, for ever: closed streams are opened again, an
-        API that does not answer is waited for, and what was missed meanwhile is told as changes. None now and then, so
-        that the caller can look at the time.
+        """Yield all objects with these labels as `ADDED`, then their changes, forever.
+
+        Closed streams are reopened, an unreachable API is retried, and missed changes are delivered afterwards. Yields
+        None from time to time, so that the caller can check its deadline.
         """
 
     def logs(
         self, pod: str, container: str, *, follow: bool = False, previous: bool = False, since: str | None = None
     ) -> Iterator[tuple[str, str]]:
-        """(time, line) of a container's log, the time in RFC 3339 with nanoseconds. `since` is such a time too; servers
-        may take the whole second before it. A very long line comes in pieces of the same time.
+        """Yield (time, line) of a container's log; the time is RFC 3339 with nanoseconds, as is `since`. Servers may
+        include the whole second before `since`. A very long line comes in several pieces with the same time.
 
-        Raises `NotFoundError` where there is no log (the container has not started, the pod is gone). The stream of
-        `follow` may end early, or break off after some time of silence with `UnreachableError`: the caller looks
-        whether the container has ended.
+        Raises `NotFoundError` if there is no log (the container has not started, the pod is gone). With `follow`, the
+        stream may end early, or raise `UnreachableError` after a period of silence: the caller checks whether the
+        container has ended.
         """

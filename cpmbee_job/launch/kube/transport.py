@@ -1,6 +1,6 @@
-"""Requests to the Kubernetes API, with the official client's kubeconfig, credentials, TLS and proxies.
+"""Send requests to the Kubernetes API, using the official client for kubeconfig, credentials, TLS and proxies.
 
-What is worth another try is tried again; what remains is one of our errors, in the server's own words.
+Temporary failures are retried; others are raised as our errors, with the server's message.
 """
 
 import http.client
@@ -24,13 +24,13 @@ from cpmbee_job.launch.kube.fields import parts, text
 from cpmbee_job.launch.kube.protocol import Object
 
 TIMEOUT = urllib3.Timeout(connect=6, read=60)
-"""Seconds to connect, and without a byte: streams that are silent for longer are opened again by those who read them,
-which also finds the ones that broke unnoticed."""
+"""Seconds to connect, and between two reads. The readers of a stream reopen it after a read timeout, which also detects
+lost connections."""
 TRIES = 4
 MOST_CONNECTIONS = 64
-"""Connections that are kept for another request."""
+"""Size of the connection pool."""
 CONFIG_ERRORS = (ConfigException, OSError, yaml.YAMLError, LookupError, TypeError, AttributeError)
-"""What the client raises for a kubeconfig that it can't use."""
+"""Raised by the client for an unusable kubeconfig."""
 
 T = TypeVar("T")
 Headers = Mapping[str, str]
@@ -41,11 +41,11 @@ _PERMANENT_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
 
 
 def ignore_headers(_headers: Headers) -> None:
-    """Nobody looks at them."""
+    """Drop the headers."""
 
 
 class GoneError(ClusterError):
-    """410: the version, or the page, that was asked for is no longer known. `next_page`: where to go on instead."""
+    """410: the resourceVersion or the continue token has expired. `next_page` is the token to continue with."""
 
     def __init__(self, message: str, next_page: str) -> None:
         super().__init__(message)
@@ -53,8 +53,8 @@ class GoneError(ClusterError):
 
 
 class Transport:
-    """Threads may share it. `load` reads kubeconfig and credentials, again whenever the API refuses the present ones;
-    `pause` passes the time between two tries.
+    """A thread-safe connection. `load` reads kubeconfig and credentials, again whenever the API denies the current
+    ones; `pause` sleeps between two tries.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Transport:
         accept: str = "application/json",
         on_headers: Callable[[Headers], None] = ignore_headers,
     ) -> Object:
-        """The answer's JSON object."""
+        """Return the JSON object of the response."""
 
         def read(response: urllib3.BaseHTTPResponse) -> Object:
             answer: Object = documents.from_json(response.data)
@@ -94,8 +94,8 @@ class Transport:
         return self._try(method, path, query or {}, body, accept, read)
 
     def lines(self, path: str, query: Mapping[str, str], longest: int | None = None) -> Iterator[bytes]:
-        """The body's lines as they come, each with its newline: a piece without one is gone on with by the next (at
-        most `longest` bytes come at once), or the end. Raises `UnreachableError` where the stream breaks off.
+        """Yield the lines of the body as they arrive, each with its newline. A line of more than `longest` bytes comes
+        in pieces, of which only the last one has the newline. Raises `UnreachableError` if the stream is interrupted.
         """
         response = self._try("GET", path, query, None, "*/*", lambda response: response)
         rest = b""
@@ -103,13 +103,13 @@ class Transport:
             for chunk in response.stream(2**16) if response.chunked else iter(lambda: response.read1(2**16), b""):
                 *whole, rest = (rest + chunk).split(b"\n")
                 for line in whole:
-                    yield from _cut(line + b"\n", longest)
-                *pieces, rest = _cut(rest, longest) if rest else [b""]
+                    yield from _split(line + b"\n", longest)
+                *pieces, rest = _split(rest, longest) if rest else [b""]
                 yield from pieces
         except _NETWORK_ERRORS as error:
-            raise UnreachableError(f"{self.address}: the stream broke off: {_innermost(error)}") from error
+            raise UnreachableError(f"{self.address}: the stream was interrupted: {_innermost(error)}") from error
         finally:
-            response.close()  # a connection with an unread rest must not go back into the pool
+            response.close()  # a connection with unread data must not return to the pool
         if rest:
             yield rest
 
@@ -122,7 +122,7 @@ class Transport:
         accept: str,
         read: Callable[[urllib3.BaseHTTPResponse], T],
     ) -> T:
-        """What `read` makes of an answer whose status is good."""
+        """Return what `read` makes of a successful response."""
         reloaded = False
         problem: CpmbeeError = UnreachableError(self.address)
         for attempt in range(1, TRIES + 1):
@@ -132,15 +132,15 @@ class Transport:
                 if response.status < 300:
                     return read(response)
                 problem = _as_error(response, f"{method} {path}")
-                if _is_stranger(response.status, problem) and not reloaded:  # a token may have expired
+                if _is_unauthenticated(response.status, problem) and not reloaded:  # a token may have expired
                     reloaded = True
                     self._reload(client)
                     continue
                 if response.status not in _RETRIED:
                     raise problem
-                wait = max(wait, _asked_for(response))
-            except (*_NETWORK_ERRORS, ValueError) as error:  # ValueError: JSON that was cut off
-                problem = self._silent(error)
+                wait = max(wait, _retry_after(response))
+            except (*_NETWORK_ERRORS, ValueError) as error:  # ValueError: truncated JSON
+                problem = self._no_answer(error)
                 if any(name in str(_innermost(error)) for name in _PERMANENT_TLS):
                     raise problem from error
                 problem.__cause__ = error
@@ -151,10 +151,10 @@ class Transport:
     def _send(
         self, client: ApiClient, method: str, path: str, query: Mapping[str, str], body: Any, accept: str
     ) -> urllib3.BaseHTTPResponse:
-        try:  # this may read files, or start the kubeconfig's plugin
+        try:  # may read files, or start a credential plugin
             credentials = client.configuration.auth_settings().get("BearerToken")
         except CONFIG_ERRORS as error:
-            raise ClusterError(f"{self.address}: no credentials: {error}") from error
+            raise ClusterError(f"{self.address}: cannot get credentials: {error}") from error
         headers = {"Accept": accept, "User-Agent": f"cpmbee-job/{__version__}"}
         if credentials is not None:
             headers["Authorization"] = str(credentials["value"])
@@ -174,20 +174,20 @@ class Transport:
 
     def _reload(self, refused: ApiClient) -> None:
         with self._loading:
-            if self._client is not refused:  # another thread has been here
+            if self._client is not refused:  # another thread reloaded it
                 return
             try:
                 self._client = _prepared(self._load())
             except CONFIG_ERRORS as error:
                 raise ClusterError(
-                    f"{self.address}: the Kubernetes API refuses the credentials, and the kubeconfig can't be read "
-                    f"again: {error}"
+                    f"{self.address}: the Kubernetes API rejects the credentials, and reloading the kubeconfig failed: "
+                    f"{error}"
                 ) from error
 
-    def _silent(self, error: BaseException) -> UnreachableError:
+    def _no_answer(self, error: BaseException) -> UnreachableError:
         return UnreachableError(
             f"{self.address}: the Kubernetes API does not answer: {_innermost(error)}",
-            hint="`kubectl version` tells whether this machine reaches the cluster at all",
+            hint="check the connection with `kubectl version`",
         )
 
 
@@ -196,24 +196,24 @@ def _prepared(client: ApiClient) -> ApiClient:
     return client
 
 
-def _cut(line: bytes, longest: int | None) -> list[bytes]:
+def _split(line: bytes, longest: int | None) -> list[bytes]:
     step = longest or len(line)
     return [line[start : start + step] for start in range(0, len(line), step)]
 
 
-def _is_stranger(status: int, problem: CpmbeeError) -> bool:
-    """Whether the API does not know who asks."""
+def _is_unauthenticated(status: int, problem: CpmbeeError) -> bool:
+    """Return whether the API does not accept the credentials."""
     return status == 401 or (status == 403 and "system:anonymous" in problem.message)
 
 
-def _asked_for(response: urllib3.BaseHTTPResponse) -> float:
-    """Seconds that an overloaded server asks us to wait; not more than some."""
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float:
+    """Return the seconds of the `Retry-After` header, at most 10."""
     seconds = response.headers.get("Retry-After", "")
     return min(float(seconds), 10) if seconds.isdigit() else 0
 
 
 def _as_error(response: urllib3.BaseHTTPResponse, request: str) -> CpmbeeError:
-    """The API's `Status` as one of our errors, in its own words."""
+    """Return the API's `Status` as one of our errors, with its message."""
     answer = _body(response)
     status = response.status
     message = text(answer, "message") or f"{request}: status {status}"
@@ -227,12 +227,12 @@ def _as_error(response: urllib3.BaseHTTPResponse, request: str) -> CpmbeeError:
         causes = [(text(one, "field"), text(one, "message")) for one in parts(answer, "details", "causes")]
         return RejectedError(message, causes)
     if status in _RETRIED:
-        return UnreachableError(f"the Kubernetes API is in trouble: {message}")
+        return UnreachableError(f"the Kubernetes API failed: {message}")
     error = ClusterError(message)
-    if _is_stranger(status, error):
+    if _is_unauthenticated(status, error):
         return ClusterError(
-            f"the Kubernetes API does not accept the credentials: {message}",
-            hint="log in again; `kubectl auth whoami` tells as whom",
+            f"the Kubernetes API rejects the credentials: {message}",
+            hint="log in again; `kubectl auth whoami` shows the current user",
         )
     return error
 
@@ -243,11 +243,11 @@ def _body(response: urllib3.BaseHTTPResponse) -> Object:
         data = response.data
         return documents.from_json(data)
     except (*_NETWORK_ERRORS, ValueError):
-        words = data[:500].decode(errors="replace").strip()  # a proxy's, say
-        return {"message": f"status {response.status} {response.reason or ''}: {words}".rstrip(": ")}
+        text = data[:500].decode(errors="replace").strip()  # of a proxy, for example
+        return {"message": f"status {response.status} {response.reason or ''}: {text}".rstrip(": ")}
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The cause that says something: `ProxyError` and its like only wrap it."""
+    """Return the original cause, which `ProxyError` and others wrap."""
     reason = getattr(error, "reason", None) or error.__cause__
     return _innermost(reason) if isinstance(reason, BaseException) else error

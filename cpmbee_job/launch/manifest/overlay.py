@@ -1,22 +1,22 @@
-"""A raw piece of a pod template merged into ours: the way out for what no field of the spec covers."""
+"""Merge the spec's pod overlay, a partial pod template, into ours."""
 
 from typing import Any
 
 from cpmbee_job.errors import SpecError
 
 NAMED_BY = {"volumeMounts": "mountPath", "ports": "containerPort", "tolerations": "key"}
-"""What tells the members of a list apart; of every other list it is `name`."""
+"""The keys that identify the items of a list; the default is `name`."""
 
 
 def merge(base: Any, overlay: Any, where: str) -> Any:
-    """`base` with `overlay` over it; neither is changed.
+    """Return `base` merged with `overlay`; both stay unchanged.
 
-    Mappings are merged by key, and null removes a key; lists of named things by name, new ones at the end; anything
-    else is replaced. Raises `SpecError` with the path below `where` for a mapping in the place of a list, and the like.
+    Mappings are merged by key; null removes a key. Lists are merged by the name of their items, with new items at the
+    end. All other values are replaced. Raises `SpecError` with the path below `where` if the types differ.
     """
     if isinstance(overlay, dict):
         if not isinstance(base, dict | None):
-            raise SpecError(f"{where}: a mapping, where {_kind(base)} belongs")
+            raise SpecError(f"{where}: must be {_kind(base)} (got a mapping)")
         merged = dict(base or {})
         for key, value in overlay.items():
             if value is None:
@@ -26,10 +26,10 @@ def merge(base: Any, overlay: Any, where: str) -> Any:
         return merged
     if isinstance(overlay, list):
         if not isinstance(base, list | None):
-            raise SpecError(f"{where}: a list, where {_kind(base)} belongs")
+            raise SpecError(f"{where}: must be {_kind(base)} (got a list)")
         return _merge_lists(base or [], overlay, where)
     if isinstance(base, dict | list):
-        raise SpecError(f"{where}: {overlay!r}, where {_kind(base)} belongs")
+        raise SpecError(f"{where}: must be {_kind(base)} (got {overlay!r})")
     return overlay
 
 
@@ -48,10 +48,10 @@ def _merge_lists(base: list[Any], overlay: list[Any], where: str) -> list[Any]:
 
 
 def _names(items: list[Any], key: str) -> list[Any] | None:
-    """What each member is called; None where they can't be told apart by it."""
+    """Return the names of the items; None if they are missing or not unique."""
     names = [item.get(key) if isinstance(item, dict) else None for item in items]
     return None if None in names or len(set(map(str, names))) < len(names) else names
 
 
 def _kind(value: Any) -> str:
-    return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a plain value"
+    return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a scalar"

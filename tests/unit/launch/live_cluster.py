@@ -55,12 +55,12 @@ class LiveCluster(FakeCluster):
                 for stamp, text in lines[position:]:
                     if since is None or stamp[:19] >= since[:19]:  # kubelet knows seconds only
                         if left == 0:
-                            raise UnreachableError("the stream broke off")
+                            raise UnreachableError("the stream was interrupted")
                         left = None if left is None else left - 1
                         yield stamp, text
                     position += 1
                 if left == 0:
-                    raise UnreachableError("the stream broke off")
+                    raise UnreachableError("the stream was interrupted")
                 if not goes_on:
                     return
                 time.sleep(TICK)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cpmbee_job.errors import ModelError, SpecError, StoreError
-from cpmbee_job.launch.local_inputs import find_places, hash_places, send
+from cpmbee_job.launch.local_inputs import find_inputs, hash_inputs, upload_inputs
 from cpmbee_job.spec import parse_spec
 from cpmbee_job.store.files import FileStore
 
@@ -42,7 +42,7 @@ class Bars:
 
 
 def hashed(spec, bar=None):
-    return hash_places(spec, find_places(spec), bar or Bars())
+    return hash_inputs(spec, find_inputs(spec), bar or Bars())
 
 
 def names(store):
@@ -59,7 +59,7 @@ def folder(root, **files):
 
 def test_a_file_goes_to_a_place_named_by_its_content(job, store):
     spec, uploads = hashed(job())
-    send(uploads, store)
+    upload_inputs(uploads, store)
     (entry,) = store.list()
     assert spec.data.train == f"s3://out/runs/uploads/{entry.key}"
     assert store.get(entry.key) == b"{}\n"
@@ -77,7 +77,7 @@ def test_a_folder_keeps_its_names_without_hidden_ones(job, store, tmp_path):
     folder(tmp_path / "d", a="1", b__c="2", _x="3", _y__z="4")
     folder(tmp_path / "d", **{".hidden": "5"})
     spec, uploads = hashed(job("data.train=d/"))
-    send(uploads, store)
+    upload_inputs(uploads, store)
     assert spec.data.train.endswith(f"/{uploads[0].digest}/")
     assert names(store) == ["a", "b/c"]
 
@@ -90,7 +90,7 @@ def test_file_urls_are_this_machine_s_too(job, tmp_path):
 def test_of_a_model_only_files_directly_in_the_folder_go(job, store, tmp_path):
     folder(tmp_path / "m", **{"vocab.txt": "v", "config.json": "{}", "pytorch_model.bin": "w", "runs__x": "no"})
     spec, uploads = hashed(job("model=m/", "data.train=s3://d/"))
-    send(uploads, store)
+    upload_inputs(uploads, store)
     assert names(store) == ["config.json", "pytorch_model.bin", "vocab.txt"]
     assert spec.model.startswith("s3://out/runs/uploads/")
 
@@ -98,13 +98,13 @@ def test_of_a_model_only_files_directly_in_the_folder_go(job, store, tmp_path):
 def test_a_folder_that_is_no_model_is_not_uploaded(job, tmp_path):
     folder(tmp_path / "m", **{"config.json": "{}", "weights.zip": "w"})
     with pytest.raises(ModelError, match=r"^model: "):
-        find_places(job("model=m/"))
+        find_inputs(job("model=m/"))
 
 
 def test_a_delta_file_takes_its_manifest_along(job, store, tmp_path):
     folder(tmp_path / "delta", **{"best.pt": "p", "manifest.json": "{}", "other.pt": "no"})
     spec, uploads = hashed(job("lora.init_from=delta/best.pt", "data.train=s3://d/"))
-    send(uploads, store)
+    upload_inputs(uploads, store)
     assert names(store) == ["best.pt", "manifest.json"]
     assert spec.lora.init_from is not None
     assert spec.lora.init_from.endswith("/best.pt")
@@ -114,37 +114,37 @@ def test_of_a_run_s_folder_the_best_delta_is_meant(job, store, tmp_path):
     best = json.dumps({"prefix": "delta/7.1/"})
     folder(tmp_path / "run", delta__BEST=best, **{"delta/7.1/manifest.json": "{}", "delta/9.1/manifest.json": "{ }"})
     _, uploads = hashed(job("lora.init_from=run/", "data.train=s3://d/"))
-    send(uploads, store)
+    upload_inputs(uploads, store)
     assert names(store) == ["manifest.json"]
 
 
 def test_what_is_there_is_not_sent_again(job, store):
     _, uploads = hashed(job())
-    assert send(uploads, store) == 3
-    assert send(uploads, store) == 0
+    assert upload_inputs(uploads, store) == 3
+    assert upload_inputs(uploads, store) == 0
 
 
 def test_what_is_there_but_is_something_else_is_mended(job, store):
     _, uploads = hashed(job())
-    send(uploads, store)
+    upload_inputs(uploads, store)
     (entry,) = store.list()
     store.put(entry.key, b"xx\n")
-    send(uploads, store)
+    upload_inputs(uploads, store)
     assert store.get(entry.key) == b"{}\n"
 
 
 def test_progress_is_told_of_both_steps(job, store):
     bars = Bars()
     _, uploads = hashed(job(), bars)
-    send(uploads, store, bars)
+    upload_inputs(uploads, store, bars)
     assert bars.totals == bars.moved == {"hash": 3, "upload": 3}
 
 
 def test_a_file_that_changes_before_it_is_hashed_is_refused(job, tmp_path):
-    places = find_places(job())
+    places = find_inputs(job())
     (tmp_path / "train.jsonl").write_text("longer than before\n")
     with pytest.raises(StoreError, match=r"train\.jsonl: changed"):
-        hash_places(job(), places)
+        hash_inputs(job(), places)
 
 
 def test_a_file_that_changes_before_it_is_sent_is_refused_and_leaves_nothing(job, store, tmp_path):
@@ -152,7 +152,7 @@ def test_a_file_that_changes_before_it_is_sent_is_refused_and_leaves_nothing(job
     (tmp_path / "train.jsonl").write_text("[]\n")
     os.utime(tmp_path / "train.jsonl", (1, 1))
     with pytest.raises(StoreError, match="changed while it was uploaded"):
-        send(uploads, store)
+        upload_inputs(uploads, store)
     assert names(store) == []
 
 
@@ -166,26 +166,26 @@ def test_nothing_is_written_before_it_is_asked_for(job, store):
     [
         ("data.train=nowhere.jsonl", r"^data\.train: .*no such file or folder"),
         ("data.eval=empty/", r"^data\.eval: .*no files in that folder"),
-        ("model=train.jsonl", "^model: .*a file, not a folder"),
-        ("lora.init_from=train.jsonl", r"^lora\.init_from: .*no delta"),
+        ("model=train.jsonl", "^model: .*must be a folder"),
+        ("lora.init_from=train.jsonl", r"^lora\.init_from: .*not a delta"),
     ],
 )
 def test_a_path_that_can_t_be_uploaded_is_named_with_its_key(job, tmp_path, override, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".keep").touch()
     with pytest.raises(SpecError, match=words):
-        find_places(job(override))
+        find_inputs(job(override))
 
 
 def test_links_to_files_are_followed_and_links_to_folders_refused(job, store, tmp_path):
     folder(tmp_path / "d", a="1")
     (tmp_path / "d" / "b").symlink_to(tmp_path / "train.jsonl")
     _, uploads = hashed(job("data.train=d/"))
-    send(uploads, store)
+    upload_inputs(uploads, store)
     assert names(store) == ["a", "b"]
     (tmp_path / "d" / "round").symlink_to(tmp_path / "d")
     with pytest.raises(SpecError, match="round: a link to a folder"):
-        find_places(job("data.train=d/"))
+        find_inputs(job("data.train=d/"))
 
 
 @pytest.mark.parametrize("kind", ["dangling", "loop", "pipe"])
@@ -196,21 +196,21 @@ def test_what_is_no_file_is_refused(job, tmp_path, kind):
         os.mkfifo(path)
     else:
         path.symlink_to(path if kind == "loop" else tmp_path / "nowhere")
-    with pytest.raises(SpecError, match="not a plain file"):
-        find_places(job("data.train=d/"))
+    with pytest.raises(SpecError, match="not a regular file"):
+        find_inputs(job("data.train=d/"))
 
 
 def test_a_name_that_no_object_can_have_is_refused(job, tmp_path):
     Path(tmp_path / "d").mkdir()
     (tmp_path / "d" / "a\nb").write_text("1")
-    with pytest.raises(SpecError, match="rename it"):
-        find_places(job("data.train=d/"))
+    with pytest.raises(SpecError, match="rename the file"):
+        find_inputs(job("data.train=d/"))
 
 
 def test_every_set_of_a_list_is_uploaded(job, store, tmp_path):
     (tmp_path / "more.jsonl").write_text('{"<ans>": "x"}\n')
     spec, uploads = hashed(job("data.train=[{path: train.jsonl}, {path: s3://b/x}, {path: more.jsonl}]"))
-    send(uploads, store)
+    upload_inputs(uploads, store)
     assert sorted(names(store)) == ["more.jsonl", "train.jsonl"]
     paths = [one.path for one in spec.data.train_sets]
     assert [path.rpartition("/")[2] for path in paths] == ["train.jsonl", "x", "more.jsonl"]

@@ -9,7 +9,7 @@ SPEC = "name: a\nmodel: s3://m/\ndata: {train: s3://d/}\noutput: s3://o/\n"
 def test_the_exit_code_is_4_and_problems_have_hints(tmp_path: Path) -> None:
     done = run_cli("doctor", "--output", tmp_path / "runs")
     assert done.code == 4
-    assert "problem       cluster: no way to a Kubernetes cluster" in done.out
+    assert "problem       cluster: cannot connect to a Kubernetes cluster" in done.out
     assert "hint: set KUBECONFIG" in done.out
     assert "ok            conditional put: If-None-Match and If-Match work" in done.out
     assert "error: 1 of 4 checks failed" in done.err
@@ -39,4 +39,4 @@ def test_validate_server_requires_a_cluster(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(SPEC)
     done = run_cli("validate", tmp_path / "job.yaml", "--server")
     assert done.code == 4
-    assert "no way to a Kubernetes cluster" in done.err
+    assert "cannot connect to a Kubernetes cluster" in done.err

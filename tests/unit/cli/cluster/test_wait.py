@@ -43,7 +43,7 @@ def test_the_exit_code_after_the_timeout_is_101(run: Run) -> None:
     done = run_cli("wait", run.url, "--timeout", "1s", "--json")
     assert done.code == 101
     assert json.loads(done.out)["ended"] is False
-    assert "has not ended after 1 s" in done.err
+    assert "did not end within 1 s" in done.err
 
 
 def test_the_exit_code_without_a_run_is_102(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_checks_the_cluster_without_a_job():
 
 def test_checks_the_store_without_a_cluster(tmp_path):
     def connect():
-        raise PreflightError("no way to a Kubernetes cluster")
+        raise PreflightError("cannot connect to a Kubernetes cluster")
 
     found = [(f.check, f.state) for f in examine_all(connect, None, str(tmp_path), StorageSpec())]
     assert found[1:] == [("cluster", "problem"), ("output", "ok"), ("conditional put", "ok")]
@@ -293,7 +293,7 @@ def test_an_image_without_a_version_is_a_warning():
 
 def test_a_missing_image_is_a_problem_and_room_is_still_checked():
     found = examine(HealthyCluster(), "image=null")
-    assert found["job"].detail == "image: missing; a cluster needs one"
+    assert found["job"].detail == "image: missing; required on a cluster"
     assert found["room"].state == "ok"
 
 

@@ -152,7 +152,7 @@ def test_local_inputs_are_rendered_as_uploads(tmp_path):
 
 
 def test_a_local_output_is_refused():
-    with pytest.raises(SpecError, match="output: /runs is a folder of this machine"):
+    with pytest.raises(SpecError, match="output: /runs is a local folder"):
         rendered(parse("output=/runs", "model=/m"), "default")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
 from cpmbee_job.launch.follow.following import follow_logs
-from cpmbee_job.launch.follow.logs import MOST_PODS, REMEMBERED, Choice, LogLine, Position, read_logs, utc
+from cpmbee_job.launch.follow.logs import MOST_PODS, REMEMBERED, LogLine, LogPosition, LogSelection, read_logs, utc
 from cpmbee_job.launch.kube.protocol import PODS
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run.keys import log_key
@@ -31,7 +31,7 @@ def cluster() -> Iterator[LiveCluster]:
 
 
 @pytest.fixture
-def words() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
@@ -47,16 +47,16 @@ def stored(folder: Path) -> FoundRun:
 class Following:
     """Follows in a thread; `shown` grows."""
 
-    def __init__(self, cluster: LiveCluster, choice: Choice | None = None) -> None:
+    def __init__(self, cluster: LiveCluster, selection: LogSelection | None = None) -> None:
         self.shown: list[str] = []
-        self.words: list[str] = []
+        self.messages: list[str] = []
         self._ended = False
         lines = follow_logs(
             found(),
             cluster,
-            choice or Choice(),
+            selection or LogSelection(),
             ended=lambda: self._ended,
-            on_words=self.words.append,
+            on_message=self.messages.append,
             pause=0.005,
         )
         self._thread = threading.Thread(target=self._show, args=(lines,), daemon=True)
@@ -69,7 +69,7 @@ class Following:
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 5
         while not condition():
-            assert time.monotonic() < deadline, (self.shown, self.words)
+            assert time.monotonic() < deadline, (self.shown, self.messages)
             time.sleep(0.002)
 
     def until_shown(self, number: int) -> None:
@@ -85,13 +85,13 @@ class Following:
 # Reading what is there
 
 
-def test_all_ranks_come_in_the_order_of_time(cluster: LiveCluster, words: list[str]) -> None:
+def test_all_ranks_come_in_the_order_of_time(cluster: LiveCluster, messages: list[str]) -> None:
     for index in (0, 1):
         cluster.put(PODS, worker(index))
     cluster.lines[W0, "prepare"] = [line(1, "prepare 0")]
     cluster.lines[W0, "pytorch"] = [line(3, "a"), line(5, "c")]
     cluster.lines[W1, "pytorch"] = [line(2, "first"), line(4, "b")]
-    lines = list(read_logs(found(), cluster, Choice(), words.append))
+    lines = list(read_logs(found(), cluster, LogSelection(), messages.append))
     assert [one.text for one in lines] == ["prepare 0", "first", "a", "b", "c"]
     assert (lines[0].pod, lines[0].container) == (W0, "prepare")
 
@@ -103,95 +103,101 @@ def test_times_of_all_zones_and_lengths_are_comparable() -> None:
 
 
 @pytest.mark.parametrize("name", [W1, "worker-1", "1"])
-def test_one_pod_is_chosen_by_its_name_or_its_end(cluster: LiveCluster, words: list[str], name: str) -> None:
+def test_one_pod_is_chosen_by_its_name_or_its_end(cluster: LiveCluster, messages: list[str], name: str) -> None:
     for index in (0, 1, 11):
         cluster.put(PODS, worker(index))
         cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [line(1, f"from {index}")]
-    assert [one.text for one in read_logs(found(), cluster, Choice(pod=name), words.append)] == ["from 1"]
+    assert [one.text for one in read_logs(found(), cluster, LogSelection(pod=name), messages.append)] == ["from 1"]
 
 
-def test_an_unknown_pod_is_told_with_those_that_are_there(cluster: LiveCluster, words: list[str]) -> None:
+def test_an_unknown_pod_is_told_with_those_that_are_there(cluster: LiveCluster, messages: list[str]) -> None:
     cluster.put(PODS, worker(0))
     with pytest.raises(NotFoundError, match=f"worker-7.*{W0}"):
-        list(read_logs(found(), cluster, Choice(pod="worker-7"), words.append))
+        list(read_logs(found(), cluster, LogSelection(pod="worker-7"), messages.append))
 
 
-def test_the_log_before_a_restart_is_shown_on_request(cluster: LiveCluster, words: list[str]) -> None:
+def test_the_log_before_a_restart_is_shown_on_request(cluster: LiveCluster, messages: list[str]) -> None:
     cluster.put(PODS, worker(0, restarts=1))
     cluster.lines[W0, "pytorch"] = [line(2, "again")]
     cluster.lines[W0, "pytorch", "previous"] = [line(1, "crash")]
-    choice = Choice(previous=True)
-    assert [one.text for one in read_logs(found(), cluster, choice, words.append)] == ["crash"]
+    selection = LogSelection(previous=True)
+    assert [one.text for one in read_logs(found(), cluster, selection, messages.append)] == ["crash"]
 
 
-def test_no_container_with_a_log_is_not_found(cluster: LiveCluster, words: list[str]) -> None:
+def test_no_container_with_a_log_is_not_found(cluster: LiveCluster, messages: list[str]) -> None:
     cluster.put(PODS, worker(0, "waiting"))
     with pytest.raises(NotFoundError, match="no log of pytorch"):
-        list(read_logs(found(), cluster, Choice(), words.append))
+        list(read_logs(found(), cluster, LogSelection(), messages.append))
 
 
-def test_a_log_that_breaks_off_is_read_on(cluster: LiveCluster, words: list[str]) -> None:
+def test_a_log_that_breaks_off_is_read_on(cluster: LiveCluster, messages: list[str]) -> None:
     cluster.put(PODS, worker(0))
     cluster.lines[W0, "pytorch"] = [line(1 + i / 10, f"{i}") for i in range(40)]
     cluster.breaks[W0, "pytorch"] = [10, 25, 15]
-    assert [one.text for one in read_logs(found(), cluster, Choice(), words.append)] == [f"{i}" for i in range(40)]
+    assert [one.text for one in read_logs(found(), cluster, LogSelection(), messages.append)] == [
+        f"{i}" for i in range(40)
+    ]
 
 
-def test_of_many_pods_those_from_worker_0_on_are_shown(cluster: LiveCluster, words: list[str]) -> None:
+def test_of_many_pods_those_from_worker_0_on_are_shown(cluster: LiveCluster, messages: list[str]) -> None:
     for index in range(512):
         cluster.put(PODS, worker(index))
         cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [line(1, f"{index}")]
-    shown = [one.text for one in read_logs(found(), cluster, Choice(), words.append)]
+    shown = [one.text for one in read_logs(found(), cluster, LogSelection(), messages.append)]
     assert shown == [f"{index}" for index in range(MOST_PODS)]
-    assert "--pod" in words[0]
+    assert "--pod" in messages[0]
 
 
 # From the store
 
 
-def test_when_the_pods_are_gone_the_store_is_read(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+def test_when_the_pods_are_gone_the_store_is_read(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
     run = stored(tmp_path)
     assert run.run is not None
     run.run.store.put(log_key(W0, 1), b"2026-01-31 12:00:01,000 INFO one\nno time\n2026-01-31 12:00:04,000 INFO four")
     run.run.store.put(log_key(W0, 2), b"2026-01-31 12:00:05,000 INFO five\n")
     run.run.store.put(log_key(W1, 1), b"2026-01-31 12:00:03,500 WARNING three\n")
-    lines = list(read_logs(run, cluster, Choice(), words.append))
+    lines = list(read_logs(run, cluster, LogSelection(), messages.append))
     assert [one.text for one in lines] == ["INFO one", "no time", "WARNING three", "INFO four", "INFO five"]
     assert lines[1].time == "2026-01-31T12:00:01.000000000Z"
-    assert "store" in words[0]
+    assert "store" in messages[0]
 
 
-def test_of_a_pod_that_alone_is_gone_the_store_is_read(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+def test_of_a_pod_that_alone_is_gone_the_store_is_read(
+    cluster: LiveCluster, messages: list[str], tmp_path: Path
+) -> None:
     run = stored(tmp_path)
     assert run.run is not None
     for pod in (W0, W1):
         run.run.store.put(log_key(pod, 1), b"2026-01-31 12:00:02,000 INFO kept\n")
     cluster.put(PODS, worker(0, "ended"))
     cluster.lines[W0, "pytorch"] = [line(1, "there")]
-    assert [one.text for one in read_logs(run, cluster, Choice(), words.append)] == ["there", "INFO kept"]
-    assert W1 in words[0]
+    assert [one.text for one in read_logs(run, cluster, LogSelection(), messages.append)] == ["there", "INFO kept"]
+    assert W1 in messages[0]
 
 
-def test_pod_and_since_hold_in_the_store_too(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+def test_pod_and_since_hold_in_the_store_too(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
     run = stored(tmp_path)
     assert run.run is not None
     run.run.store.put(log_key(W0, 1), b"2026-01-31 12:00:01,000 INFO one\n2026-01-31 12:00:04,000 INFO four\n")
     run.run.store.put(log_key(W1, 1), b"2026-01-31 12:00:05,000 INFO five\n")
-    choice = Choice(pod="worker-0", since="2026-01-31T12:00:02.000000000Z")
-    assert [one.text for one in read_logs(run, cluster, choice, words.append)] == ["INFO four"]
+    selection = LogSelection(pod="worker-0", since="2026-01-31T12:00:02.000000000Z")
+    assert [one.text for one in read_logs(run, cluster, selection, messages.append)] == ["INFO four"]
 
 
-def test_a_stored_log_longer_than_a_block_comes_whole(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+def test_a_stored_log_longer_than_a_block_comes_whole(
+    cluster: LiveCluster, messages: list[str], tmp_path: Path
+) -> None:
     run = stored(tmp_path)
     assert run.run is not None
     texts = [f"{number} {'x' * 97}" for number in range(9000)]
     run.run.store.put(log_key(W0, 1), "".join(f"2026-01-31 12:00:01,000 {text}\n" for text in texts).encode())
-    assert [one.text for one in read_logs(run, cluster, Choice(), words.append)] == texts
+    assert [one.text for one in read_logs(run, cluster, LogSelection(), messages.append)] == texts
 
 
-def test_a_run_without_any_log_is_not_found(cluster: LiveCluster, words: list[str], tmp_path: Path) -> None:
+def test_a_run_without_any_log_is_not_found(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no log"):
-        list(read_logs(stored(tmp_path), cluster, Choice(), words.append))
+        list(read_logs(stored(tmp_path), cluster, LogSelection(), messages.append))
 
 
 # Following
@@ -207,9 +213,9 @@ def test_pods_are_waited_for_and_followed_to_the_end(cluster: LiveCluster) -> No
     following.until_shown(2)
     cluster.lines[W0, "pytorch"].append(line(3, "step 2"))
     following.until_shown(3)
-    cluster.lines[W0, "pytorch"].append(line(4, "last words"))
+    cluster.lines[W0, "pytorch"].append(line(4, "last messages"))
     cluster.put(PODS, worker(0, "ended"))
-    assert following.end() == ["prepared", "step 1", "step 2", "last words"]
+    assert following.end() == ["prepared", "step 1", "step 2", "last messages"]
 
 
 def test_what_was_said_before_is_merged_by_time(cluster: LiveCluster) -> None:
@@ -233,7 +239,7 @@ def test_streams_that_break_lose_nothing_and_repeat_nothing(cluster: LiveCluster
     following = Following(cluster)
     for i in range(200):
         for index in (0, 1):
-            # the same words at other times, and one time for several lines
+            # the same messages at other times, and one time for several lines
             cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"].append(line(i // 3 / 10, f"{index}: {i % 7} {i}"))
     following.until_shown(400)
     for index in (0, 1):
@@ -312,13 +318,13 @@ def test_a_refusal_is_told_once_and_waited_out(cluster: LiveCluster) -> None:
     following.until_shown(2)
     cluster.put(PODS, worker(0, "ended"))
     assert following.end() == ["one", "two"]
-    assert following.words == ["token has expired"]
+    assert following.messages == ["token has expired"]
 
 
 def test_a_refusal_from_the_first_is_an_error(cluster: LiveCluster) -> None:
     cluster.put(PODS, worker(0))
     cluster.refusals["logs", W0] = ClusterError("pods/log is forbidden")
-    lines = follow_logs(found(), cluster, Choice(), ended=lambda: False, on_words=lambda _: None, pause=0.005)
+    lines = follow_logs(found(), cluster, LogSelection(), ended=lambda: False, on_message=lambda _: None, pause=0.005)
     with pytest.raises(ClusterError, match="forbidden"):
         next(lines)
 
@@ -335,13 +341,13 @@ def test_few_of_many_pods_are_followed(cluster: LiveCluster) -> None:
         cluster.put(PODS, worker(index, "ended"))
     assert sorted(map(int, following.end())) == list(range(MOST_PODS))
     assert cluster.streams <= MOST_PODS
-    assert "--pod" in following.words[0]
+    assert "--pod" in following.messages[0]
 
 
 def test_a_reader_that_is_slow_is_waited_for_in_bounded_memory(cluster: LiveCluster) -> None:
     cluster.lines[W0, "pytorch"] = [line(1, f"{i}") for i in range(20_000)]
     cluster.put(PODS, worker(0))
-    lines = follow_logs(found(), cluster, Choice(), ended=lambda: False, on_words=lambda _: None, pause=0.005)
+    lines = follow_logs(found(), cluster, LogSelection(), ended=lambda: False, on_message=lambda _: None, pause=0.005)
     first = next(lines)
     time.sleep(0.1)  # the log could have been read whole
     assert first.text == "0"
@@ -349,11 +355,11 @@ def test_a_reader_that_is_slow_is_waited_for_in_bounded_memory(cluster: LiveClus
     lines.close()  # type: ignore[attr-defined]
 
 
-# Position
+# LogPosition
 
 
 def test_a_log_of_any_speed_is_known_again() -> None:
-    position = Position(None)
+    position = LogPosition(None)
     texts = [(f"2026-01-31T12:00:00.{i:09}Z", f"{i}") for i in range(3 * REMEMBERED)]
     for stamp, text in texts:
         assert position.take("p", "c", stamp, text) is not None
@@ -363,13 +369,13 @@ def test_a_log_of_any_speed_is_known_again() -> None:
 
 
 def test_a_line_of_the_second_before_since_is_none() -> None:
-    position = Position("2026-01-31T12:00:00.500000000Z")
+    position = LogPosition("2026-01-31T12:00:00.500000000Z")
     assert position.take("p", "c", "2026-01-31T12:00:00.4Z", "early") is None
     assert position.take("p", "c", "2026-01-31T12:00:00.5Z", "in time") is not None
 
 
 def test_two_equal_lines_of_one_time_are_two() -> None:
-    position = Position(None)
+    position = LogPosition(None)
     same = ("2026-01-31T12:00:00Z", "same")
     assert position.take("p", "c", *same) is not None
     position.resume()
@@ -378,14 +384,14 @@ def test_two_equal_lines_of_one_time_are_two() -> None:
 
 def test_a_line_written_late_is_not_lost() -> None:
     """Both streams of a container are stamped before either is written."""
-    position = Position(None)
+    position = LogPosition(None)
     position.take("p", "c", "2026-01-31T12:00:01.000002Z", "out")
     position.resume()
     assert position.take("p", "c", "2026-01-31T12:00:01.000001Z", "err") is not None
 
 
 def test_kubelets_excuse_is_told_once() -> None:
-    position = Position("2026-01-31T12:00:00.000000000Z")
+    position = LogPosition("2026-01-31T12:00:00.000000000Z")
     taken = [position.take("p", "c", "unable", "to retrieve container logs") for _ in range(2)]
     assert taken[0] is not None
     assert taken[0].text == "unable to retrieve container logs"

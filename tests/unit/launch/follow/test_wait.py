@@ -15,7 +15,8 @@ from cpmbee_job.errors import (
     UnfinishedError,
     UnreachableError,
 )
-from cpmbee_job.launch.follow.wait import GRACE, as_error, wait_for_end
+from cpmbee_job.launch.follow.polling import GRACE
+from cpmbee_job.launch.follow.wait import as_error, wait_for_end
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Object
 from cpmbee_job.launch.runs.find import FoundRun
@@ -141,7 +142,7 @@ def test_a_job_that_failed_without_a_result_ends_with_100(waiting: Waiting) -> N
 
 
 def test_after_the_timeout_the_problems_are_named(waiting: Waiting) -> None:
-    with pytest.raises(UnfinishedError, match="has not ended after 60 s") as caught:
+    with pytest.raises(UnfinishedError, match="did not end within 60 s") as caught:
         waiting.wait(timeout=60)
     assert waiting.now == 60
     assert caught.value.exit_code == 101
@@ -172,7 +173,7 @@ def test_a_success_whose_pointer_is_damaged_is_none(waiting: Waiting, damaged: b
     status = waiting.wait(lambda: waiting.run.finish("succeeded", "done"))
     assert status.exit_code == 100
     assert status.reason is not None
-    assert f"{keys.BEST} that names a delta" in status.reason
+    assert f"no intact {keys.BEST}" in status.reason
 
 
 def test_a_success_is_not_believed_while_the_store_does_not_answer(waiting: Waiting) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cpmbee_job.errors import SpecError
 from cpmbee_job.launch.inference.job_manifest import render_inference
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.manifest.render import render, to_yaml
+from cpmbee_job.launch.manifest.render import render
+from cpmbee_job.launch.manifest.yaml_text import to_yaml
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
 from cpmbee_job.spec import JobSpec, load_spec
@@ -78,7 +79,7 @@ def test_what_predict_does_and_where_it_leaves_the_rows() -> None:
 
 
 def test_what_no_cluster_can_run_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"data\.train: .*folder of this machine"):
+    with pytest.raises(SpecError, match=r"data\.train: .*a local folder"):
         render_inference(asked("minimal", **{"data.train": "/rows.jsonl"}), "evaluate", [], DIGEST)
     with pytest.raises(SpecError, match="image: missing"):
         render_inference(asked("minimal", image=None), "evaluate", [], DIGEST)

@@ -27,9 +27,9 @@ def called(part: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 
 
 def names(call: ast.Call) -> set[str]:
-    """Names that it is given."""
+    """The names among its arguments, also as attributes of a module."""
     given = [*call.args, *(keyword.value for keyword in call.keywords)]
-    return {value.id for value in given if isinstance(value, ast.Name)}
+    return {ast.unparse(value).rpartition(".")[2] for value in given if isinstance(value, ast.Name | ast.Attribute)}
 
 
 def asked(modules: list[ast.Module]) -> set[Ask]:

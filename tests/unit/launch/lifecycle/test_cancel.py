@@ -4,7 +4,7 @@ from cpmbee_job.errors import ClusterError, RefusedError, StoreError, Unfinished
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS
 from cpmbee_job.launch.lifecycle.cancel import cancel
-from cpmbee_job.launch.lifecycle.pytorchjob import remove_job
+from cpmbee_job.launch.lifecycle.cluster_jobs import remove_job
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run
@@ -74,7 +74,7 @@ def test_a_run_without_a_job_is_cancelled_too(run, cluster):
 @pytest.mark.parametrize("state", ["succeeded", "failed"])
 def test_a_run_that_has_ended_is_refused_saying_how(run, cluster, state):
     run.finish(state, "its own reason")
-    with pytest.raises(RefusedError, match=f"{state} already: its own reason"):
+    with pytest.raises(RefusedError, match=f"already {state}: its own reason"):
         cancel(found(run, cluster), cluster, "why")
     assert "a-r1" in cluster.objects[PYTORCHJOBS]
 

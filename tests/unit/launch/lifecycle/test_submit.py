@@ -15,7 +15,7 @@ def job(folder, *overrides):
 
 def test_paths_of_this_machine_are_what_has_to_be_uploaded(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n")
-    assert list(require_submittable(job(tmp_path))) == ["data.train"]
+    assert list(require_submittable(job(tmp_path)).inputs) == ["data.train"]
 
 
 @pytest.mark.parametrize(

@@ -68,12 +68,12 @@ def test_a_list_whose_members_have_no_name_of_their_own_is_replaced(base: Any, o
 @pytest.mark.parametrize(
     ("overlay", "words"),
     [
-        ({"spec": {"containers": {"pytorch": {}}}}, "x.spec.containers: a mapping, where a list belongs"),
-        ({"spec": []}, "x.spec: a list, where a mapping belongs"),
-        ({"spec": 3}, "x.spec: 3, where a mapping belongs"),
+        ({"spec": {"containers": {"pytorch": {}}}}, r"x.spec.containers: must be a list \(got a mapping\)"),
+        ({"spec": []}, r"x.spec: must be a mapping \(got a list\)"),
+        ({"spec": 3}, r"x.spec: must be a mapping \(got 3\)"),
         (
             {"spec": {"containers": [{"name": "a", "image": []}]}},
-            r"x.spec.containers\[a\].image: a list, where a plain",
+            r"x.spec.containers\[a\].image: must be a scalar",
         ),
     ],
 )

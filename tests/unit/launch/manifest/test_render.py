@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from cpmbee_job.errors import SpecError
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.manifest.render import default_run_id, remarks, render, to_yaml
+from cpmbee_job.launch.manifest.render import default_run_id, remarks, render
+from cpmbee_job.launch.manifest.yaml_text import to_yaml
 from cpmbee_job.spec import JobSpec, StorageSpec, load_spec, parse_spec
 from tests.paths import GOLDEN as GOLDEN_FOLDER
 from tests.paths import ROOT
@@ -167,16 +168,22 @@ def test_a_gang_is_as_large_as_training_needs() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("image=null", "image: missing; a cluster needs one"),
-        ("model=/models/x", "model: /models/x is a folder of this machine"),
-        ("data.eval=eval.jsonl", "data.eval: eval.jsonl is a folder"),
+        ("image=null", "image: missing; required on a cluster"),
+        ("model=/models/x", "model: /models/x is a local folder"),
+        ("data.eval=eval.jsonl", "data.eval: eval.jsonl is a local folder"),
         ("lora.init_from=file:///x", "lora.init_from: file:///x"),
         ("output=file:///runs", "output: file:///runs"),
-        ("cluster.pod_overlay={spec: {containers: null}}", "spec.containers: takes the container pytorch away"),
-        ("cluster.pod_overlay={spec: {containers: [worker]}}", "spec.containers: takes the container pytorch away"),
-        ("cluster.pod_overlay={spec: null}", "spec.containers: takes the container pytorch away"),
-        ("cluster.pod_overlay={spec: {initContainers: null}}", "takes the container prepare away"),
-        ("cluster.pod_overlay={spec: {containers: [{name: proxy, image: x}]}}", "proxy beside pytorch would keep"),
+        ("cluster.pod_overlay={spec: {containers: null}}", "spec.containers: must not remove the container pytorch"),
+        (
+            "cluster.pod_overlay={spec: {containers: [worker]}}",
+            "spec.containers: must not remove the container pytorch",
+        ),
+        ("cluster.pod_overlay={spec: null}", "spec.containers: must not remove the container pytorch"),
+        ("cluster.pod_overlay={spec: {initContainers: null}}", "must not remove the container prepare"),
+        (
+            "cluster.pod_overlay={spec: {containers: [{name: proxy, image: x}]}}",
+            "proxy would keep the pod running after pytorch",
+        ),
     ],
 )
 def test_what_no_cluster_can_run_is_refused_with_its_key(override: str, words: str) -> None:
@@ -187,7 +194,7 @@ def test_what_no_cluster_can_run_is_refused_with_its_key(override: str, words: s
 @pytest.mark.parametrize("image", ["train", "reg:5000/train", "reg/train:latest"])
 def test_an_image_that_names_no_version_is_remarked_on(image: str) -> None:
     (remark,) = remarks(parse(f"image={image}"))
-    assert f"image: {image} names no version" in remark
+    assert f"image: {image} does not name a version" in remark
     assert not remarks(parse(f"image={image}", "cluster.image_pull_policy=Always"))
 
 
@@ -209,4 +216,4 @@ def test_validate_warns_of_what_is_likely_a_mistake(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cpmbee_job.cli", "validate", "job.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0
-    assert "warning: job.yaml: image: registry.example/train:latest names no version" in done.stderr
+    assert "warning: job.yaml: image: registry.example/train:latest does not name a version" in done.stderr

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cpmbee_job.errors import ClusterError, JobFailedError, StoreError, UnfinishedError, UnreachableError
-from cpmbee_job.launch.follow.wait import GRACE
-from cpmbee_job.launch.inference.results import wait_for_result
+from cpmbee_job.launch.follow.polling import GRACE
+from cpmbee_job.launch.inference.await_result import wait_for_result
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import EVENTS, JOBS, PODS, QUEUE_LABEL, Object
 from cpmbee_job.launch.runs.find import FoundRun
@@ -25,13 +25,14 @@ class Waiting:
         self.store = open_store(str(folder))
         self.cluster = FakeCluster()
         self.now = 0.0
-        self.words: list[str] = []
+        self.states: list[str] = []
         self.then: list[Callable[[], object]] = []
 
     def put_job(self, *conditions: str, **spec: object) -> None:
         labels = {**FOUND.labels, QUEUE_LABEL: "team-a"}
         happened = [{"type": one, "status": "True", "message": "the limit is reached"} for one in conditions]
-        metadata = {"name": FOUND.job_name, "uid": "j1", "labels": labels}
+        annotations = {naming.URL_ANNOTATION: FOUND.url}
+        metadata = {"name": FOUND.job_name, "uid": "j1", "labels": labels, "annotations": annotations}
         self.cluster.put(JOBS, {"metadata": metadata, "spec": spec, "status": {"conditions": happened}})
 
     def put_pod(self, name: str, phase: str, state: Object, made: str = "2026-01-31T12:00:00Z") -> None:
@@ -61,7 +62,7 @@ class Waiting:
             self.store,
             keys.SCORES,
             self.cluster,
-            on_words=self.words.append,
+            on_state=self.states.append,
             timeout=timeout,
             clock=lambda: self.now,
             pause=pause,
@@ -83,7 +84,7 @@ def test_what_is_in_the_store_ends_it_and_what_is_in_the_way_is_said(waiting: Wa
         waiting.leave_scores,
     ]
     waiting.run()
-    assert waiting.words == [
+    assert waiting.states == [
         "waits in the Kueue LocalQueue team-a",
         "pending",
         "pending: cannot pull image example/train:9 (ImagePullBackOff): manifest unknown (check `image`)",
@@ -95,7 +96,7 @@ def test_a_pod_that_can_not_be_made_is_explained(waiting: Waiting) -> None:
     waiting.put_job()
     refusal = {"reason": "FailedCreate", "message": 'Error creating: pods "x" is forbidden: no service account t'}
     waiting.cluster.put(EVENTS, {"metadata": {"name": "e"}, "involvedObject": {"uid": "j1"}, **refusal})
-    with pytest.raises(UnfinishedError, match="its pod can't be made: no service account t"):
+    with pytest.raises(UnfinishedError, match="its pod cannot be created: no service account t"):
         waiting.run(timeout=5)
 
 
@@ -137,10 +138,10 @@ def test_troubles_of_cluster_and_store_are_waited_out(waiting: Waiting, monkeypa
     monkeypatch.setattr(waiting.store, "info", shaky)
     waiting.then = [lambda: None, lambda: None, lambda: None, waiting.leave_scores]
     waiting.run()
-    assert [words for words in waiting.words if "can't be looked at" in words] == [
-        "it can't be looked at: no route",
-        "it can't be looked at: no answer",
-        "it can't be looked at: not now",
+    assert [state for state in waiting.states if "cannot be observed" in state] == [
+        "cannot be observed: no route",
+        "cannot be observed: no answer",
+        "cannot be observed: not now",
     ]
 
 
@@ -148,7 +149,7 @@ def test_troubles_of_cluster_and_store_are_waited_out(waiting: Waiting, monkeypa
 def test_an_end_without_a_result_is_believed_after_a_minute(waiting: Waiting, left: str | None) -> None:
     if left is not None:
         waiting.put_job(left)
-    with pytest.raises(JobFailedError, match=r"there is no scores\.json"):
+    with pytest.raises(JobFailedError, match=r"has no scores\.json"):
         waiting.run()
     assert waiting.now >= GRACE
 
