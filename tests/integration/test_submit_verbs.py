@@ -72,7 +72,7 @@ def test_a_dry_run_prints_the_manifest_and_nothing_else(
     assert jobs(cluster)[0]["spec"] == manifest["spec"]
     running = verb("submit", spec, "--dry-run")
     assert (running.code, running.out) == (0, "")
-    assert "nothing would be sent" in running.err
+    assert "nothing would be created" in running.err
 
 
 def test_mistakes_in_the_spec_come_before_the_question_for_a_cluster(spec: Path, tmp_path: Path) -> None:
