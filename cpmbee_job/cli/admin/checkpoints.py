@@ -1,5 +1,3 @@
-"""The commands `checkpoints list` and `checkpoints verify`."""
-
 from datetime import UTC, datetime
 
 import typer

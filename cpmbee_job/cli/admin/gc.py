@@ -1,5 +1,3 @@
-"""The command `gc`."""
-
 import time
 from typing import Annotated
 

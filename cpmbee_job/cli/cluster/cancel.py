@@ -1,5 +1,3 @@
-"""The command `cancel`."""
-
 import getpass
 import os
 from typing import Annotated
@@ -15,12 +13,7 @@ def cancel(
     where: RunOptions,
     timeout: Annotated[
         float | None,
-        option(
-            "--timeout",
-            "DURATION",
-            "Time for the pods to terminate, such as 90 or 5m. Default: their grace period and a minute.",
-            parser=seconds,
-        ),
+        option("--timeout", "DURATION", "Time limit for the pods. Default: their grace period + 1m.", parser=seconds),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

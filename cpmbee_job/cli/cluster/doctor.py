@@ -1,5 +1,3 @@
-"""The command `doctor`."""
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 

@@ -1,5 +1,3 @@
-"""The command `list`."""
-
 from datetime import UTC, datetime
 from typing import Annotated
 

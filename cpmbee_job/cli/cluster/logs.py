@@ -1,5 +1,3 @@
-"""The command `logs`."""
-
 import json
 import sys
 from collections.abc import Callable, Iterator

@@ -1,5 +1,3 @@
-"""The command `render`."""
-
 from typing import Annotated
 
 import typer

@@ -1,5 +1,3 @@
-"""The command `resume`."""
-
 import typer
 
 from cpmbee_job.cli.cluster.attach import attach
@@ -14,7 +12,7 @@ def resume(
 ) -> None:
     """Resume a run from its newest checkpoint.
 
-    The run failed, was cancelled, or its PyTorchJob was deleted.
+    For a run that failed or was cancelled, or whose PyTorchJob was deleted.
 
     Example: cpmbee-job resume ccpm/0a1b2c3d4e5f --set workers.memory=64Gi --follow
     """

@@ -1,5 +1,3 @@
-"""The command `status`."""
-
 import re
 import time
 from collections.abc import Callable

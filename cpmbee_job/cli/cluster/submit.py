@@ -1,5 +1,3 @@
-"""The command `submit`."""
-
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer

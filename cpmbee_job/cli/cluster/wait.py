@@ -1,5 +1,3 @@
-"""The command `wait`."""
-
 from cpmbee_job.cli.cluster.attach import attach
 from cpmbee_job.cli.shared.ci_report import reported
 from cpmbee_job.cli.shared.options import AsJson, PipelineOptions, RunOptions, RunReference, Timeout

@@ -1,5 +1,3 @@
-"""The command `data check`."""
-
 from typing import Annotated
 
 from cpmbee_job.cli.shared import console
@@ -12,11 +10,7 @@ def check(
     vocab: Vocabulary,
     source: Annotated[
         str,
-        option(
-            "--input",
-            "URL",
-            "JSON lines (.jsonl, .gz, .zst), a folder of them, or a data set of `preprocess`; local or s3://.",
-        ),
+        option("--input", "URL", "JSON lines (.jsonl, .gz, .zst), a folder of them, or a data set; local or s3://."),
     ],
     store: StoreOptions,
     evaluation: Annotated[

@@ -59,7 +59,8 @@ def draw(report: CheckReport, console: Console) -> None:
         for item in _of_set(report.eval, with_histogram=False):
             page.item(item)
     if report.leakage is not None:
-        page.item(_leakage(report.leakage))
+        contradicting = "evaluation questions in the training data with another answer"
+        page.item(_duplicates("leakage", report.leakage, "evaluation examples in the training data", contradicting))
     if report.views:
         page.heading("examples as the model sees them")
         page.line("One segment per line, between <s> and </s>; │ separates tokens, → marks what the model predicts.")
@@ -100,7 +101,8 @@ def _of_set(report: SetReport, *, with_histogram: bool) -> Iterator[TextItem | B
         yield _too_long(report)
         yield _unknown(report.unknown)
         yield from _answers(report.answers, report.examples)
-        yield _duplicates(report.duplicates)
+        contradicting = "examples with the question of an earlier one and another answer"
+        yield _duplicates("duplicates", report.duplicates, "repeated examples", contradicting)
     if report.warnings:
         yield TextItem("corrected", [f"{kind}: {count:,}" for kind, count in report.warnings.items()], is_warning=True)
 
@@ -164,30 +166,16 @@ def _answers(answers: Answers, num_examples: int) -> Iterator[TextItem | BarItem
         yield BarItem("classes" if place == ANSWER else "", classes, sum(classes.values()))
 
 
-def _duplicates(found: Duplicates) -> TextItem:
+def _duplicates(title: str, found: Duplicates, repeated: str, contradicting: str) -> TextItem:
+    """`repeated` and `contradicting` say what is counted."""
     lines = []
     if found.repeated:
-        verb = "repeats" if found.repeated == 1 else "repeat"
-        lines.append(f"{_number(found.repeated, 'example')} {verb} an earlier one")
-        lines += [f"{again} repeats {first}" for first, again in found.repeated_at]
-    if found.contradicting:
-        verb = "has" if found.contradicting == 1 else "have"
-        lines.append(
-            f"{_number(found.contradicting, 'example')} {verb} the question of an earlier one, but another answer"
-        )
-        lines += [f"{again} answers {first} differently" for first, again in found.contradicting_at]
-    return TextItem("duplicates", lines or ["none"], is_warning=bool(lines))
-
-
-def _leakage(found: Duplicates) -> TextItem:
-    lines = []
-    if found.repeated:
-        lines.append(f"{_number(found.repeated, 'evaluation example')} also in the training data")
+        lines.append(f"{repeated}: {found.repeated:,}")
         lines += [f"{one} equals {other}" for one, other in found.repeated_at]
     if found.contradicting:
-        lines.append(f"{_number(found.contradicting, 'evaluation question')} in the training data with another answer")
-        lines += [f"{one} has the question of {other}" for one, other in found.contradicting_at]
-    return TextItem("leakage", lines or ["none"], is_warning=bool(lines))
+        lines.append(f"{contradicting}: {found.contradicting:,}")
+        lines += [f"{one} and {other} differ in the answer only" for one, other in found.contradicting_at]
+    return TextItem(title, lines or ["none"], is_warning=bool(lines))
 
 
 def _warnings(report: SetReport) -> list[str]:

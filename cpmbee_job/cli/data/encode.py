@@ -1,5 +1,3 @@
-"""The command `data encode`."""
-
 import json
 import sys
 from collections import Counter

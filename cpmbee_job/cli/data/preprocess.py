@@ -1,5 +1,3 @@
-"""The command `preprocess`."""
-
 import re
 from enum import Enum
 from pathlib import Path
@@ -25,7 +23,7 @@ def preprocess(
     vocab: Annotated[
         Path | None, option("--vocab", "FILE", "Also check that examples can be encoded with this vocab.txt.")
     ] = None,
-    on_error: Annotated[OnError, option("--on-error", "CHOICE", "How to handle an invalid record.")] = OnError.FAIL,
+    on_error: Annotated[OnError, option("--on-error", "fail|skip", "How to handle an invalid record.")] = OnError.FAIL,
     strict: Strict = False,
 ) -> None:
     """Validate records and write them as data sets.

@@ -1,5 +1,3 @@
-"""The command `reformat`."""
-
 from collections import Counter
 from pathlib import Path
 from typing import Annotated

@@ -1,5 +1,3 @@
-"""The command `init`."""
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,5 +1,3 @@
-"""The command `local`."""
-
 from typing import Annotated
 
 import typer

@@ -1,5 +1,3 @@
-"""The command `prepare`."""
-
 import typer
 
 from cpmbee_job.cli.shared import console

@@ -1,5 +1,3 @@
-"""The command `validate`."""
-
 from typing import TYPE_CHECKING, Annotated
 
 import typer

@@ -1,5 +1,3 @@
-"""The command `compare`."""
-
 import json
 from typing import TYPE_CHECKING, Annotated
 

@@ -1,5 +1,3 @@
-"""The command `evaluate`."""
-
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any

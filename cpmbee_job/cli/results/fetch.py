@@ -1,5 +1,3 @@
-"""The command `fetch`."""
-
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +14,7 @@ def fetch(
     where: RunOptions,
     to: Annotated[Path | None, option("--to", "DIR", "The new folder. Default: ./NAME-RUN_ID.")] = None,
     what: Annotated[
-        str | None,
-        option(
-            "--what",
-            "KINDS",
-            "Comma-separated: delta, metrics, result, spec, logs, status, tensorboard. Default: those of the first "
-            "five that exist.",
-        ),
+        str | None, option("--what", "KINDS", "Of delta,metrics,result,spec,logs (the default),status,tensorboard.")
     ] = None,
     last: Annotated[bool, flag("--last", "Download the last delta instead of the best.")] = False,
     as_json: AsJson = False,

@@ -1,5 +1,3 @@
-"""The commands `model merge`, `model convert` and `model init`."""
-
 import json
 import shutil
 from pathlib import Path
@@ -27,10 +25,7 @@ def merge(
     out: Out,
     store: StoreOptions,
     round_weights: Annotated[
-        bool,
-        flag(
-            "--round", "Store merged weights in the base's dtype: smaller, but results may differ in the third digit."
-        ),
+        bool, flag("--round", "Store merged weights in the base's dtype: smaller, but results differ slightly.")
     ] = False,
 ) -> None:
     """Merge a delta into its base model.
@@ -61,7 +56,7 @@ def convert(
     out: Out,
     store: StoreOptions,
     target: Annotated[
-        Literal["safetensors", "bin"], option("--to", "CHOICE", "File format of the weights; bin is the original's.")
+        Literal["safetensors", "bin"], option("--to", "safetensors|bin", "File format; bin is the original's.")
     ] = "safetensors",
 ) -> None:
     """Convert a model's weights to another file format.

@@ -1,5 +1,3 @@
-"""The command `predict`."""
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 

@@ -1,5 +1,3 @@
-"""The command `promote`."""
-
 from typing import Annotated
 
 import typer
@@ -14,16 +12,10 @@ def promote(
     run: RunReference,
     to: Annotated[str, option("--to", "URL", "The folder of the delta in production.")],
     where: RunOptions,
-    min_gain: Annotated[
-        float, option("--min-gain", "LOSS", "By how much the loss must be lower, at least.", min=0.0)
-    ] = 0.0,
+    min_gain: Annotated[float, option("--min-gain", "LOSS", "Minimum improvement of the loss.", min=0.0)] = 0.0,
     eval_digest: Annotated[
         str | None,
-        option(
-            "--eval-digest",
-            "DIGEST",
-            "Compare losses on these examples (see `evaluate`). Default: the run's data.eval.",
-        ),
+        option("--eval-digest", "DIGEST", "Examples to compare on (see `evaluate`). Default: the run's data.eval."),
     ] = None,
     summary: SummaryFile = None,
     as_json: AsJson = False,

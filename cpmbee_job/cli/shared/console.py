@@ -81,13 +81,10 @@ def byte_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def byte_progress(title: str, total: int, *, visible: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a bar for bytes, with rate and remaining time. Yields the function to call with the bytes moved.
-
-    `visible=False` hides the bar until the first call.
-    """
+def byte_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar for bytes, with rate and remaining time. Yields the function to call with the bytes moved."""
     rate = _RateColumn(lambda rate: f"{filesize.decimal(int(rate))}/s")
-    with _progress(title, total, DownloadColumn(), rate, visible) as advance:
+    with _progress(title, total, DownloadColumn(), rate) as advance:
         yield advance
 
 
@@ -95,18 +92,16 @@ def byte_progress(title: str, total: int, *, visible: bool = True) -> Iterator[C
 def item_progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Show a bar for counted items, with rate and remaining time. Yields the function to call with the items done."""
     rate = _RateColumn(lambda rate: f"{rate:,.0f} {unit}/s")
-    with _progress(title, total, MofNCompleteColumn(), rate, visible=True) as advance:
+    with _progress(title, total, MofNCompleteColumn(), rate) as advance:
         yield advance
 
 
 @contextmanager
-def _progress(
-    title: str, total: int, count: ProgressColumn, rate: ProgressColumn, visible: bool
-) -> Iterator[Callable[[int], None]]:
+def _progress(title: str, total: int, count: ProgressColumn, rate: ProgressColumn) -> Iterator[Callable[[int], None]]:
     shown = TextColumn("{task.description}"), BarColumn(), count, rate, _RemainingColumn()
     with Progress(*shown, console=stderr, disable=not stderr.is_terminal) as progress:
-        task = progress.add_task(title, total=total, visible=visible)
-        yield lambda number: progress.update(task, advance=number, visible=True)
+        task = progress.add_task(title, total=total)
+        yield lambda number: progress.advance(task, number)
 
 
 class _RateColumn(ProgressColumn):

@@ -44,11 +44,7 @@ RunReference = Annotated[str, argument("RUN", "The run: NAME/RUN_ID, or the URL 
 Timeout = Annotated[
     float | None,
     option(
-        "--timeout",
-        "DURATION",
-        "Stop waiting after this time (600, 90m, 2h) with exit code 101. The run continues.",
-        WAITING,
-        parser=seconds,
+        "--timeout", "DURATION", "Stop waiting after this time, such as 90m; exit code 101.", WAITING, parser=seconds
     ),
 ]
 SummaryFile = Annotated[
@@ -57,12 +53,7 @@ SummaryFile = Annotated[
 ]
 Vocabulary = Annotated[Path, option("--vocab", "FILE", "The model's vocab.txt.")]
 Format = Annotated[
-    str,
-    option(
-        "--format",
-        "FORMAT",
-        "How a record becomes an example: bee (it is one already), ccpm, or your own MODULE:FUNCTION.",
-    ),
+    str, option("--format", "FORMAT", "How records become examples: bee (they are examples), ccpm, or MODULE:FUNCTION.")
 ]
 Strict = Annotated[
     bool, flag("--strict", "Treat input that would be auto-corrected as an error, such as a number as text.")
@@ -102,9 +93,7 @@ class StoreOptions:
     path_style: Annotated[
         bool | None,
         flag(
-            "--path-style/--host-style",
-            "Name the bucket in the path or the host of S3 URLs. Default: path, if an endpoint is set.",
-            STORE,
+            "--path-style/--host-style", "Where S3 URLs name the bucket. Default: path, if an endpoint is set.", STORE
         ),
     ] = None
 
@@ -146,12 +135,7 @@ class ClusterOptions:
 
 JobNamespace = Annotated[
     str | None,
-    option(
-        "--namespace, -n",
-        "NAME",
-        "Namespace of the job. Default: cluster.namespace of the spec, else the context's.",
-        CLUSTER,
-    ),
+    option("--namespace, -n", "NAME", "Namespace of the job. Default: the spec's, else the context's.", CLUSTER),
 ]
 
 
@@ -168,13 +152,7 @@ class RunOptions(StoreOptions, ClusterOptions):
 
     output: Annotated[
         str | None,
-        option(
-            "--output",
-            "URL",
-            "Folder of all runs (the spec's output). Finds runs that the cluster no longer has.",
-            STORE,
-            envvar="CPMBEE_OUTPUT",
-        ),
+        option("--output", "URL", "Output folder, to find runs without a PyTorchJob.", STORE, envvar="CPMBEE_OUTPUT"),
     ] = None
 
     def connect_if_needed(self, run: str | None = None) -> "Cluster | None":
@@ -256,9 +234,7 @@ class PipelineOptions:
     cancel_on_signal: Annotated[
         bool,
         flag(
-            "--cancel-on-signal",
-            "On SIGINT or SIGTERM, which a cancelled pipeline receives, cancel the run; exit code 103.",
-            PIPELINE,
+            "--cancel-on-signal", "Cancel the run on SIGINT or SIGTERM (a cancelled pipeline); exit code 103.", PIPELINE
         ),
     ] = False
     summary: SummaryFile = None

@@ -86,19 +86,19 @@ def test_evaluation_examples_in_the_training_data_are_leakage(check: Check, tmp_
     evaluation = write(tmp_path / "eval.jsonl", [{"q": "b", "<ans>": "1"}, {"q": "a", "<ans>": "2"}])
     done = check(train, "--eval", evaluation)
     assert done.code == 0
-    assert "! leakage        1 evaluation example also in the training data" in done.out
+    assert "! leakage        evaluation examples in the training data: 1" in done.out
     assert f"{evaluation}:1 equals {train}:2" in done.out
-    assert f"{evaluation}:2 has the question of {train}:1" in done.out
+    assert f"{evaluation}:2 and {train}:1 differ in the answer only" in done.out
     assert done.out.splitlines()[-1].endswith("warnings: answers, leakage")
 
 
 def test_duplicates_in_one_set(check: Check, tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{"q": "a", "<ans>": answer} for answer in "121"])
     done = check(path)
-    assert "! duplicates     1 example repeats an earlier one" in done.out
-    assert f"{path}:3 repeats {path}:1" in done.out
-    assert "1 example has the question of an earlier one, but another answer" in done.out
-    assert f"{path}:2 answers {path}:1 differently" in done.out
+    assert "! duplicates     repeated examples: 1" in done.out
+    assert f"{path}:1 equals {path}:3" in done.out
+    assert "examples with the question of an earlier one and another answer: 1" in done.out
+    assert f"{path}:1 and {path}:2 differ in the answer only" in done.out
 
 
 def test_an_empty_file_has_a_summary_too(check: Check, tmp_path: Path) -> None:
