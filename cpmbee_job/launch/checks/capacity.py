@@ -6,7 +6,7 @@ topology are left to the scheduler; `status` shows its message.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -32,32 +32,24 @@ def pod_amounts(pod_spec: Object, kind: Literal["requests", "limits"] = "request
 
 @dataclass
 class NodeRoom:
-    """A node, and what its pods request together."""
+    """A node, what its pods may request together, and what of that is free."""
 
     node: Object
-    used: Amounts = field(default_factory=dict)
-
-    @property
-    def allocatable(self) -> Amounts:
-        return _parse(part(self.node, "status", "allocatable"))
-
-    @property
-    def free(self) -> Amounts:
-        return {resource: amount - self.used.get(resource, ZERO) for resource, amount in self.allocatable.items()}
-
-    @property
-    def product(self) -> str:
-        """Product name of its GPUs, "" if the label is missing."""
-        return text(self.node, "metadata", "labels", GPU_PRODUCT_LABEL)
+    allocatable: Amounts
+    free: Amounts
 
 
 def node_rooms(nodes: Iterable[Object], pods: Iterable[Object]) -> list[NodeRoom]:
-    """Return the nodes with what their pods use; pods that have ended use nothing."""
-    rooms = {name_of(node): NodeRoom(node) for node in nodes}
+    """Return the nodes with what their pods leave; pods that have ended use nothing."""
+    rooms = {}
+    for node in nodes:
+        allocatable = _parse(part(node, "status", "allocatable"))
+        rooms[name_of(node)] = NodeRoom(node, allocatable, dict(allocatable))
     for pod in pods:
         room = rooms.get(text(pod, "spec", "nodeName"))
         if room is not None and text(pod, "status", "phase") not in ("Succeeded", "Failed"):
-            room.used = _sum([room.used, pod_amounts(pod["spec"]), {"pods": Decimal(1)}])
+            used = {**pod_amounts(pod["spec"]), "pods": Decimal(1)}
+            room.free = {resource: amount - used.get(resource, ZERO) for resource, amount in room.free.items()}
     return list(rooms.values())
 
 
@@ -74,7 +66,8 @@ def count_gpus(rooms: Sequence[NodeRoom], resource: str) -> list[GpuCount]:
     by_product: dict[str, list[NodeRoom]] = {}
     for room in rooms:
         if room.allocatable.get(resource):
-            by_product.setdefault(room.product or resource, []).append(room)
+            product = text(room.node, "metadata", "labels", GPU_PRODUCT_LABEL) or resource
+            by_product.setdefault(product, []).append(room)
     return [
         GpuCount(
             product,
@@ -105,16 +98,15 @@ def fit(rooms: Sequence[NodeRoom], pod_spec: Object) -> Fit:
         if (reason := obstacle(room.node, pod_spec)) is not None:
             reasons[reason] += 1
             continue
-        allocatable = room.allocatable
-        empty += _times(allocatable, request)
+        empty += _times(room.allocatable, request)
         now += _times(room.free, request)
         for resource, amount in request.items():
-            if allocatable.get(resource, ZERO) < amount:
-                short.setdefault(resource, []).append(allocatable.get(resource, ZERO))
+            if (there := room.allocatable.get(resource, ZERO)) < amount:
+                short.setdefault(resource, []).append(there)
     obstacles = [f"{count_nodes(count)} {reason}" for reason, count in reasons.most_common()]
-    for resource, there in short.items():
-        most, wanted = show_quantity(resource, max(there)), show_quantity(resource, request[resource])
-        obstacles.append(f"{count_nodes(len(there))} with at most {most} {resource}, a pod requests {wanted}")
+    for resource, amounts in short.items():
+        most, wanted = show_quantity(resource, max(amounts)), show_quantity(resource, request[resource])
+        obstacles.append(f"{count_nodes(len(amounts))} with at most {most} {resource}, a pod requests {wanted}")
     return Fit(empty, now, tuple(obstacles))
 
 
