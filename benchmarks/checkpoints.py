@@ -33,7 +33,7 @@ from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.deterministic_engine import DeterministicEngine
 from cpmbee_job.train.engine.torch_engine import TorchEngine
 from cpmbee_job.train.loop import LoopState
-from cpmbee_job.train.output.progress import Silent
+from cpmbee_job.train.output.progress import Progress
 from cpmbee_job.train.output.publish import Provenance, Publisher
 from cpmbee_job.train.output.uploader import num_bytes
 from cpmbee_job.train.world import World
@@ -103,7 +103,7 @@ def _train(
         run = Run(begun.url, SlowStore(begun.url), begun.spec, begun.storage)
         files = ModelFiles(config=Path(name), vocab=Path(name), weights=())
         world = World(0, 0, 1, torch.device("cpu"))
-        publisher = Publisher(Attempt(run, world, 1), engine, Silent(), Provenance(files, "", None))
+        publisher = Publisher(Attempt(run, world, 1), engine, Progress(), Provenance(files, "", None))
         steps, blocked = [], []
         _timed_step(engine, 0, micro_batches)  # the first step is slower
         for step in range(1, num_steps + 1):

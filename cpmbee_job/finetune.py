@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 from cpmbee_job.data.__main__ import prepare_run
 from cpmbee_job.errors import CpmbeeError, NotFoundError, SpecError, UsageError
@@ -25,12 +26,32 @@ from cpmbee_job.train.worker import exit_with_torchrun, init_world, work
 
 log = logging.getLogger("cpmbee_job.finetune")  # the name of this module even if it runs as __main__
 
-SAME = """
-    use_delta batch_size max_length max_steps drop_last seed task_name eval_interval early_stop_patience inspect_iters
-    lr lr_decay_style train_iters lr_decay_iters warmup_iters start_step weight_decay clip_grad loss_scale
-    loss_scale_factor save_name checkpoint_interval
-""".split()
-"""Flags with the name of their field of `train`."""
+TRAIN_FLAGS: dict[str, Any] = {
+    "use_delta": False,
+    "max_length": 512,
+    "drop_last": False,
+    "task_name": "task",
+    "batch_size": 32,
+    "max_steps": None,
+    "seed": 1234,
+    "eval_interval": 500,
+    "early_stop_patience": 5,
+    "inspect_iters": 1000,
+    "lr": 1e-4,
+    "lr_decay_style": "noam",
+    "train_iters": 1_000_000,
+    "lr_decay_iters": None,
+    "warmup_iters": 100,
+    "start_step": 0,
+    "weight_decay": 0.01,
+    "clip_grad": 1.0,
+    "loss_scale": 1_048_576.0,
+    "loss_scale_factor": 2.0,
+    "loss_scale_steps": 512.0,
+    "save_name": "cpm_bee_finetune",
+    "checkpoint_interval": 1000,
+}
+"""Flags that set the field of `train` with the same name, and the original's defaults."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,59 +60,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Fine-tune CPM-Bee with the flags of the original script.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    model = parser.add_argument_group("model")
-    model.add_argument("--model-config", type=Path, required=True, help="model configuration (JSON)")
-    model.add_argument("--load", type=Path, required=True, help="weights: .bin, .pt or .safetensors file")
-    model.add_argument("--vocab", type=Path, help="vocabulary; default: vocab.txt beside the weights")
-    model.add_argument("--use-delta", action="store_true", help="train LoRA on the frozen model instead of all weights")
-
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset", required=True, help="training data: output of preprocess or of the original, or JSON lines"
-    )
-    data.add_argument("--eval_dataset", help="evaluation data, in the same forms")
-    data.add_argument("--max-length", type=int, default=512, help="tokens in a packed row")
-    data.add_argument("--drop-last", action="store_true", help="omit the last step of an epoch if it is short")
-    data.add_argument("--task-name", default="task", help="name of the task in TensorBoard")
+    inputs = parser.add_argument_group("inputs")
+    inputs.add_argument("--model-config", type=Path, required=True, help="model configuration (JSON)")
+    inputs.add_argument("--load", type=Path, required=True, help="weights: .bin, .pt or .safetensors file")
+    inputs.add_argument("--vocab", type=Path, help="vocabulary; default: vocab.txt beside the weights")
+    data = "output of preprocess or of the original, or JSON lines"
+    inputs.add_argument("--dataset", required=True, help=f"training data: {data}")
+    inputs.add_argument("--eval_dataset", help=f"evaluation data: {data}")
 
     train = parser.add_argument_group("training")
-    train.add_argument("--epoch", type=int, default=1, help="passes over the training data")
-    train.add_argument("--batch-size", type=int, default=32, help="packed rows in one step of one process")
-    train.add_argument("--max-steps", type=int, help="stop after this number of steps")
-    train.add_argument("--seed", type=int, default=1234, help="seed of packed row order and initial LoRA weights")
-    train.add_argument("--eval-interval", type=int, default=500, help="steps between evaluations")
-    train.add_argument(
-        "--early-stop-patience",
-        type=int,
-        default=5,
-        help="evaluations without a better loss until the stop; 0: never stop",
-    )
-    train.add_argument("--inspect-iters", type=int, default=1000, help="steps between printed parameter statistics")
-
-    optimizer = parser.add_argument_group("optimizer")
-    optimizer.add_argument("--lr", type=float, default=1e-4, help="learning rate")
-    optimizer.add_argument(
-        "--lr-decay-style",
-        default="noam",
-        choices=["constant", "linear", "cosine", "exponential", "noam"],
-        help="shape of the schedule",
-    )
-    optimizer.add_argument("--train-iters", type=int, default=1_000_000, help="horizon of the schedule, in steps")
-    optimizer.add_argument("--lr-decay-iters", type=int, help="horizon of the decay; default: train_iters")
-    optimizer.add_argument("--warmup-iters", type=int, default=100, help="warm-up steps")
-    optimizer.add_argument("--start-step", type=int, default=0, help="first step of the schedule")
-    optimizer.add_argument("--weight-decay", type=float, default=0.01, help="weight decay")
-    optimizer.add_argument("--clip-grad", type=float, default=1.0, help="maximum gradient norm; 0: no clipping")
-    optimizer.add_argument("--loss-scale", type=float, default=1_048_576, help="initial loss scale")
-    optimizer.add_argument("--loss-scale-factor", type=float, default=2, help="factor by which it grows and shrinks")
-    optimizer.add_argument("--loss-scale-steps", type=float, default=512, help="steps without overflow before it grows")
+    train.add_argument("--epoch", type=int, default=1, help="Passes over the training data.")
+    for name, default in TRAIN_FLAGS.items():
+        field = TrainSpec.model_fields[name]
+        options: dict[str, Any] = {"default": default, "help": (field.description or "").replace("%", "%%")}
+        if default is False:
+            options["action"] = "store_true"
+        else:
+            options["type"] = int if default is None else type(default)
+        if name == "batch_size":
+            options["help"] = "Packed rows in one step of one process."
+        if name == "lr_decay_style":
+            options["choices"] = get_args(field.annotation)
+        aliases = ["--save-iters"] if name == "checkpoint_interval" else []
+        train.add_argument(f"--{name.replace('_', '-')}", *aliases, **options)
 
     results = parser.add_argument_group("results")
     results.add_argument("--save", type=Path, default=Path("results"), help="folder for results")
-    results.add_argument("--save-name", default="cpm_bee_finetune", help="file name of the results")
-    results.add_argument(
-        "--checkpoint-interval", "--save-iters", type=int, default=1000, help="steps between checkpoints"
-    )
     results.add_argument("--resume", action="store_true", help="resume the newest run of this name in --save")
     results.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
     results.add_argument("--log-dir", type=Path, help="folder for a copy of metrics.jsonl")
@@ -101,6 +95,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def job_spec(options: argparse.Namespace, world_size: int) -> JobSpec:
     """Return the job that the flags describe. Raises `SpecError`."""
     name = re.sub(r"[^a-z0-9]+", "-", options.save_name.lower()).strip("-")[:40].strip("-") or "finetune"
+    steps = int(options.loss_scale_steps)  # the original accepts 512.0
     try:
         return JobSpec(
             name=name,
@@ -112,8 +107,7 @@ def job_spec(options: argparse.Namespace, world_size: int) -> JobSpec:
             train=TrainSpec(
                 epochs=options.epoch,
                 global_batch_size=options.batch_size * world_size,
-                loss_scale_steps=int(options.loss_scale_steps),
-                **{field: getattr(options, field) for field in SAME},
+                **{name: getattr(options, name) for name in TRAIN_FLAGS} | {"loss_scale_steps": steps},
             ),
         )
     except ValueError as error:

@@ -1,8 +1,8 @@
 """Loads this rank's packed rows: collated, and copied to its device in advance by a background thread."""
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from cpmbee_job.data.dataset.order import MicroBatch, Order, share
 from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.model.net.inputs import ModelInputs
 
-PREFETCH = 2
+PREFETCH = 3
 """Steps to load in advance."""
 
 
@@ -70,34 +70,16 @@ class Batches:
         self._steps = range(first, last + 1)
 
     def __iter__(self) -> Iterator[Batch]:
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
-        closed = threading.Event()
-
-        def work() -> None:
-            for step in self._steps:
-                item: Batch | BaseException
-                try:
-                    item = self._load(step)
-                except BaseException as error:  # raised in the thread that iterates
-                    item = error
-                while not closed.is_set():
-                    try:
-                        ready.put(item, timeout=0.2)
-                    except queue.Full:
-                        continue
-                    break
-                if closed.is_set() or isinstance(item, BaseException):
-                    return
-
-        threading.Thread(target=work, name="batches", daemon=True).start()
+        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         try:
-            for _ in self._steps:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            loading = deque(pool.submit(self._load, step) for step in self._steps[:PREFETCH])
+            for step in self._steps:
+                batch = loading.popleft().result()
+                if step + PREFETCH in self._steps:
+                    loading.append(pool.submit(self._load, step + PREFETCH))
+                yield batch
         finally:
-            closed.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, step: int) -> Batch:
         epoch, rows = self._order.step(step)

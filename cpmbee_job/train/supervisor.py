@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from cpmbee_job.errors import CancelledError, CpmbeeError, DamagedError, ExitCode, JobFailedError, NotFoundError
 from cpmbee_job.process import parent_watch, pod
@@ -22,6 +24,8 @@ from cpmbee_job.train.attempt_log import upload_leftover_logs
 from cpmbee_job.train.failures import FAILURE_ENV, Failure
 from cpmbee_job.train.oom import OomWatch
 from cpmbee_job.train.output import metrics
+
+T = TypeVar("T")
 
 MAX_IDLE_STARTS = 20
 """The run fails after this many starts of torchrun without a newer checkpoint."""
@@ -68,7 +72,7 @@ class Supervisor:
             failure_file = Path(folder) / "failure.json"
             while True:
                 # End?
-                result = with_retries(self.run.result, should_stop=self._is_stopping)
+                result = self._retried(self.run.result)
                 if result is not None:
                     return End(exit_code(result), str(result["reason"]))
                 failure = Failure.read(failure_file)
@@ -78,7 +82,7 @@ class Supervisor:
                     return End(CancelledError.exit_code, "stopped on request")
 
                 # Fail the run?
-                deadline = with_retries(self.run.deadline, should_stop=self._is_stopping)
+                deadline = self._retried(self.run.deadline)
                 if deadline is not None and time.time() > deadline:
                     self._fail_run(JobFailedError(self.run.deadline_reason))
                     continue
@@ -159,13 +163,13 @@ class Supervisor:
                 torchrun.kill()
             elif seconds > RESULT_GRACE:
                 had_workers_at = time.monotonic()
-                if with_retries(self.run.result, should_stop=self._is_stopping) is not None:
+                if self._retried(self.run.result) is not None:
                     torchrun.kill()
 
     def _fail_run(self, error: CpmbeeError) -> None:
         """Write a failed result, unless the run has a result already."""
         steps = self._newest_checkpoint()
-        with_retries(partial(self.run.fail, error, steps=steps), should_stop=self._is_stopping)
+        self._retried(partial(self.run.fail, error, steps=steps))
 
     def _on_stop_signal(self, _number: int, _frame: FrameType | None) -> None:
         """Send SIGTERM to the workers; a second signal terminates torchrun.
@@ -196,13 +200,13 @@ class Supervisor:
     def _newest_checkpoint(self) -> int:
         """Return the step of the newest checkpoint; 0 if there is none, or if the pointer is corrupt."""
         try:
-            latest = partial(read_checkpoint_pointer, self.run.store, keys.LATEST)
-            return with_retries(latest, should_stop=self._is_stopping).step
+            return self._retried(partial(read_checkpoint_pointer, self.run.store, keys.LATEST)).step
         except (NotFoundError, DamagedError):
             return 0
 
-    def _is_stopping(self) -> bool:
-        return self.stopping
+    def _retried(self, task: Callable[[], T]) -> T:
+        """Retry `task` while the store fails, unless the container is asked to stop."""
+        return with_retries(task, should_stop=lambda: self.stopping)
 
 
 def _failure_code(failure_file: Path) -> int | None:

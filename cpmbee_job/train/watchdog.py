@@ -49,8 +49,8 @@ class Watchdog:
     def _watch(self) -> None:
         seen = activity.count()
         while not self._stopped.wait(self._interval):
-            if (moves := activity.count()) != seen:
-                seen, self._last_activity = moves, time.monotonic()
+            if (count := activity.count()) != seen:
+                seen, self._last_activity = count, time.monotonic()
             if time.monotonic() - self._last_activity > self._timeout:
                 sys.stderr.write(f"no progress for {self._timeout:.0f} s; stacks of all threads:\n")
                 faulthandler.dump_traceback(all_threads=True)
@@ -64,8 +64,8 @@ class Watchdog:
         with suppress(RuntimeError):  # torch raises it if the rank that hosts the store is gone
             add = connect_peers()
             while not self._ignores_peers.wait(self._interval):
-                moves = activity.count()
-                count = add(moves != reported)
-                if count != known:
-                    known, self._last_activity = count, time.monotonic()
-                reported = moves
+                own = activity.count()
+                total = add(own != reported)
+                if total != known:
+                    known, self._last_activity = total, time.monotonic()
+                reported = own

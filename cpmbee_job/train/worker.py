@@ -38,7 +38,7 @@ from cpmbee_job.train.loop import LoopState, train
 from cpmbee_job.train.output import metrics
 from cpmbee_job.train.output.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from cpmbee_job.train.output.journal import Journal
-from cpmbee_job.train.output.progress import Metered, Progress, Silent
+from cpmbee_job.train.output.progress import Metered, Progress
 from cpmbee_job.train.output.publish import Provenance, Publisher
 from cpmbee_job.train.output.terminal import log_to_console
 from cpmbee_job.train.stop_request import StopRequest
@@ -132,7 +132,7 @@ class _Worker:
         self.run, self.world = run, world
         self.state = LoopState()
         self.phase = "loading"
-        self.progress: Progress = Silent()
+        self.progress = Progress()
         connect_peers = world.shared_counter if world.size > 1 else None
         self.watchdog = Watchdog(run.spec.train.stall_timeout, self._record_stall, connect_peers)
         self.stop = StopRequest()

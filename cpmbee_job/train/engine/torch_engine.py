@@ -83,7 +83,8 @@ class TorchEngine:
             loss_sum, targets, tokens, stop_requests, grad_norm = torch.cat([sums, norm.double().reshape(1)]).tolist()
             mean_loss = loss_sum / max(targets, 1.0)
             if not math.isfinite(loss_sum):
-                hint = "fp16 overflows above 65,504; set train.precision: bf16" if self._has_fp16() else None
+                has_fp16 = any(p.dtype == torch.float16 for p in self.model.parameters())
+                hint = "fp16 overflows above 65,504; set train.precision: bf16" if has_fp16 else None
                 raise ModelError(f"the loss is {mean_loss}{self._first_bad_parameter()}", hint=hint)
             if grad_norm < float("inf"):
                 break
@@ -188,9 +189,6 @@ class TorchEngine:
             )
             for name, p in self.masters.items()
         ]
-
-    def _has_fp16(self) -> bool:
-        return any(p.dtype == torch.float16 for p in self.model.parameters())
 
     def _first_bad_parameter(self) -> str:
         for name, parameter in self.model.named_parameters():

@@ -1,8 +1,8 @@
-"""What a training pod tells Prometheus.
+"""The Prometheus metrics of a training pod.
 
-Workers come and go, so their values lie in files of the container (prometheus_client's multiprocess mode), and the
-entrypoint, which outlives them, serves those beside its own. While torchrun restarts, counters stand still and gauges
-keep what a worker said last; that is why the moments of progress are served, and never an age.
+Workers write their values to files (prometheus_client's multiprocess mode), and the entrypoint, which outlives them,
+serves those together with its own. While torchrun restarts, counters and gauges keep their last values; therefore the
+time of the last progress is exported as a timestamp, not as an age.
 """
 
 import os
@@ -19,15 +19,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from cpmbee_job.process import contract
 
 WORKERS = CollectorRegistry()
-"""The metrics that workers set."""
+"""Metrics that workers set."""
 ENTRYPOINT = CollectorRegistry()
-"""Those of the entrypoint."""
+"""Metrics that the entrypoint sets."""
 RUN = "run"
-"""Label of all: `<name>/<run id>`. Pod and namespace are for Prometheus to add, which knows whom it asks."""
+"""Label of all metrics: `<name>/<run id>`. Prometheus adds the labels for pod and namespace."""
 
 
 def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
-    """Of several workers' values the newest counts."""
+    """If several workers set the gauge, the newest value is served."""
     return Gauge(name, documentation, [RUN, *labels], registry=WORKERS, multiprocess_mode="mostrecent")
 
 
@@ -35,44 +35,44 @@ def _counter(name: str, documentation: str, *labels: str) -> Counter:
     return Counter(name, documentation, [RUN, *labels], registry=WORKERS)
 
 
-STEP = _gauge("cpmbee_step", "Steps of the run that are done.")
-PLANNED_STEPS = _gauge("cpmbee_planned_steps", "Steps that the run will have if nothing stops it early.")
+STEP = _gauge("cpmbee_step", "Completed steps of the run.")
+PLANNED_STEPS = _gauge("cpmbee_planned_steps", "Steps of the run if it does not stop early.")
 LOSS = _gauge("cpmbee_loss", "Mean loss over the target tokens of the last step, in nats.")
 EVAL_LOSS = _gauge("cpmbee_eval_loss", "Mean loss over the target tokens of the last evaluation, in nats.")
-TOKENS = _counter("cpmbee_tokens_total", "Tokens trained on by all processes of the world together.")
-PROGRESS = _gauge("cpmbee_progress_timestamp_seconds", "When the last step or evaluation was done, in Unix time.")
-ATTEMPT = _gauge("cpmbee_attempt", "Number of the run's newest attempt: how often its world has been formed.")
-WORLD_SIZE = _gauge("cpmbee_world_size", "Processes that train together.")
-CHECKPOINT = _gauge("cpmbee_checkpoint_timestamp_seconds", "When the newest checkpoint was in the store, in Unix time.")
+TOKENS = _counter("cpmbee_tokens_total", "Tokens that all processes together have trained on.")
+PROGRESS = _gauge("cpmbee_progress_timestamp_seconds", "Unix time of the last completed step or evaluation.")
+ATTEMPT = _gauge("cpmbee_attempt", "Number of the run's newest attempt.")
+WORLD_SIZE = _gauge("cpmbee_world_size", "Processes that train together (world size).")
+CHECKPOINT = _gauge("cpmbee_checkpoint_timestamp_seconds", "Unix time when the newest checkpoint had been written.")
 CHECKPOINT_DURATION = _gauge(
     "cpmbee_checkpoint_duration_seconds",
-    "Seconds from the step of the newest checkpoint to the moment it was in the store. Training goes on meanwhile.",
+    "Seconds from the step of the newest checkpoint until it had been written. Training continues meanwhile.",
 )
-GPU_PEAK = _gauge("cpmbee_gpu_memory_peak_bytes", "Most that tensors have taken on the GPU `gpu`.", "gpu")
-GPU_RESERVED = _gauge("cpmbee_gpu_memory_reserved_bytes", "Held by torch on the GPU `gpu`.", "gpu")
+GPU_PEAK = _gauge("cpmbee_gpu_memory_peak_bytes", "Peak memory of tensors on the GPU `gpu`.", "gpu")
+GPU_RESERVED = _gauge("cpmbee_gpu_memory_reserved_bytes", "Memory that torch has reserved on the GPU `gpu`.", "gpu")
 GPU_SIZE = _gauge("cpmbee_gpu_memory_size_bytes", "Memory of the GPU `gpu`.", "gpu")
-S3_SENT = _counter("cpmbee_s3_sent_bytes_total", "Bodies of requests to S3, repeated ones too.")
-S3_RECEIVED = _counter("cpmbee_s3_received_bytes_total", "Bodies of answers from S3.")
+S3_SENT = _counter("cpmbee_s3_sent_bytes_total", "Bytes of request bodies sent to S3, including retries.")
+S3_RECEIVED = _counter("cpmbee_s3_received_bytes_total", "Bytes of response bodies received from S3.")
 S3_ERRORS = _counter(
     "cpmbee_s3_errors_total",
-    "Requests to S3 that failed, also where a repetition mended it, by `reason`: an HTTP status, `no answer`, "
+    "Failed requests to S3, including those that a retry fixed, by `reason`: an HTTP status, `no answer`, "
     "`broken body`.",
     "reason",
 )
 
 START = Gauge(
     "cpmbee_entrypoint_start_timestamp_seconds",
-    "When the entrypoint of the pod began, in Unix time.",
+    "Unix time when the entrypoint of the pod started.",
     [RUN],
     registry=ENTRYPOINT,
 )
 TORCHRUN_STARTS = Counter(
-    "cpmbee_torchrun_starts_total", "Starts of torchrun by the pod's entrypoint.", [RUN], registry=ENTRYPOINT
+    "cpmbee_torchrun_starts_total", "Starts of torchrun by the entrypoint of the pod.", [RUN], registry=ENTRYPOINT
 )
 
 
 class S3Traffic:
-    """Counts what a worker moves: a `store.traffic.Observer`."""
+    """Counts a worker's requests to S3: a `store.s3.traffic.Observer`."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -89,15 +89,16 @@ class S3Traffic:
 
 
 def checkpoint_written(run: str, stepped_at: float) -> None:
-    """A checkpoint is in the store, of the step that was done at `stepped_at` (Unix time)."""
+    """Record that a checkpoint has been written, whose step was completed at `stepped_at` (Unix time)."""
     CHECKPOINT.labels(run).set_to_current_time()
     CHECKPOINT_DURATION.labels(run).set(time.time() - stepped_at)
 
 
 @contextmanager
 def served(run: str, folder: Path) -> Iterator[dict[str, str]]:
-    """Serve the metrics of this pod on the port that the environment names, where it names one (0: any that is free,
-    which is said). Yields what workers need in their environment. A port that can't be had is no reason not to train.
+    """Serve the metrics of this pod on the port in the environment, if any; for port 0, choose one and print it.
+
+    Yields variables for the environment of workers. If the port cannot be used, print why and train without metrics.
     """
     port = os.environ.get(contract.METRICS_PORT_ENV)
     if not port:
@@ -105,17 +106,17 @@ def served(run: str, folder: Path) -> Iterator[dict[str, str]]:
         return
     disable_created_metrics()
     START.labels(run).set_to_current_time()
-    TORCHRUN_STARTS.labels(run)  # from 0
+    TORCHRUN_STARTS.labels(run)  # exports 0
     folder = folder / "metrics"
     folder.mkdir()
     registry = CollectorRegistry()
     registry.register(ENTRYPOINT)
     MultiProcessCollector(registry, str(folder))
-    everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 (Prometheus comes from elsewhere)
+    everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 (Prometheus is in another pod)
     try:
         server, thread = start_http_server(int(port), everywhere, registry)
     except (OSError, OverflowError, ValueError) as error:
-        sys.stderr.write(f"no metrics on port {port} ({contract.METRICS_PORT_ENV}): {error}\n")
+        sys.stderr.write(f"cannot serve metrics on port {port} ({contract.METRICS_PORT_ENV}): {error}\n")
         yield {}
         return
     if not int(port):

@@ -1,9 +1,7 @@
-"""What the training loop reports to: a protocol, its null object, and the metrics of every rank.
+"""What the training loop reports to: a base class that reports nothing, and the metrics of every rank.
 
 Rank 0 reports more, see `journal`.
 """
-
-from typing import Protocol
 
 import torch
 
@@ -12,7 +10,9 @@ from cpmbee_job.train.engine.interface import EvalResult, StepResult
 from cpmbee_job.train.output import metrics
 
 
-class Progress(Protocol):
+class Progress:
+    """Reports nothing."""
+
     def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None: ...
 
     def evaluation(self, step: int, result: EvalResult, is_best: bool) -> None: ...
@@ -30,23 +30,7 @@ class Progress(Protocol):
         """Close without writing to the store: a newer attempt owns the run."""
 
 
-class Silent:
-    """Reports nothing."""
-
-    def step(self, step: int, epoch: int, learning_rate: float, result: StepResult) -> None: ...
-
-    def evaluation(self, step: int, result: EvalResult, is_best: bool) -> None: ...
-
-    def log(self, message: str) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self, state: str) -> None: ...
-
-    def abandon(self) -> None: ...
-
-
-class Metered(Silent):
+class Metered(Progress):
     """Sets the Prometheus metrics of this rank.
 
     The numbers of a step are the same on all ranks. Each pod serves them for its first rank, so that they survive the

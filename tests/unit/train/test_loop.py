@@ -12,6 +12,7 @@ from cpmbee_job.spec import TrainSpec
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.interface import EngineState, EvalResult, ParameterStatistics, StepResult
 from cpmbee_job.train.loop import LoopState, Outcome, train
+from cpmbee_job.train.output.progress import Progress
 
 INTERRUPTED = -1.0
 """Stands for an evaluation that a stop interrupted."""
@@ -47,7 +48,7 @@ class CountingEngine:
 
 
 @dataclass
-class Recorder:
+class Recorder(Progress):
     """Saver and progress in one: records events in order."""
 
     events: list[str] = field(default_factory=list)
@@ -67,12 +68,6 @@ class Recorder:
 
     def log(self, message: str) -> None:
         self.events.append(message)
-
-    def flush(self) -> None: ...
-
-    def close(self, state: str) -> None: ...
-
-    def abandon(self) -> None: ...
 
 
 def run(

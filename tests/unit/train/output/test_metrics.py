@@ -139,4 +139,4 @@ def test_a_port_that_can_t_be_had_is_said(monkeypatch, capsys, tmp_path: Path) -
             folder.mkdir()
             with served("a/r1", folder) as environment:
                 assert environment == {}
-            assert f"no metrics on port {port} (CPMBEE_METRICS_PORT): " in capsys.readouterr().err
+            assert f"cannot serve metrics on port {port} (CPMBEE_METRICS_PORT): " in capsys.readouterr().err
