@@ -58,17 +58,12 @@ def within(known: Fingerprints) -> Duplicates:
     own = np.arange(shared.size)
     repeats = np.flatnonzero(first_whole != own)
     contradicts = np.flatnonzero((first_whole == own) & (first_question != own))
-
-    def named(numbers: Numbers, first: Numbers) -> tuple[tuple[str, str], ...]:
-        firsts = shared[first[numbers]]
-        chosen = _choose(firsts, shared[numbers], keys=firsts)
-        return tuple((str(known.locations[one]), str(known.locations[other])) for one, other in chosen)
-
+    at = known.locations
     return Duplicates(
         repeated=repeats.size,
         contradicting=contradicts.size,
-        repeated_at=named(repeats, first_whole),
-        contradicting_at=named(contradicts, first_question),
+        repeated_at=_named(shared[first_whole[repeats]], at, shared[repeats], at),
+        contradicting_at=_named(shared[first_question[contradicts]], at, shared[contradicts], at),
     )
 
 
@@ -79,17 +74,12 @@ def leakage(train: Fingerprints, evaluation: Fingerprints) -> Duplicates:
     train_question = _first(train.questions[shared], evaluation.questions)
     repeats = np.flatnonzero(train_whole >= 0)
     contradicts = np.flatnonzero((train_whole < 0) & (train_question >= 0))
-
-    def named(numbers: Numbers, in_train: Numbers) -> tuple[tuple[str, str], ...]:
-        trained = shared[in_train[numbers]]
-        chosen = _choose(numbers, trained, keys=trained)
-        return tuple((str(evaluation.locations[one]), str(train.locations[other])) for one, other in chosen)
-
+    at, train_at = evaluation.locations, train.locations
     return Duplicates(
         repeated=repeats.size,
         contradicting=contradicts.size,
-        repeated_at=named(repeats, train_whole),
-        contradicting_at=named(contradicts, train_question),
+        repeated_at=_named(repeats, at, shared[train_whole[repeats]], train_at),
+        contradicting_at=_named(contradicts, at, shared[train_question[contradicts]], train_at),
     )
 
 
@@ -102,9 +92,12 @@ def _first(known: Keys, keys: Keys) -> Numbers:
     return np.where(values[found] == keys, first[found], -1)
 
 
-def _choose(ones: Numbers, others: Numbers, keys: Numbers) -> list[tuple[int, int]]:
-    """Return the first pair of each of the first few keys, ordered by the pairs' other example."""
-    _, chosen = np.unique(keys, return_index=True)
-    chosen = chosen[np.argsort(ones[chosen])][:MOST_NAMED]
+def _named(ones: Numbers, at: Locations, others: Numbers, other_at: Locations) -> tuple[tuple[str, str], ...]:
+    """Return the locations of the first few pairs without common examples, ordered by their second example."""
+    _, chosen = np.unique(others, return_index=True)
+    chosen.sort()
+    _, first = np.unique(ones[chosen], return_index=True)
+    chosen = chosen[first[:MOST_NAMED]]
     chosen = chosen[np.argsort(others[chosen])]
-    return list(zip(ones[chosen].tolist(), others[chosen].tolist(), strict=True))
+    pairs = zip(ones[chosen].tolist(), others[chosen].tolist(), strict=True)
+    return tuple((str(at[one]), str(other_at[other])) for one, other in pairs)

@@ -1,6 +1,6 @@
 """Count the characters of a dataset that are missing from the vocabulary."""
 
-from dataclasses import dataclass
+from collections import Counter
 
 import numpy as np
 
@@ -12,19 +12,14 @@ _MOST_CHARACTERS = 10_000
 _MOST_SHOWN = 10
 
 
-@dataclass(slots=True)
-class _Seen:
-    first: object
-    count: int = 0
-
-
 class UnknownCounter:
     """Counts unknown characters."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._unk_id = tokenizer.unk_id
         self._characters = self._pieces = self._examples = 0
-        self._seen: dict[str, _Seen] = {}
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, object] = {}
 
     def add(self, encoded: Encoded, location: object) -> None:
         numbers = encoded.token_id_table.get("<unk>")
@@ -41,28 +36,26 @@ class UnknownCounter:
             self._pieces += times
             self._characters += times * len(piece)
             for character in piece:
-                seen = self._seen.get(character)
-                if seen is None:
-                    if len(self._seen) == _MOST_CHARACTERS:
-                        continue
-                    seen = self._seen[character] = _Seen(location)
-                seen.count += times
+                if len(self._first) < _MOST_CHARACTERS:
+                    self._first.setdefault(character, location)
+                if character in self._first:
+                    self._counts[character] += times
         self._examples += has_any
 
     def report(self) -> Unknown:
-        frequent = sorted(self._seen.items(), key=lambda item: (-item[1].count, item[0]))[:_MOST_SHOWN]
+        frequent = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_SHOWN]
         return Unknown(
             characters=self._characters,
             pieces=self._pieces,
             examples=self._examples,
-            different=len(self._seen),
+            different=len(self._first),
             most_frequent=tuple(
                 UnknownCharacter(
                     character=character,
                     code_point=f"U+{ord(character):04X}",
-                    count=seen.count,
-                    first=str(seen.first),
+                    count=count,
+                    first=str(self._first[character]),
                 )
-                for character, seen in frequent
+                for character, count in frequent
             ),
         )

@@ -6,6 +6,7 @@ piece has several record batches, each packed independently.
 """
 
 import fcntl
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from cpmbee_job.data.dataset.index import INDEX, Index
 from cpmbee_job.data.dataset.table import Table
-from cpmbee_job.data.encode.encoder import ARRAYS
+from cpmbee_job.data.encode.encoder import ARRAYS, Encoded
+from cpmbee_job.data.encode.examples import Example
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.store.base import Store
@@ -77,17 +79,33 @@ def _arrow(values: NDArray[Any]) -> pa.Array:
 
 
 class ExampleWriter:
-    """Writes a shard of kind `examples` to a local file."""
+    """Writes a shard of kind `examples` to a local file, `window` characters at a time."""
 
-    def __init__(self, path: Path) -> None:
+    num_rows = 0
+
+    def __init__(self, path: Path, window: int) -> None:
+        self.num_tokens = 0
         self._writer = pa.ipc.new_file(str(path), _EXAMPLE_SCHEMA)
+        self._window = window
+        self._texts: list[str] = []
+        self._characters = 0
 
-    def write(self, texts: Sequence[str]) -> None:
-        """Append examples as JSON text."""
-        self._writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=_EXAMPLE_SCHEMA))
+    def add(self, example: Example, encoded: Encoded | None) -> None:
+        self.num_tokens += 0 if encoded is None else encoded.num_tokens
+        self._texts.append(json.dumps(example, ensure_ascii=False, separators=(",", ":")))
+        self._characters += len(self._texts[-1])
+        if self._characters >= self._window:
+            self._flush()
 
     def close(self) -> None:
+        self._flush()
         self._writer.close()
+
+    def _flush(self) -> None:
+        if self._texts:
+            texts = pa.array(self._texts, pa.large_string())
+            self._writer.write_batch(pa.record_batch([texts], schema=_EXAMPLE_SCHEMA))
+        self._texts, self._characters = [], 0
 
 
 def read_index(store: Store) -> Index:

@@ -28,6 +28,7 @@ ARRAYS: Final[dict[str, type[np.generic]]] = {
 """The arrays of an `Encoded` that are stored and digested, in this order."""
 
 _ROOT = "<root>"
+_MAX_DEPTH = 8  # of the original's model; deeper levels share a bucket
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +99,14 @@ def encode_example(
     example: Example,
     *,
     answer_order: random.Random | None = None,
-    max_depth: int = 8,
     strict: bool = False,
     after: Encoded | None = None,
 ) -> Encoded:
     """Encode an example that `check_example` has validated.
 
     `answer_order` shuffles the keys of a nested answer, as the original does in training; None keeps their order.
-    Levels beyond `max_depth` (at most 15) share a bucket. `strict` raises `DataError` naming the place where the
-    original fails: a `<` that begins no token of the model. An in-context sample comes `after` another example and
-    shares its numbering of tokens missing from the vocabulary.
+    `strict` raises `DataError` naming the place where the original fails: a `<` that begins no token of the model. An
+    in-context sample comes `after` another example and continues its numbering of tokens missing from the vocabulary.
     """
     tree = _read_tree(example if answer_order is None else shuffle_answer(example, answer_order))
     extensions = _Extensions(tokenizer, strict)
@@ -146,7 +145,7 @@ def encode_example(
     if positions:
         input_id_subs[positions] = subs
     build = _cached_shape if len(lengths) <= _CACHED_SEGMENTS else _build_shape
-    shape = build(tree.parents, tree.is_key, tree.is_answer, max_depth)
+    shape = build(tree.parents, tree.is_key, tree.is_answer)
     segment_ids = np.repeat(shape.numbers, lengths)
     return Encoded(
         input_ids=np.array(ids, dtype=np.int32),
@@ -229,14 +228,12 @@ def _base_token(tokenizer: Tokenizer, token: str, strict: bool) -> tuple[str, in
     return "<unk>", tokenizer.unk_id
 
 
-def _build_shape(
-    parents: tuple[int, ...], is_key: tuple[bool, ...], is_answer: tuple[bool, ...], max_depth: int
-) -> _Shape:
+def _build_shape(parents: tuple[int, ...], is_key: tuple[bool, ...], is_answer: tuple[bool, ...]) -> _Shape:
     shape = _Shape(
         numbers=np.arange(len(parents), dtype=np.int32),
         context=np.array([not answer for answer in is_answer], dtype=np.int8),
         is_key=np.array(is_key),
-        segment_rel=_relations(parents, max_depth),
+        segment_rel=_relations(parents),
     )
     for array in vars(shape).values():
         array.flags.writeable = False
@@ -247,10 +244,8 @@ _CACHED_SEGMENTS = 64
 _cached_shape = lru_cache(maxsize=1024)(_build_shape)
 
 
-def _relations(parents: tuple[int, ...], max_depth: int) -> NDArray[np.uint8]:
+def _relations(parents: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return the buckets of all pairs of segments of a tree, whose parents come before their children."""
-    if max_depth > 15:
-        raise ValueError(f"max_depth must be at most 15 for buckets to fit into a byte (got {max_depth})")
     lines: list[tuple[int, ...]] = []  # for each segment: the path from the root to itself
     for segment, parent in enumerate(parents):
         lines.append((*(lines[parent] if parent >= 0 else ()), segment))
@@ -262,9 +257,9 @@ def _relations(parents: tuple[int, ...], max_depth: int) -> NDArray[np.uint8]:
         ancestors = np.array([line[level] if level < len(line) else -1 - s for s, line in enumerate(lines)])
         shared += ancestors[:, None] == ancestors[None, :]
     shared[np.diag_indices(num_segments)] = depths
-    up = np.minimum(depths[:, None] - shared, max_depth - 1)
-    down = np.minimum(depths[None, :] - shared, max_depth - 1)
-    buckets = up * max_depth + down
+    up = np.minimum(depths[:, None] - shared, _MAX_DEPTH - 1)
+    down = np.minimum(depths[None, :] - shared, _MAX_DEPTH - 1)
+    buckets = up * _MAX_DEPTH + down
     buckets += buckets > 0  # bucket 1 is for in-context samples
     relations: NDArray[np.uint8] = buckets.astype(np.uint8).reshape(-1)
     return relations

@@ -14,7 +14,7 @@ from pathlib import Path
 from cpmbee_job import documents
 from cpmbee_job.data.dataset.index import INDEX, VERSION, Index, ShardInfo, UnknownVersionError
 from cpmbee_job.data.encode.tokenizer import Tokenizer
-from cpmbee_job.data.prepare.shard_maker import PrepareSettings, ShardJob, ShardMaker
+from cpmbee_job.data.prepare.shard_maker import PrepareSettings, ShardMaker
 from cpmbee_job.data.prepare.workers import make_shards
 from cpmbee_job.data.read.formats import converter
 from cpmbee_job.data.read.sources import DataSource
@@ -69,8 +69,8 @@ class Preparation:
     def vocab_digest(self) -> str | None:
         return None if self.tokenizer is None else self.tokenizer.digest
 
-    def shard_job(self, output_url: str) -> ShardJob:
-        return ShardJob(
+    def shard_maker(self, output_url: str) -> ShardMaker:
+        return ShardMaker(
             kind=self.source.kind,
             input_url=self.source.store.url,
             output_url=output_url,
@@ -128,8 +128,7 @@ def _all_shards(preparation: Preparation, out: Store) -> tuple[ShardInfo, ...]:
     def on_bytes(num_bytes: int) -> None:
         preparation.progress(examples, min(bytes_done + num_bytes, source.num_bytes), source.num_bytes)
 
-    maker = ShardMaker(preparation.shard_job(out.url), source.store, out)
-    for number, shard in make_shards(maker, pieces, preparation.workers, on_bytes):
+    for number, shard in make_shards(preparation.shard_maker(out.url), pieces, preparation.workers, on_bytes):
         shards[number] = shard
         examples += shard.examples
         bytes_done += source.pieces[number].num_bytes

@@ -1,9 +1,9 @@
 """Make the shard of one input piece."""
 
-import json
 import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from cpmbee_job.data.read.sources import SourceKind, SourcePiece
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Progress, Store, no_progress
+from cpmbee_job.store.urls import open_store
 from cpmbee_job.store.verified import file_sha256
 
 
@@ -45,8 +46,8 @@ class PrepareSettings:
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """Everything that a worker process needs to make shards; picklable."""
+class ShardMaker:
+    """Makes the shards of pieces, one after the other. Picklable, for worker processes."""
 
     kind: SourceKind
     input_url: str
@@ -59,46 +60,17 @@ class ShardJob:
     window: int
     """Number of tokens (of characters for JSON) that are packed and written together."""
 
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(open_store(self.input_url, self.storage), self.kind, self.settings.format, self.settings.strict)
 
-class _ExampleSink:
-    """Writes examples as JSON text, `window` characters at a time."""
-
-    num_rows = 0
-
-    def __init__(self, path: Path, window: int) -> None:
-        self.num_tokens = 0
-        self._writer = ExampleWriter(path)
-        self._window = window
-        self._texts: list[str] = []
-        self._characters = 0
-
-    def add(self, example: Example, encoded: Encoded | None) -> None:
-        self.num_tokens += 0 if encoded is None else encoded.num_tokens
-        self._texts.append(json.dumps(example, ensure_ascii=False, separators=(",", ":")))
-        self._characters += len(self._texts[-1])
-        if self._characters >= self._window:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-    def _flush(self) -> None:
-        if self._texts:
-            self._writer.write(self._texts)
-        self._texts, self._characters = [], 0
-
-
-class ShardMaker:
-    """Makes the shards of pieces, one after the other. `store` and `out` are the job's input and output."""
-
-    def __init__(self, job: ShardJob, store: Store, out: Store) -> None:
-        self.job, self._out = job, out
-        self._reader = Reader(store, job.kind, job.settings.format, job.settings.strict)
+    @cached_property
+    def _out(self) -> Store:
+        return open_store(self.output_url, self.storage)
 
     def make(self, piece: SourcePiece, on_bytes: Progress = no_progress) -> ShardInfo:
         """Return the shard of a piece, and make it unless the store has it."""
-        name = f"{self.job.prefix}-{piece.number:05d}"
+        name = f"{self.prefix}-{piece.number:05d}"
         done = self._find(f"{name}.json")
         if done is not None:
             return done
@@ -106,7 +78,7 @@ class ShardMaker:
             path = Path(folder) / f"{name}.arrow"
             shard = self._write(piece, path, on_bytes)
             self._out.upload(path, shard.key)
-        self._out.put(f"{name}.json", documents.to_json({"digest": self.job.digest, **asdict(shard)}))
+        self._out.put(f"{name}.json", documents.to_json({"digest": self.digest, **asdict(shard)}))
         return shard
 
     def _find(self, key: str) -> ShardInfo | None:
@@ -115,19 +87,19 @@ class ShardMaker:
             shard, digest = SHARD_INFO.validate_json(data, strict=True), documents.from_json(data).get("digest")
         except (NotFoundError, ValueError):  # a damaged document is replaced
             return None
-        return shard if digest == self.job.digest else None
+        return shard if digest == self.digest else None
 
     def _write(self, piece: SourcePiece, path: Path, on_bytes: Progress) -> ShardInfo:
-        settings, window = self.job.settings, self.job.window
+        settings = self.settings
         skipped: Counter[str] = Counter()
         warnings: Counter[str] = Counter()
         errors = ErrorList()
         in_context = self._in_context()
-        sink: _ExampleSink | Packer
-        if settings.max_length is None:
-            sink = _ExampleSink(path, window)
-        else:
-            sink = Packer(PackedWriter(path), settings.max_length, window, in_context, piece.number)
+        sink = (
+            ExampleWriter(path, self.window)
+            if settings.max_length is None
+            else Packer(PackedWriter(path), settings.max_length, self.window, in_context, piece.number)
+        )
         num_examples = num_targets = 0
         for record in self._reader.read(piece, warnings, on_bytes):
             result = self._encode(record.content, warnings)
@@ -160,7 +132,7 @@ class ShardMaker:
         )
 
     def _in_context(self) -> InContext | None:
-        tokenizer, settings = self.job.tokenizer, self.job.settings
+        tokenizer, settings = self.tokenizer, self.settings
         if tokenizer is None or settings.max_length is None or not any(settings.in_context[1:]):
             return None
         return InContext(tokenizer, settings.in_context, settings.max_length)
@@ -168,7 +140,7 @@ class ShardMaker:
     def _encode(
         self, example: "Example | Rejection", warnings: Counter[str]
     ) -> tuple[Example, Encoded | None] | Rejection:
-        tokenizer, settings = self.job.tokenizer, self.job.settings
+        tokenizer, settings = self.tokenizer, self.settings
         if isinstance(example, Rejection):
             return example
         if tokenizer is None:

@@ -11,11 +11,10 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_exit
 
 from cpmbee_job.data.dataset.index import ShardInfo
-from cpmbee_job.data.prepare.shard_maker import ShardJob, ShardMaker
+from cpmbee_job.data.prepare.shard_maker import ShardMaker
 from cpmbee_job.data.read.sources import SourcePiece
 from cpmbee_job.errors import CpmbeeError
 from cpmbee_job.store.base import Progress
-from cpmbee_job.store.urls import open_store
 
 
 def make_shards(
@@ -26,7 +25,7 @@ def make_shards(
     `on_bytes` receives the bytes read of the current piece, if this process makes the shards.
     """
     if workers > 1 and len(pieces) > 1:
-        yield from _in_processes(maker.job, pieces, workers)
+        yield from _in_processes(maker, pieces, workers)
         return
     for piece in pieces:
         yield piece.number, maker.make(piece, _accumulated(on_bytes, piece.num_bytes))
@@ -43,13 +42,13 @@ def _accumulated(report: Progress, most: int) -> Progress:
     return count
 
 
-def _in_processes(job: ShardJob, pieces: list[SourcePiece], workers: int) -> Iterator[tuple[int, ShardInfo]]:
+def _in_processes(maker: ShardMaker, pieces: list[SourcePiece], workers: int) -> Iterator[tuple[int, ShardInfo]]:
     """If several pieces fail, the error of the first one is raised."""
     # The fork server imports everything once. Forking this process would copy the locks of its threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
     pool = ProcessPoolExecutor(
-        min(workers, len(pieces)), context, initializer=_start_worker, initargs=(job, dict(os.environ))
+        min(workers, len(pieces)), context, initializer=_start_worker, initargs=(maker, dict(os.environ))
     )
     waiting = iter(pieces)
     running: dict[Future[ShardInfo], int] = {}
@@ -78,12 +77,12 @@ def _in_processes(job: ShardJob, pieces: list[SourcePiece], workers: int) -> Ite
 _maker: ShardMaker | None = None  # set in worker processes
 
 
-def _start_worker(job: ShardJob, environment: dict[str, str]) -> None:
+def _start_worker(maker: ShardMaker, environment: dict[str, str]) -> None:
     global _maker
     os.environ.clear()  # the fork server's environment is outdated
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process group; the parent stops its workers
-    _maker = ShardMaker(job, open_store(job.input_url, job.storage), open_store(job.output_url, job.storage))
+    _maker = maker
     gc.freeze()  # garbage collections need not scan the imported modules
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

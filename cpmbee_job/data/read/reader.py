@@ -57,39 +57,36 @@ class Reader:
         Raises `DataError` if an object can't be read any further.
         """
         convert = converter(self.format) if self.kind == "raw" else None
-        for location, raw in self._original(piece, on_bytes) if self.kind == "original" else self._raw(piece, on_bytes):
+        found = self._original() if self.kind == "original" else self._sliced(piece, on_bytes)
+        for location, raw in found:
             yield InputRecord(location, self._example(raw, convert, warnings))
+        if self.kind == "original":
+            on_bytes(piece.num_bytes)
 
-    def _original(self, piece: SourcePiece, on_bytes: Progress) -> Iterator[tuple[Location, object]]:
+    def _original(self) -> Iterator[tuple[Location, object]]:
         origin = Origin("")
         for block, number, content in read_original(self.store):
             if origin.prefix != (prefix := f"{block}, record "):
                 origin = Origin(prefix)
             yield Location(origin, number), content
-        on_bytes(piece.num_bytes)
 
-    def _raw(self, piece: SourcePiece, on_bytes: Progress) -> Iterator[tuple[Location, object]]:
+    def _sliced(self, piece: SourcePiece, on_bytes: Progress) -> Iterator[tuple[Location, object]]:
         for part in piece.slices:
+            info = part.object
+            name = object_name(self.store, info.key)
             if self.kind == "examples":
-                yield from self._examples(part)
-            elif is_parquet(part.object.key):
-                yield from self._parquet(part)
+                origin = Origin(f"{name}:")
+                texts = read_examples(self.store, info.key, info.size, sha256=info.etag)
+                yield from ((Location(origin, n), json.loads(text)) for n, text in enumerate(texts, start=1))
+                on_bytes(part.num_bytes)
+            elif is_parquet(info.key):
+                origin = Origin(f"{name}: record ")
+                yield from ((Location(origin, n), record) for n, record in read_parquet(self.store, part))
+                on_bytes(part.num_bytes)
             else:
                 yield from self._json_lines(part, on_bytes)
-                continue
-            on_bytes(part.num_bytes)
-
-    def _examples(self, part: SourceSlice) -> Iterator[tuple[Location, object]]:
-        info = part.object
-        origin = Origin(f"{object_name(self.store, info.key)}:")
-        for number, text in enumerate(read_examples(self.store, info.key, info.size, sha256=info.etag), start=1):
-            yield Location(origin, number), json.loads(text)
-
-    def _parquet(self, part: SourceSlice) -> Iterator[tuple[Location, object]]:
-        origin = Origin(f"{object_name(self.store, part.object.key)}: record ")
-        for number, record in read_parquet(self.store, part):
-            yield Location(origin, number), record
-        self._require_unchanged(part)
+            if self.kind == "raw":
+                self._require_unchanged(part)
 
     def _json_lines(self, part: SourceSlice, on_bytes: Progress) -> Iterator[tuple[Location, object]]:
         for location, line in read_lines(self.store, part, on_bytes, self._line_counts):
@@ -97,7 +94,6 @@ class Reader:
                 yield location, line if isinstance(line, DataError) else parse_object(line)
             except DataError as error:
                 yield location, error
-        self._require_unchanged(part)
 
     def _require_unchanged(self, part: SourceSlice) -> None:
         """Raise `DataError` if ranges of an object may come from two versions of it."""

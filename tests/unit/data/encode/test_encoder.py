@@ -166,8 +166,3 @@ def test_unknown_pieces_that_look_like_special_tokens_are_unknown_pieces() -> No
 def test_strict_names_a_key_as_its_own_place(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match=r"^options\.<问题>: "):
         encode_example(tokenizer, {"options": {"<问题>": "a"}, "<ans>": ""}, strict=True)
-
-
-def test_more_levels_than_fit_into_a_byte_are_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="byte"):
-        encode_example(tokenizer, {"<ans>": ""}, max_depth=16)
