@@ -76,7 +76,7 @@ class StateChanges:
         """Show the state in a status line at the bottom, where stderr is a terminal."""
         return nullcontext() if self._status is None else self._status
 
-    def tell(self, status: "RunStatus") -> None:
+    def update(self, status: "RunStatus") -> None:
         """Print what differs from the last status."""
         for note in status.notes:
             self.trouble(note)
@@ -121,7 +121,7 @@ def wait_for(
 
     def observed(status: "RunStatus") -> None:
         on_status(status)
-        changes.tell(status)
+        changes.update(status)
 
     status = wait_for_end(found, cluster, on_status=observed, on_trouble=changes.trouble, timeout=timeout)
     on_status(status)
