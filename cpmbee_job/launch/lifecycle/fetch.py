@@ -1,4 +1,4 @@
-"""What a run has left in the store, as a folder of this machine that appears whole or not at all."""
+"""Download what a run wrote to the store. The target folder appears complete or not at all."""
 
 import fcntl
 import filecmp
@@ -24,22 +24,22 @@ KINDS = ("delta", *OBJECTS, *FOLDERS)
 DEFAULT = ("delta", "metrics", "result", "spec", "logs")
 DELTA_FOLDER = "delta"
 _TRIES = 3
-"""Looks at a delta that training may replace and prune meanwhile."""
+"""Tries to read a delta that training may prune meanwhile."""
 
 
 def fetch(
     store: Store, target: Path, kinds: Sequence[str] | None = None, *, last: bool = False, bar: Bar = no_bar
 ) -> list[str]:
-    """Copy these kinds of things (default: `DEFAULT`, as far as they are there) of the run in `store` to the new folder
-    `target`, the best delta or the last one; returns the names of the files.
+    """Download `kinds` (default: those of `DEFAULT` that exist) of the run in `store` to the new folder `target`, with
+    the best delta or the last one. Returns the names of the files.
 
-    The delta's files are checked against its manifest. A target that holds exactly this is left alone, any other is
-    refused (`RefusedError`). After a cut the next call goes on with what has arrived. Raises `NotFoundError` where the
-    delta, or what was named, is not there (yet), `DamagedError` where a hash does not hold.
+    The delta is verified against its manifest. A target with exactly these files is kept. An interrupted download is
+    continued by the next call. Raises `RefusedError` if the target contains other files, `NotFoundError` if the delta
+    or a requested kind does not exist, `DamagedError` if a file differs from its manifest.
     """
     wanted = DEFAULT if kinds is None else tuple(kinds)
     if unknown := [kind for kind in wanted if kind not in KINDS]:
-        raise UsageError(f"--what {unknown[0]}: no such thing", hint=f"there are {', '.join(KINDS)}")
+        raise UsageError(f"--what: unknown kind {unknown[0]}", hint=f"must be one of {', '.join(KINDS)}")
     entries = _entries(store, wanted, strict=kinds is not None)
     names = [entry.key for entry in entries]
     with translate_os_errors(target), _draft(target) as folder:
@@ -58,7 +58,7 @@ def fetch(
 
 
 def _entries(store: Store, wanted: Sequence[str], *, strict: bool) -> list[ObjectInfo]:
-    """The objects to copy, but for the delta's. `strict`: what is wanted must be there."""
+    """Return the objects to download, without the delta. `strict`: each kind must exist."""
     entries: list[ObjectInfo] = []
     for kind in wanted:
         if kind in OBJECTS:
@@ -67,13 +67,13 @@ def _entries(store: Store, wanted: Sequence[str], *, strict: bool) -> list[Objec
         else:
             found = list(store.list(FOLDERS[kind])) if kind in FOLDERS else []
         if strict and not found and kind != "delta":
-            raise NotFoundError(f"{store.url}: no {kind} there (yet)")
+            raise NotFoundError(f"{store.url}: no {kind} yet")
         entries += found
     return entries
 
 
 def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
-    """Returns the names of its files, below `folder`."""
+    """Download the delta to `folder`. Returns the names of its files."""
     pointer = keys.LAST if last else keys.BEST
     for attempt in range(1, _TRIES + 1):
         prefix = read_delta_pointer(store, pointer)
@@ -87,15 +87,15 @@ def _fetch_delta(store: Store, folder: Path, last: bool, bar: Bar) -> list[str]:
         except NotFoundError:
             if attempt == _TRIES or read_delta_pointer(store, pointer) == prefix:
                 raise
-            continue  # there is a better one by now
+            continue  # replaced by a better one
         break
-    # So `--delta` takes the whole folder too, as it takes a run's.
+    # So that `--delta` accepts the target folder, like a run's folder.
     (folder / keys.BEST).write_bytes(documents.to_json({"prefix": f"{DELTA_FOLDER}/"}))
     return [keys.BEST, *(f"{DELTA_FOLDER}/{name}" for name in (*files, keys.DELTA_MANIFEST))]
 
 
 def _keep_only(folder: Path, names: list[str]) -> None:
-    """Removes what else an earlier call has left in the folder."""
+    """Delete other files that an interrupted call left in the folder."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
             with suppress(OSError):  # not empty
@@ -105,23 +105,23 @@ def _keep_only(folder: Path, names: list[str]) -> None:
 
 
 def _require_same(target: Path, folder: Path, names: list[str]) -> None:
-    """Raises `RefusedError` where the target holds anything else than these files."""
+    """Raise `RefusedError` unless the target contains exactly these files."""
     there = {Path(at, name).relative_to(target).as_posix() for at, _, files in os.walk(target) for name in files}
     if there != set(names) or filecmp.cmpfiles(folder, target, names, shallow=False)[0] != names:
         raise RefusedError(
-            f"{target}: is there already, and holds something else", hint="remove it, or name another folder by --to"
+            f"{target}: already exists, with other files", hint="delete it, or choose another folder with --to"
         )
 
 
 @contextmanager
 def _draft(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target, gone at the end where it was not renamed. After a cut it stays for the next
-    call; where another process is at it, this one gets a folder of its own."""
+    """Yield a hidden folder beside the target, which is deleted at the end unless it was renamed. It is kept after an
+    interrupted download, for the next call. If another process uses it, yield a separate folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file():
-        raise RefusedError(f"{target}: a file", hint="name another folder by --to")
+        raise RefusedError(f"{target}: is a file", hint="choose another folder with --to")
     folder = target.with_name(f".cpmbee-fetch-{documents.digest(target.name)}")
-    descriptor = _hold(folder)
+    descriptor = _lock(folder)
     lasting = descriptor is not None
     if descriptor is None:
         folder = temporary_name(target)
@@ -140,13 +140,13 @@ def _draft(target: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _hold(folder: Path) -> int | None:
-    """Makes the folder where there is none, and locks it; None where another process has."""
+def _lock(folder: Path) -> int | None:
+    """Create the folder if it does not exist, and lock it; None if another process has locked it."""
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_open_file(folder, descriptor):  # else its holder has just renamed or removed it
+        if is_open_file(folder, descriptor):  # otherwise another process has just renamed or deleted it
             return descriptor
     except OSError:
         pass

@@ -1,23 +1,23 @@
-"""What lies under an output and no run needs (`gc`), and how it goes.
+"""Find and delete objects below an output that no run needs (`gc`).
 
-Nothing goes that was written a short while ago: whoever writes now has written there lately. Of the rest these go:
+Recently written objects are kept, since they may belong to an active writer. Of the others, these are garbage:
 
-- checkpoints beyond `train.keep_checkpoints` of their run (counted are those that are whole), and halves of checkpoints
-- deltas beyond it that neither BEST nor LAST nor a run's spec names, and halves of deltas
-- prepared data that no run is bound to, other than runs that have succeeded
-- uploads that no run's spec names, whatever has become of the run
-- what inferences have left that never ended; their results are somebody's and stay
-- uploads of single objects that were cut and not gone on with
+- checkpoints beyond the `train.keep_checkpoints` newest complete ones of their run, and incomplete checkpoints
+- deltas beyond them that neither BEST, LAST nor the spec of a run names, and incomplete deltas
+- prepared data, unless an unsuccessful run is bound to it
+- uploads, unless the spec of any run names them
+- folders of inferences that never finished; results are kept
+- interrupted uploads of single objects
 
-Prepared data and uploads are shared by the runs of an output. They stay while a run has begun that is not bound to its
-data yet, or while a run can't be read; both are looked at again before each folder goes. Deltas stay too while a run
-can't be read, as it might begin with one. An inference that was begun a short while ago and has not ended needs its
-inputs as a run does.
+The runs of an output share prepared data and uploads. Both are kept while a run is not bound to its data yet, or cannot
+be read. Deltas are also kept while a run cannot be read, since it may start from one. A recent unfinished inference
+protects its inputs like a run. `collect` checks all this again before it deletes a shared folder.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,8 +25,9 @@ from cpmbee_job.errors import CpmbeeError, DamagedError, NotFoundError
 from cpmbee_job.run import keys
 from cpmbee_job.run.checkpoints import stored_checkpoints, superseded
 from cpmbee_job.run.deltas import DeltaFolder, delta_folders, pointed_deltas
-from cpmbee_job.run.inferences import InferenceRequest, read_request
+from cpmbee_job.run.inferences import read_request
 from cpmbee_job.run.pointers import read_checkpoint_pointer
+from cpmbee_job.run.resumable import may_resume
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.spec.types import RESERVED_NAMES
@@ -35,16 +36,16 @@ from cpmbee_job.store.urls import open_store
 
 Kind = Literal["checkpoint", "delta", "prepared", "upload", "inference", "cut upload"]
 SHARED: dict[Kind, tuple[str, str]] = {
-    "prepared": ("prepared", "no run goes on with it"),
+    "prepared": ("prepared", "no run can resume with it"),
     "upload": ("uploads", "no run's spec names it"),
-    "inference": ("inference", "it left no result"),
+    "inference": ("inference", "it has no result"),
 }
-"""What lies beside the runs: in which folder of the output, and why it goes."""
+"""What the runs share: its folder in the output, and why it is garbage."""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Objects that go together."""
+    """Objects that are deleted together."""
 
     kind: Kind
     url: str
@@ -59,147 +60,129 @@ class Garbage:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What may go, and what was left alone because it could not be looked at."""
+class GarbageReport:
+    """The garbage of an output."""
 
     garbage: tuple[Garbage, ...]
     notes: tuple[str, ...]
+    """What was kept because it could not be decided, and why."""
     before: float
-    """When it was last written, in seconds since 1970, at the latest."""
+    """The latest time of modification, in seconds since 1970."""
 
 
-def find_garbage(output: str, storage: StorageSpec, before: float) -> Findings:
-    """What no run under `output` needs, of what was last written `before` a time (seconds since 1970)."""
+def find_garbage(output: str, storage: StorageSpec, before: float) -> GarbageReport:
+    """Find the garbage under `output` among objects modified before `before` (seconds since 1970)."""
     store = open_store(output, storage)
-    needs = _Needs.of(store, storage, before)
-    notes = [*needs.unreadable, *needs.undecided]
+    needs = _Needs(store, storage, before)
     garbage: list[Garbage] = []
     for run in needs.runs:
         garbage += _checkpoints(run, before)
         if needs.unreadable:
-            continue  # it might name a delta
+            continue  # that run might start from one of the deltas
         try:
             garbage += [one for one in _deltas(run, before) if not any(url.startswith(one.url) for url in needs.inputs)]
         except DamagedError as error:
-            notes.append(f"{error.message}; its deltas are left alone")
+            needs.undecided.append(f"{error.message}; its deltas are kept")
     for kind, (folder, why) in SHARED.items():
-        for place, entries in _by_folder(store.list(f"{folder}/"), 2).items():
-            if needs.let_go(kind, place) and _all_before(entries, before):
+        for place, entries in _by_folder(store.list(f"{folder}/")).items():
+            if needs.is_garbage(kind, place) and _all_before(entries, before):
                 garbage.append(Garbage(kind, f"{store.url}/{place}/", why, tuple(entries), store=store))
     for leftover in store.leftovers():
         if leftover.modified < before:
-            why = "it was cut, and nobody goes on with it"
-            garbage.append(Garbage("cut upload", f"{store.url}/{leftover.key}", why, leftover=leftover, store=store))
-    return Findings(tuple(garbage), tuple(notes), before)
+            url = f"{store.url}/{leftover.key}"
+            garbage.append(Garbage("cut upload", url, "the upload was interrupted", leftover=leftover, store=store))
+    return GarbageReport(tuple(garbage), (*needs.unreadable, *needs.undecided), before)
 
 
-def collect(findings: Findings, storage: StorageSpec, done: Callable[[Garbage], None]) -> list[Garbage]:
-    """Delete what was found, but for what somebody has come to need since; returns what is gone."""
-    gone = []
-    for one in findings.garbage:
+def collect(report: GarbageReport, storage: StorageSpec, done: Callable[[Garbage], None]) -> list[Garbage]:
+    """Delete the garbage, except what has been needed again since. Returns what was deleted."""
+    deleted = []
+    for one in report.garbage:
         if one.kind in SHARED:
             place = one.url.removeprefix(f"{one.store.url}/").rstrip("/")
-            if not _Needs.of(one.store, storage, findings.before).let_go(one.kind, place):
+            if not _Needs(one.store, storage, report.before).is_garbage(one.kind, place):
                 continue
         if one.leftover is not None:
             one.store.discard(one.leftover)
-        # First what makes the others count: half of it must look like nothing.
-        for entry in sorted(one.objects, key=lambda entry: (not _names_others(entry.key), entry.key)):
+        # Manifests and indexes first, so that an interrupted deletion leaves nothing that looks complete.
+        for entry in sorted(one.objects, key=lambda entry: (not _is_manifest(entry.key), entry.key)):
             one.store.delete(entry.key)
-        gone.append(one)
+        deleted.append(one)
         done(one)
-    return gone
+    return deleted
 
 
-def _names_others(key: str) -> bool:
+def _is_manifest(key: str) -> bool:
     return re.search(r"/(manifest(\.\d+)?|index|part-\d+)\.json$", key) is not None
 
 
-@dataclass(frozen=True)
 class _Needs:
-    """What the runs and inferences of an output need of what they share."""
+    """What the runs and the inferences of an output need. Objects modified before `before` have no active writer."""
 
-    runs: tuple[Run, ...]
-    """Those that can be read."""
-    unreadable: tuple[str, ...]
-    undecided: tuple[str, ...]
-    """Runs that are about to be bound to some prepared data."""
-    prepared: frozenset[str]
-    inputs: frozenset[str]
-    """What runs' specs name, and inferences that may go on; each with a slash behind it."""
-    given_up: frozenset[str]
-    """Folders of inferences that have left no result."""
-
-    def let_go(self, kind: Kind, folder: str) -> bool:
-        """Whether it is known that nobody needs this folder."""
-        if kind == "inference":
-            return folder in self.given_up
-        used = self.prepared if kind == "prepared" else self._uploads
-        return not self.unreadable and not self.undecided and folder.rpartition("/")[2] not in used
-
-    @property
-    def _uploads(self) -> set[str]:
-        return {url.partition("/uploads/")[2].partition("/")[0] for url in self.inputs if "/uploads/" in url}
-
-    @classmethod
-    def of(cls, store: Store, storage: StorageSpec, before: float) -> "_Needs":
-        """`before`: what was last written before that is not being written."""
-        runs, unreadable, undecided = [], [], []
-        prepared: set[str] = set()
-        inputs: set[str] = set()
-        given_up: set[str] = set()
+    def __init__(self, store: Store, storage: StorageSpec, before: float) -> None:
+        self.runs: list[Run] = []
+        """The readable runs."""
+        self.unreadable: list[str] = []
+        """Notes about other runs and inferences."""
+        self.undecided: list[str] = []
+        """Notes about runs that are not bound to their data yet."""
+        self.inputs: set[str] = set()
+        """URLs with a trailing slash: the inputs of runs and unfinished inferences."""
+        self._prepared: set[str] = set()
+        self._never_finished: set[str] = set()
+        """Folders of old inferences without a result."""
         for name in store.folders():
             for run_id in store.folders(name) if name not in RESERVED_NAMES else ():
-                place = f"{name}/{run_id}"
-                try:
-                    run = Run.open(f"{store.url}/{place}", storage)
-                    result = run.result()
-                    if run.store.info(keys.DATA) is not None:
-                        if result is None or result["state"] != "succeeded":
-                            prepared |= {one["prepared"] for split in _splits(run) for one in split["sets"]}
-                    elif result is None:
-                        undecided.append(f"{place} is not bound to its data yet; prepared data and uploads stay")
-                except NotFoundError:
-                    continue  # no run's folder
-                except CpmbeeError as error:
-                    unreadable.append(f"{place} can't be read; it, deltas, prepared data and uploads stay: {error}")
-                    continue
-                inputs |= {f"{url.rstrip('/')}/" for url in run.spec.inputs.values()}
-                runs.append(run)
-        for folder, entries in _by_folder(store.list("inference/"), 2).items():
-            names = {entry.key.rpartition("/")[2] for entry in entries}
-            if names.intersection(keys.INFERENCE_RESULTS.values()):
-                continue
-            try:
-                request = _request(store, folder)
-            except CpmbeeError as error:
-                unreadable.append(f"{folder} can't be read; it, deltas, prepared data and uploads stay: {error}")
-                continue
-            if _all_before(entries, before):
-                given_up.add(folder)
-            elif request is not None:
-                named = (request.model, request.delta, request.data)
-                inputs |= {f"{url.rstrip('/')}/" for url in named if url is not None}
-        return cls(
-            tuple(runs),
-            tuple(unreadable),
-            tuple(undecided),
-            frozenset(prepared),
-            frozenset(inputs),
-            frozenset(given_up),
-        )
+                with self._note_unreadable(f"{name}/{run_id}"):
+                    self._add_run(f"{name}/{run_id}", f"{store.url}/{name}/{run_id}", storage)
+        for folder, entries in _by_folder(store.list("inference/")).items():
+            if not {entry.key.rpartition("/")[2] for entry in entries}.intersection(keys.INFERENCE_RESULTS.values()):
+                with self._note_unreadable(folder):
+                    self._add_unfinished(store, folder, is_old=_all_before(entries, before))
 
+    def is_garbage(self, kind: Kind, folder: str) -> bool:
+        """Return whether a shared folder is not needed."""
+        if kind == "inference":
+            return folder in self._never_finished
+        uploads = {url.partition("/uploads/")[2].partition("/")[0] for url in self.inputs if "/uploads/" in url}
+        used = self._prepared if kind == "prepared" else uploads
+        return not self.unreadable and not self.undecided and folder.rpartition("/")[2] not in used
 
-def _request(store: Store, folder: str) -> InferenceRequest | None:
-    try:
-        return read_request(store, folder)
-    except NotFoundError:
-        return None
+    @contextmanager
+    def _note_unreadable(self, place: str) -> Iterator[None]:
+        try:
+            yield
+        except CpmbeeError as error:
+            self.unreadable.append(f"{place} cannot be read; keeping it, deltas, prepared data and uploads: {error}")
 
+    def _add_run(self, place: str, url: str, storage: StorageSpec) -> None:
+        try:
+            run = Run.open(url, storage)
+            result = run.result()
+            if run.store.info(keys.DATA) is not None:
+                if result is None or may_resume(result["state"]):
+                    data = run.data()
+                    splits = [data[split] for split in ("train", "eval") if data[split] is not None]
+                    self._prepared |= {one["prepared"] for split in splits for one in split["sets"]}
+            elif result is None:
+                self.undecided.append(f"{place} is not bound to its data yet; keeping prepared data and uploads")
+        except NotFoundError:
+            return  # not a run's folder
+        self._add_inputs(run.spec.inputs.values())
+        self.runs.append(run)
 
-def _splits(run: Run) -> list[dict[str, list[dict[str, str]]]]:
-    data = run.data()
-    return [data[split] for split in ("train", "eval") if data[split] is not None]
+    def _add_unfinished(self, store: Store, folder: str, *, is_old: bool) -> None:
+        try:
+            request = read_request(store, folder)
+        except NotFoundError:
+            request = None
+        if is_old:
+            self._never_finished.add(folder)
+        elif request is not None:
+            self._add_inputs([request.model, request.data, *([request.delta] if request.delta else [])])
+
+    def _add_inputs(self, urls: Iterable[str]) -> None:
+        self.inputs |= {f"{url.rstrip('/')}/" for url in urls}
 
 
 def _checkpoints(run: Run, before: float) -> Iterator[Garbage]:
@@ -208,15 +191,16 @@ def _checkpoints(run: Run, before: float) -> Iterator[Garbage]:
         match = re.fullmatch(r"checkpoints/(\d+)/(?:manifest|state)\.(\d+)\.\w+", entry.key)
         if match:
             entries[int(match[1]), int(match[2])].append(entry)
-    whole = [found for found in stored_checkpoints(run.store) if len(entries[found.step, found.attempt]) == 2]
-    beyond = {(found.step, found.attempt) for found in superseded(whole, run.spec.train.keep_checkpoints)}
+    keep = run.spec.train.keep_checkpoints
+    complete = [one for one in stored_checkpoints(run.store) if len(entries[one.step, one.attempt]) == 2]
+    beyond = {(one.step, one.attempt) for one in superseded(complete, keep)}
     latest = _latest(run.store)
-    for (step, attempt), parts in sorted(entries.items()):
-        is_half = len(parts) < 2
-        if (is_half or (step, attempt) in beyond) and (step, attempt) != latest and _all_before(parts, before):
-            why = "half of a checkpoint" if is_half else f"not of the newest {run.spec.train.keep_checkpoints}"
+    for (step, attempt), objects in sorted(entries.items()):
+        is_incomplete = len(objects) < 2
+        if (is_incomplete or (step, attempt) in beyond) and (step, attempt) != latest and _all_before(objects, before):
+            why = "incomplete checkpoint" if is_incomplete else f"not among the newest {keep}"
             url = f"{run.url}/checkpoints/{step}/ (attempt {attempt})"
-            yield Garbage("checkpoint", url, why, tuple(parts), store=run.store)
+            yield Garbage("checkpoint", url, why, tuple(objects), store=run.store)
 
 
 def _latest(store: Store) -> tuple[int, int] | None:
@@ -228,25 +212,26 @@ def _latest(store: Store) -> tuple[int, int] | None:
 
 
 def _deltas(run: Run, before: float) -> Iterator[Garbage]:
+    """Raises `DamagedError` for a corrupt pointer."""
     listed = list(run.store.list("delta/"))
     pointed = pointed_deltas(run.store)
     entries: dict[DeltaFolder, list[ObjectInfo]] = {
         folder: [entry for entry in listed if entry.key.startswith(folder.prefix)]
         for folder in delta_folders(entry.key for entry in listed)
     }
-    whole = [folder for folder, parts in entries.items() if folder.manifest_key in {p.key for p in parts}]
-    kept = set(whole[: run.spec.train.keep_checkpoints])
-    for folder, parts in entries.items():
-        if folder not in kept and folder.prefix not in pointed and _all_before(parts, before):
-            why = "neither the best nor of the newest" if folder in whole else "half of a delta"
-            yield Garbage("delta", f"{run.url}/{folder.prefix}", why, tuple(parts), store=run.store)
+    complete = [folder for folder, found in entries.items() if folder.manifest_key in {one.key for one in found}]
+    kept = set(complete[: run.spec.train.keep_checkpoints])
+    for folder, objects in entries.items():
+        if folder not in kept and folder.prefix not in pointed and _all_before(objects, before):
+            why = "neither the best nor among the newest" if folder in complete else "incomplete delta"
+            yield Garbage("delta", f"{run.url}/{folder.prefix}", why, tuple(objects), store=run.store)
 
 
-def _by_folder(entries: Iterable[ObjectInfo], depth: int) -> dict[str, list[ObjectInfo]]:
-    """The objects by the first `depth` parts of their keys."""
+def _by_folder(entries: Iterable[ObjectInfo]) -> dict[str, list[ObjectInfo]]:
+    """Group objects by the first two parts of their keys."""
     found: dict[str, list[ObjectInfo]] = defaultdict(list)
     for entry in entries:
-        found["/".join(entry.key.split("/")[:depth])].append(entry)
+        found["/".join(entry.key.split("/")[:2])].append(entry)
     return found
 
 

@@ -69,7 +69,7 @@ def test_of_the_usual_things_what_is_not_there_yet_is_left_out(store, tmp_path):
 
 def test_a_thing_that_is_named_must_be_there(store, tmp_path):
     store.delete(keys.RESULT)
-    with pytest.raises(NotFoundError, match="no result there"):
+    with pytest.raises(NotFoundError, match="no result yet"):
         fetch(store, tmp_path / "t", ["metrics", "result"])
     assert not (tmp_path / "t").exists()
 
@@ -199,7 +199,7 @@ def test_the_same_again_is_fine(store, tmp_path):
 def test_a_folder_with_something_else_in_it_is_left_alone(store, tmp_path):
     fetch(store, tmp_path / "t")
     store.put(keys.METRICS, b"more")
-    with pytest.raises(RefusedError, match="is there already"):
+    with pytest.raises(RefusedError, match="already exists"):
         fetch(store, tmp_path / "t")
     assert (tmp_path / "t" / keys.METRICS).read_bytes() == keys.METRICS.encode()
 
@@ -213,11 +213,11 @@ def test_an_empty_folder_is_filled(store, tmp_path):
 
 def test_a_file_is_no_folder_to_fetch_to(store, tmp_path):
     (tmp_path / "t").touch()
-    with pytest.raises(RefusedError, match="a file"):
+    with pytest.raises(RefusedError, match="is a file"):
         fetch(store, tmp_path / "t")
 
 
 def test_an_unknown_kind_is_named_with_those_there_are(store, tmp_path):
-    with pytest.raises(UsageError, match="checkpoints: no such thing") as caught:
+    with pytest.raises(UsageError, match="unknown kind checkpoints") as caught:
         fetch(store, Path(tmp_path / "t"), ["checkpoints"])
     assert "tensorboard" in str(caught.value)

@@ -65,10 +65,10 @@ def test_checkpoints_beyond_retention_and_halves_go(tmp_path: Path) -> None:
     checkpoint(run, 6, attempt=2)  # of a newer attempt, which makes it newer than step 8
     age(tmp_path)
     assert found(tmp_path) == {
-        "a/r1/checkpoints/2/ (attempt 1)": "not of the newest 2",
-        "a/r1/checkpoints/4/ (attempt 1)": "not of the newest 2",
-        "a/r1/checkpoints/10/ (attempt 1)": "half of a checkpoint",
-        "a/r1/checkpoints/12/ (attempt 1)": "half of a checkpoint",
+        "a/r1/checkpoints/2/ (attempt 1)": "not among the newest 2",
+        "a/r1/checkpoints/4/ (attempt 1)": "not among the newest 2",
+        "a/r1/checkpoints/10/ (attempt 1)": "incomplete checkpoint",
+        "a/r1/checkpoints/12/ (attempt 1)": "incomplete checkpoint",
     }
 
 
@@ -88,8 +88,8 @@ def test_deltas_that_are_neither_named_nor_new_go(tmp_path: Path) -> None:
     run.store.put(keys.BEST, documents.to_json({"prefix": "delta/2.1/"}))
     age(tmp_path)
     assert found(tmp_path) == {
-        "a/r1/delta/4.1/": "neither the best nor of the newest",
-        "a/r1/delta/10.1/": "half of a delta",
+        "a/r1/delta/4.1/": "neither the best nor among the newest",
+        "a/r1/delta/10.1/": "incomplete delta",
     }
 
 
@@ -110,7 +110,7 @@ def test_deltas_stay_where_a_pointer_is_damaged(tmp_path: Path) -> None:
     run.store.put(keys.BEST, b"{")
     age(tmp_path)
     assert found(tmp_path) == {}
-    assert any("deltas are left alone" in note for note in find_garbage(str(tmp_path), SETTINGS, time.time()).notes)
+    assert any("deltas are kept" in note for note in find_garbage(str(tmp_path), SETTINGS, time.time()).notes)
 
 
 def share(output: Path, *digests: str) -> None:
@@ -189,7 +189,7 @@ def test_an_inference_that_cannot_be_read_stays_and_all_that_it_may_need(tmp_pat
     age(tmp_path)
     findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
     assert findings.garbage == ()
-    assert any("inference/x can't be read" in note for note in findings.notes)
+    assert any("inference/x cannot be read" in note for note in findings.notes)
 
 
 def test_an_inference_that_has_gone_on_meanwhile_is_not_deleted(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_what_runs_share_stays_while_it_is_not_known_what_one_needs(tmp_path: Pa
     age(tmp_path)
     findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
     assert findings.garbage == ()
-    assert any("a/r1" in note and "stay" in note for note in findings.notes)
+    assert any("a/r1" in note and "keeping" in note for note in findings.notes)
 
 
 def test_what_was_written_lately_stays(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_damaged_files_are_not_promoted(make_run, target):
 
 def test_a_pointer_to_nothing_is_told(make_run, target):
     target.put(keys.BEST, documents.to_json({"prefix": "delta/gone/"}))
-    with pytest.raises(DamagedError, match="names no delta that is there"):
+    with pytest.raises(DamagedError, match="does not point to a delta"):
         promote(make_run("a", 0.5), target)
 
 
