@@ -24,9 +24,8 @@ def _is_free(name: str) -> str:
 
 
 class JobSpec(Section):
-    """The spec of a job. `train`, `lora`, `workers`, `cluster` and `storage` are optional; `image` is required "
-    "only on a
-    cluster."""
+    """The spec of a job. `train`, `lora`, `workers`, `cluster` and `storage` are optional; `image` is required only
+    on a cluster."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40), AfterValidator(_is_free)] = Field(
         description="Name of the job, of lower case letters, digits and dashes."
