@@ -9,10 +9,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from cpmbee_job.spec.types import DNS_LABEL, Count, ObjectName, Quantity, Section
 
 _SECRET = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)(_|$)|(ACCESS|API|PRIVATE)_KEY")
-_OURS = re.compile(r"(CPMBEE|PET)_|(POD_NAME|MASTER_ADDR|MASTER_PORT|RANK|LOCAL_RANK|WORLD_SIZE)$")
+_RESERVED = re.compile(r"(CPMBEE|PET)_|(POD_NAME|MASTER_ADDR|MASTER_PORT|RANK|LOCAL_RANK|WORLD_SIZE)$")
 
 
-def _as_text(value: Any) -> Any:
+def _to_string(value: Any) -> Any:
     """Convert a number to the string that Kubernetes requires. `true` is ambiguous (True or true) and not converted."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -20,7 +20,7 @@ def _as_text(value: Any) -> Any:
 def _is_env_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
         raise ValueError("not a valid name of an environment variable")
-    if _OURS.match(name):
+    if _RESERVED.match(name):
         raise ValueError("the launcher or torchrun sets this variable")
     if _SECRET.search(name.upper()):
         raise ValueError("a spec must not contain secrets; use a Secret (storage.secret, or cluster.pod_overlay)")
@@ -36,7 +36,7 @@ def _is_label_key(key: str) -> str:
     return key
 
 
-def _is_free_label_key(key: str) -> str:
+def _is_settable_label_key(key: str) -> str:
     if key.startswith(("cpmbee-job/", "training.kubeflow.org/")) or key == "app.kubernetes.io/managed-by":
         raise ValueError("the launcher or the operator sets this key")
     if key == "kueue.x-k8s.io/queue-name":
@@ -50,7 +50,7 @@ def _is_label_value(value: str) -> str:
     return value
 
 
-def _only(*known: str) -> AfterValidator:
+def _allow_keys(*known: str) -> AfterValidator:
     """Allow only these keys in a mapping."""
 
     def check(mapping: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _is_overlay(overlay: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("metadata: only single labels and annotations can be removed")
     for labels in metadata.values():
         for key in labels if isinstance(labels, dict) else ():
-            _is_free_label_key(key)
+            _is_settable_label_key(key)
     if "restartPolicy" in pod:
         raise ValueError("spec.restartPolicy cannot be set; the job always uses OnFailure")
     for container in [*_mappings(pod.get("containers")), *_mappings(pod.get("initContainers"))]:
@@ -87,14 +87,14 @@ def _mappings(items: Any) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-Text = Annotated[str, BeforeValidator(_as_text)]
+Text = Annotated[str, BeforeValidator(_to_string)]
 LabelKey = Annotated[str, AfterValidator(_is_label_key)]
-FreeLabelKey = Annotated[LabelKey, AfterValidator(_is_free_label_key)]
-LabelValue = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_label_value)]
+SettableLabelKey = Annotated[LabelKey, AfterValidator(_is_settable_label_key)]
+LabelValue = Annotated[str, BeforeValidator(_to_string), AfterValidator(_is_label_value)]
 EnvName = Annotated[str, AfterValidator(_is_env_name)]
-Toleration = Annotated[dict[str, Any], _only("key", "operator", "value", "effect", "tolerationSeconds")]
-Affinity = Annotated[dict[str, Any], _only("nodeAffinity", "podAffinity", "podAntiAffinity")]
-Overlay = Annotated[dict[str, Any], _only("metadata", "spec"), AfterValidator(_is_overlay)]
+Toleration = Annotated[dict[str, Any], _allow_keys("key", "operator", "value", "effect", "tolerationSeconds")]
+Affinity = Annotated[dict[str, Any], _allow_keys("nodeAffinity", "podAffinity", "podAntiAffinity")]
+Overlay = Annotated[dict[str, Any], _allow_keys("metadata", "spec"), AfterValidator(_is_overlay)]
 Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.:/-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?(@sha256:[0-9a-f]{64})?$")]
 Namespace = Annotated[str, Field(pattern=rf"^{DNS_LABEL}$")]
 
@@ -132,14 +132,14 @@ class WorkersSpec(Section):
 
     @field_validator("resources")
     @classmethod
-    def _others(cls, resources: dict[str, str | int]) -> dict[str, str | int]:
+    def _without_own_field(cls, resources: dict[str, str | int]) -> dict[str, str | int]:
         for resource, field in {"cpu": "cpu", "memory": "memory", "ephemeral-storage": "ephemeral"}.items():
             if resource in resources:
                 raise ValueError(f"set workers.{field} instead of {resource}")
         return resources
 
     @model_validator(mode="after")
-    def _fitting(self) -> Self:
+    def _consistent(self) -> Self:
         if self.gpu_resource in self.resources:
             raise ValueError(f"set workers.gpus instead of {self.gpu_resource} in workers.resources")
         if self.gpu_product is not None and not self.gpus:
@@ -169,8 +169,8 @@ class ClusterSpec(Section):
     namespace: Namespace | None = Field(
         None, description="Namespace of the job. Default: that of the kubeconfig context."
     )
-    labels: dict[FreeLabelKey, LabelValue] = Field({}, description="Labels of the job and its pods.")
-    annotations: dict[FreeLabelKey, Text] = Field({}, description="Annotations of the job and its pods.")
+    labels: dict[SettableLabelKey, LabelValue] = Field({}, description="Labels of the job and its pods.")
+    annotations: dict[SettableLabelKey, Text] = Field({}, description="Annotations of the job and its pods.")
     image_pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = Field(
         "IfNotPresent", description="Image pull policy: `Always`, `IfNotPresent` or `Never`."
     )

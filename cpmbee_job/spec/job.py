@@ -17,7 +17,7 @@ from cpmbee_job.spec.training import DataSpec, LoraSpec, TrainSpec
 from cpmbee_job.spec.types import NAME_PATTERN, RESERVED_NAMES, Place, Section
 
 
-def _is_free(name: str) -> str:
+def _is_not_reserved(name: str) -> str:
     if name in RESERVED_NAMES:
         raise ValueError("is reserved for another folder in `output`; choose another name")
     return name
@@ -27,7 +27,7 @@ class JobSpec(Section):
     """The spec of a job. `train`, `lora`, `workers`, `cluster` and `storage` are optional; `image` is required only
     on a cluster."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40), AfterValidator(_is_free)] = Field(
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40), AfterValidator(_is_not_reserved)] = Field(
         description="Name of the job, of lower case letters, digits and dashes."
     )
     model: Place = Field(

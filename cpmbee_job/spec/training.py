@@ -35,7 +35,7 @@ class DataSetSpec(Section):
     )
 
 
-def _all_weigh_or_none(sets: tuple[DataSetSpec, ...]) -> tuple[DataSetSpec, ...]:
+def _all_or_no_weights(sets: tuple[DataSetSpec, ...]) -> tuple[DataSetSpec, ...]:
     if not sets:
         raise ValueError("must contain a data set")
     if len({one.weight is None for one in sets}) > 1:
@@ -49,7 +49,7 @@ KINDS_OF_TRAIN = (_ONE, _SEVERAL)
 """Parts of the location of pydantic's errors inside `data.train`."""
 _Train = Annotated[
     Annotated[Place, Tag(_ONE)]
-    | Annotated[tuple[DataSetSpec, ...], Field(strict=False), AfterValidator(_all_weigh_or_none), Tag(_SEVERAL)],
+    | Annotated[tuple[DataSetSpec, ...], Field(strict=False), AfterValidator(_all_or_no_weights), Tag(_SEVERAL)],
     Discriminator(lambda value: _SEVERAL if isinstance(value, list | tuple) else _ONE),
 ]
 
@@ -179,7 +179,7 @@ class TrainSpec(Section):
     )
 
     @model_validator(mode="after")
-    def _sharded_where_it_can_be(self) -> Self:
+    def _compatible_layout(self) -> Self:
         reasons = {
             "engine: torch": self.engine == "torch",
             "use_delta: false": not self.use_delta,

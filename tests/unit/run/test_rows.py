@@ -1,4 +1,4 @@
-"""The record of rows: a chain from checkpoint to checkpoint, and what it says of an epoch."""
+"""The record of packed rows: the chain of checkpoints, and the check of an epoch."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def record(store: Store, attempt: int, first: int, last: int, after: int | None = None, after_attempt: int = 1) -> None:
-    """As one rank leaves it that does the steps `first` to `last`, each of two rows."""
+    """Write the record of one rank for the steps `first` to `last`, each of two rows."""
     begun_at = None if after is None else CheckpointPointer(step=after, attempt=after_attempt)
     recorder = RowRecorder(lambda own: [own], begun_at)
     for step in range(first, last + 1):
@@ -27,7 +27,7 @@ def record(store: Store, attempt: int, first: int, last: int, after: int | None 
     recorder.write(store, last, attempt)
 
 
-def test_all_ranks_shares_of_a_step_are_put_together(store: Store) -> None:
+def test_rows_of_all_ranks_are_gathered(store: Store) -> None:
     other = [StepRows(1, 1, [7, 8]), StepRows(2, 1, [9])]
     recorder = RowRecorder(lambda own: [own, other], None)
     recorder.note(1, 1, [5])
@@ -37,18 +37,18 @@ def test_all_ranks_shares_of_a_step_are_put_together(store: Store) -> None:
     assert read_rows(store, 2, 1) == [StepRows(1, 1, [5, 7, 8]), StepRows(2, 1, [6, 9])]
 
 
-def test_what_was_lost_and_done_again_is_in_it_once(store: Store) -> None:
+def test_repeated_steps_are_recorded_once(store: Store) -> None:
     record(store, 1, 1, 4)
-    record(store, 1, 5, 8, after=4)  # its checkpoint was damaged, say
+    record(store, 1, 5, 8, after=4)  # the checkpoint of step 8 is damaged
     record(store, 2, 5, 6, after=4)
     assert [step.step for step in read_rows(store, 6, 2)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_checkpoint_that_stands_for_one_before_has_its_steps(store: Store) -> None:
+def test_checkpoint_includes_the_steps_of_a_dropped_one(store: Store) -> None:
     recorder = RowRecorder(lambda own: [own], None)
     for step in (1, 2):
         recorder.note(step, 1, [step])
-        recorder.gather()  # the first one's turn to be written never came
+        recorder.gather()  # the checkpoint of step 1 is dropped
     recorder.note(3, 1, [3])
     recorder.gather()
     recorder.write(store, 2, 1)
@@ -57,7 +57,7 @@ def test_a_checkpoint_that_stands_for_one_before_has_its_steps(store: Store) -> 
     assert [step.step for step in read_rows(store, 2, 1)] == [1, 2]
 
 
-def test_a_write_that_failed_is_done_again_with_the_same_steps(store: Store) -> None:
+def test_failed_write_is_repeated_with_the_same_steps(store: Store) -> None:
     recorder = RowRecorder(lambda own: [own], None)
     recorder.note(1, 1, [4])
     recorder.gather()
@@ -68,7 +68,7 @@ def test_a_write_that_failed_is_done_again_with_the_same_steps(store: Store) -> 
     assert read_rows(store, 1, 1) == [StepRows(1, 1, [4])]
 
 
-def test_a_gap_in_the_record_is_said(store: Store) -> None:
+def test_gap_in_the_record_is_an_error(store: Store) -> None:
     record(store, 1, 1, 4)
     record(store, 2, 6, 8, after=4)
     with pytest.raises(DamagedError, match="must contain the steps 5 to 8"):
@@ -85,7 +85,7 @@ def split(*sizes: int, weight: float | None = None) -> dict[str, object]:
     return {"sets": [{"rows": size, "weight": weight} for size in sizes]}
 
 
-def test_rows_that_come_twice_or_never_in_an_epoch_are_counted() -> None:
+def test_repeated_and_missing_rows_of_an_epoch_are_counted() -> None:
     steps = [StepRows(1, 1, [0, 1, 2]), StepRows(2, 1, [2, 4]), StepRows(3, 2, [0, 1, 2]), StepRows(4, 2, [3, 4])]
     count = count_rows(steps, split(5), steps_per_epoch=2, drop_last=False)
     assert (count.steps, count.rows, count.twice, count.never) == (4, 10, [2], [3])
@@ -94,7 +94,7 @@ def test_rows_that_come_twice_or_never_in_an_epoch_are_counted() -> None:
     assert count_rows(steps[:1], split(5), steps_per_epoch=1, drop_last=True).never == []
 
 
-def test_in_a_mixture_no_row_comes_again_before_all_of_its_set() -> None:
+def test_mixture_repeats_no_row_before_all_rows_of_its_set() -> None:
     fair = [StepRows(1, 1, [0, 1, 2]), StepRows(2, 1, [0, 1, 3])]
     assert count_rows(fair, split(2, 3, weight=1.0), 2, drop_last=False).twice == []
     unfair = [StepRows(1, 1, [0, 1, 2]), StepRows(2, 1, [0, 2, 2])]

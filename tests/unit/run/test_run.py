@@ -1,4 +1,4 @@
-"""A run in the store: begun once, gone on with only by the same job, ended once."""
+"""A run in the store: begun once, resumed only with the same training fields, finished once."""
 
 import re
 from pathlib import Path
@@ -18,13 +18,13 @@ def job(output: Path, *overrides: str) -> JobSpec:
     return parse_spec(text, source="job.yaml", overrides=overrides)
 
 
-def test_a_run_is_found_again_with_its_spec(tmp_path: Path) -> None:
+def test_open_returns_the_spec(tmp_path: Path) -> None:
     spec = job(tmp_path)
     run = Run.start(spec, "r1")
     assert Run.open(run.url).spec == spec
 
 
-def test_no_run_is_said(tmp_path: Path) -> None:
+def test_open_of_a_missing_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no run there"):
         Run.open(str(tmp_path / "nothing"))
 
@@ -34,26 +34,26 @@ def begin(run: Run) -> None:
     run.store.put(keys.attempt_key(1), b"{}")
 
 
-def test_before_anything_is_trained_a_mistake_can_be_mended(tmp_path: Path) -> None:
+def test_spec_can_be_corrected_before_the_first_attempt(tmp_path: Path) -> None:
     Run.start(job(tmp_path), "r1").bind_data(data_record(listing="x"))
     run = Run.start(job(tmp_path, "train.lr=0.1"), "r1")
     assert Run.open(run.url).spec.train.lr == 0.1
     run.bind_data(data_record(listing="y"))
 
 
-def test_another_job_under_the_same_id_is_refused_with_what_differs(tmp_path: Path) -> None:
+def test_other_spec_under_the_same_id_is_refused_with_the_differences(tmp_path: Path) -> None:
     begin(Run.start(job(tmp_path), "r1"))
     with pytest.raises(RefusedError, match=r"train\.lr: 0\.0001 -> 0\.1"):
         Run.start(job(tmp_path, "train.lr=0.1"), "r1")
 
 
-def test_what_changes_no_step_may_differ(tmp_path: Path) -> None:
+def test_fields_that_change_no_step_may_differ(tmp_path: Path) -> None:
     Run.start(job(tmp_path), "r1")
     run = Run.start(job(tmp_path, "train.deadline=60", "train.checkpoint_interval=7"), "r1")
     assert Run.open(run.url).spec.train.checkpoint_interval == 7
 
 
-def test_more_workers_may_go_on_when_the_steps_stay_the_same(tmp_path: Path) -> None:
+def test_number_of_workers_may_change_if_the_batch_size_does_not(tmp_path: Path) -> None:
     begin(Run.start(job(tmp_path, "workers.count=2"), "r1"))
     Run.start(job(tmp_path, "workers.count=3", "train.global_batch_size=2"), "r1")
     with pytest.raises(RefusedError, match=r"global_batch_size: 2 -> 3"):
@@ -110,7 +110,7 @@ def test_what_may_change_is_what_the_docs_list(tmp_path: Path, field: str, value
         Run.start(job(tmp_path, "train.global_batch_size=8", f"{field}={value}"), "r1")
 
 
-def test_changed_data_are_refused(tmp_path: Path) -> None:
+def test_changed_data_is_refused(tmp_path: Path) -> None:
     run = Run.start(job(tmp_path), "r1")
     run.bind_data(data_record(listing="x"))
     run.bind_data(data_record(listing="x"))
@@ -118,13 +118,13 @@ def test_changed_data_are_refused(tmp_path: Path) -> None:
         run.bind_data(data_record(listing="y"))
 
 
-def test_the_first_result_stays(tmp_path: Path) -> None:
+def test_first_result_is_kept(tmp_path: Path) -> None:
     run = Run.start(job(tmp_path), "r1")
     run.finish("succeeded", "finished")
     assert run.fail(DataError("late"))["state"] == "succeeded"
 
 
-def test_a_failure_keeps_its_exit_code(tmp_path: Path) -> None:
+def test_failure_keeps_its_exit_code(tmp_path: Path) -> None:
     run = Run.start(job(tmp_path), "r1")
     assert exit_code(run.fail(DataError("train.jsonl:3: bad", hint="mend it"))) == 3
     result = run.result()
@@ -132,7 +132,7 @@ def test_a_failure_keeps_its_exit_code(tmp_path: Path) -> None:
     assert result["reason"] == "train.jsonl:3: bad\n  hint: mend it"
 
 
-def test_a_failed_run_can_be_opened_again_and_its_result_is_kept(tmp_path: Path) -> None:
+def test_reopen_moves_the_result_to_the_attempts(tmp_path: Path) -> None:
     run = Run.start(job(tmp_path), "r1")
     run.fail(DataError("bad"))
     run.reopen()
@@ -146,27 +146,27 @@ def test_run_ids_sort_by_time_and_are_valid() -> None:
         check_run_id("../x")
 
 
-def test_a_run_is_begun_once(tmp_path: Path) -> None:
+def test_run_is_begun_once(tmp_path: Path) -> None:
     Run.begin(job(tmp_path), "r1")
     with pytest.raises(ConflictError):
         Run.begin(job(tmp_path), "r1")
 
 
-def test_a_run_s_spec_may_change_in_what_changes_no_step(tmp_path: Path) -> None:
+def test_change_spec_refuses_changes_of_the_training(tmp_path: Path) -> None:
     run = Run.begin(job(tmp_path), "r1").change_spec(job(tmp_path, "train.deadline=60"))
     assert Run.open(run.url).spec == run.spec
     with pytest.raises(RefusedError, match=r"train\.lr"):
         run.change_spec(job(tmp_path, "train.lr=0.1"))
 
 
-def test_of_two_who_change_a_spec_at_once_one_is_told(tmp_path: Path) -> None:
+def test_concurrent_change_of_a_spec_is_an_error(tmp_path: Path) -> None:
     run = Run.begin(job(tmp_path), "r1")
     run.change_spec(job(tmp_path, "train.deadline=60"))
     with pytest.raises(ConflictError, match="another process"):
         run.change_spec(job(tmp_path, "train.deadline=70"))
 
 
-def test_a_record_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_corrupt_document_is_named_in_the_error(tmp_path: Path) -> None:
     run = Run.start(job(tmp_path), "r1")
     run.store.put(keys.RESULT, b"[]")
     with pytest.raises(Exception, match=r"result\.json"):

@@ -1,4 +1,4 @@
-"""The job spec: what it accepts, and how it says what is wrong."""
+"""The job spec: valid and invalid values, and error messages."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def parse(text: str, *overrides: str) -> JobSpec:
     return parse_spec(text, source="job.yaml", overrides=overrides)
 
 
-def test_the_smallest_spec_gets_the_defaults() -> None:
+def test_minimal_spec_has_the_defaults() -> None:
     spec = parse(MINIMAL)
     assert (spec.lora.r, spec.lora.alpha, spec.lora.modules) == (8, 16, ("project_q", "project_v"))
     assert spec.global_batch_size == 1
@@ -28,12 +28,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/x/", "file:///x"])
-def test_urls_stay_as_they_are(tmp_path: Path, url: str) -> None:
+def test_urls_are_not_changed(tmp_path: Path, url: str) -> None:
     (tmp_path / "job.yaml").write_text(MINIMAL.replace("m/", url))
     assert load_spec(tmp_path / "job.yaml").model == url
 
 
-def test_a_number_in_scientific_notation_is_a_number() -> None:
+def test_scientific_notation_is_a_number() -> None:
     assert parse(MINIMAL + "train: {lr: 1e-4}").train.lr == 1e-4
 
 
@@ -47,13 +47,13 @@ def test_overrides_reach_every_depth() -> None:
     )
 
 
-def test_the_global_batch_does_not_depend_on_who_is_alive() -> None:
+def test_global_batch_size_is_derived_from_the_spec() -> None:
     assert parse(MINIMAL, "train.batch_size=5", "workers.count=4").global_batch_size == 20
     assert parse(MINIMAL, "train.batch_size=5", "workers.count=4", "train.global_batch_size=7").global_batch_size == 7
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ("train: {batchsize: 3}", "train.batchsize: unknown key; did you mean train.batch_size?"),
         ("trian: {lr: 1}", "trian: unknown key; did you mean train?"),
@@ -98,13 +98,13 @@ def test_the_global_batch_does_not_depend_on_who_is_alive() -> None:
         ("workers: {gpu_product: A100}", "gpu_product requires gpus"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_key(change: str, words: str) -> None:
+def test_error_names_the_dotted_key(change: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse(MINIMAL + change)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_secret_in_an_address_is_refused_and_not_shown() -> None:
+def test_secret_in_a_url_is_refused_and_not_shown() -> None:
     with pytest.raises(SpecError, match=r"storage\.endpoint_url: a spec must not contain secrets") as caught:
         parse(MINIMAL + "storage: {endpoint_url: 'http://user:hunter2@host'}")
     assert "hunter2" not in str(caught.value)
@@ -117,20 +117,20 @@ def test_a_secret_in_an_address_is_refused_and_not_shown() -> None:
         "{pod_overlay: {spec: {containers: [{name: pytorch, env: [{name: WANDB_API_KEY, value: hunter2}]}]}}}",
     ],
 )
-def test_a_secret_for_the_pods_is_refused_and_not_shown(cluster: str) -> None:
+def test_secret_for_the_pods_is_refused_and_not_shown(cluster: str) -> None:
     with pytest.raises(SpecError, match=r"Secret|secretKeyRef") as caught:
         parse(f"{MINIMAL}cluster: {cluster}")
     assert "hunter2" not in str(caught.value)
 
 
-def test_all_problems_are_said_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         parse("name: a\noutput: r/\ntrain: {epoch: 1}")
     assert {line.split(": ")[1] for line in str(caught.value).splitlines()} == {"model", "data", "train.epoch"}
 
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=1", "name.x=1"])
-def test_an_override_that_makes_no_sense_is_refused(override: str) -> None:
+def test_invalid_override_is_refused(override: str) -> None:
     with pytest.raises((SpecError, UsageError), match="--set"):
         parse(MINIMAL, override)
 
@@ -143,7 +143,7 @@ def test_an_override_that_makes_no_sense_is_refused(override: str) -> None:
         "image=a:b:C d", "workers.max=10000", "train.seed=99999999999999999999", "name=Job",
     ],
 )  # fmt: skip
-def test_what_no_job_can_use_is_refused_early(override: str) -> None:
+def test_invalid_values_are_refused(override: str) -> None:
     with pytest.raises(SpecError, match=override.partition("=")[0]):
         parse(MINIMAL, override)
 
@@ -165,21 +165,21 @@ def test_what_no_job_can_use_is_refused_early(override: str) -> None:
         "cluster.affinity={podAffinity: {}}",
     ],
 )
-def test_what_a_job_can_use_is_taken(override: str) -> None:
+def test_valid_values_are_accepted(override: str) -> None:
     parse(MINIMAL, override)
 
 
-def test_a_spec_survives_its_own_yaml() -> None:
+def test_yaml_round_trip() -> None:
     spec = parse(MINIMAL, "storage.path_style=true", "train.max_steps=3")
     assert parse(spec.to_yaml()) == spec
 
 
-def test_a_missing_file_is_said() -> None:
+def test_missing_file_is_an_error() -> None:
     with pytest.raises(SpecError, match="No such file"):
         load_spec(Path("nowhere.yaml"))
 
 
 @pytest.mark.parametrize("name", ["uploads", "prepared"])
-def test_a_name_that_the_folder_beside_needs_is_refused(name: str) -> None:
+def test_reserved_name_is_refused(name: str) -> None:
     with pytest.raises(SpecError, match=f"^job.yaml: name: .*{name}"):
         parse(MINIMAL, f"name={name}")

@@ -1,4 +1,4 @@
-"""`data.train` as a list of sets: how it is read, and how it says what is wrong."""
+"""`data.train` as a list of sets: parsing, and error messages."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def parse(*overrides: str) -> JobSpec:
     return parse_spec(LIST, source="job.yaml", overrides=overrides)
 
 
-def test_one_place_is_one_set() -> None:
+def test_single_url_is_one_set() -> None:
     assert parse("data.train=t.jsonl").data.train_sets == (DataSetSpec(path="t.jsonl"),)
 
 
@@ -30,22 +30,22 @@ def test_paths_in_the_list_are_relative_to_the_file(tmp_path: Path) -> None:
     assert inputs["data.train.1.path"] == "s3://b/more/"
 
 
-def test_an_override_reaches_into_the_list() -> None:
+def test_override_of_a_list_member() -> None:
     assert parse("data.train.1.weight=7").data.train_sets[1].weight == 7
 
 
-def test_fields_in_the_list_can_be_replaced() -> None:
+def test_with_fields_of_a_list_member() -> None:
     spec = parse().with_fields({"data.train.0.path": "s3://b/t.jsonl", "image": "a:1"})
     assert (spec.data.train_sets[0].path, spec.data.train_sets[0].weight) == ("s3://b/t.jsonl", 3)
     assert spec.image == "a:1"
 
 
-def test_a_list_survives_its_own_yaml() -> None:
+def test_yaml_round_trip_of_a_list() -> None:
     assert parse_spec(parse().to_yaml(), source="again") == parse()
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("data.train.1.wieght=1", "data.train.1.wieght: unknown key; did you mean data.train.1.weight?"),
         ("data.train.1.weight=0", "data.train.1.weight: Input should be greater than 0 (got 0)"),
@@ -61,7 +61,7 @@ def test_a_list_survives_its_own_yaml() -> None:
         ("data.train.first.weight=1", "'first' must be an index from 0 to 1"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_key(override: str, words: str) -> None:
+def test_error_names_the_dotted_key(override: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse(override)
-    assert words in str(caught.value)
+    assert message in str(caught.value)

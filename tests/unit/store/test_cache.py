@@ -1,11 +1,10 @@
-"""Model folders of this machine; those in S3 are in tests/integration/test_s3.py."""
+"""Local model folders; tests/integration/test_cache.py tests folders in S3."""
 
 from pathlib import Path
 
 import pytest
 
 from cpmbee_job.errors import NotFoundError
-from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.store.cache import fetch_folder
 
 
@@ -31,13 +30,3 @@ def test_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     with pytest.raises(NotFoundError, match="no files"):
         fetch_folder(str(tmp_path))
-
-
-def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("CPMBEE_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert default_cache_dir() == Path.home() / ".cache" / "cpmbee-job"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache_dir() == tmp_path / "xdg" / "cpmbee-job"
-    monkeypatch.setenv("CPMBEE_CACHE", str(tmp_path / "own"))
-    assert default_cache_dir() == tmp_path / "own"

@@ -1,4 +1,4 @@
-"""What only a store of files has; what both stores do is in tests/integration/test_stores.py."""
+"""Only what is specific to a store of files; tests/integration/test_stores.py tests both stores."""
 
 import fcntl
 import multiprocessing
@@ -36,13 +36,13 @@ def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.local_path(key) == tmp_path / "file.txt"
 
 
-def test_percent_is_decoded_in_a_url_alone(tmp_path: Path) -> None:
+def test_percent_encoding_is_decoded_only_in_a_url(tmp_path: Path) -> None:
     assert FileStore(f"file://{tmp_path}/a%20b").root == tmp_path / "a b"
     assert FileStore(f"{tmp_path}/a%20b").root == tmp_path / "a%20b"
 
 
 @pytest.mark.parametrize("url", ["file://runs/x", "file://"])
-def test_file_url_needs_an_absolute_path(url: str) -> None:
+def test_file_url_must_be_absolute(url: str) -> None:
     with pytest.raises(SpecError, match="absolute path"):
         FileStore(url)
 
@@ -71,7 +71,7 @@ def test_current_folder_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [entry.key for entry in objects] == ["a.jsonl"]
 
 
-def test_folder_behind_a_link(tmp_path: Path) -> None:
+def test_symlinked_folder(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     FileStore(str(tmp_path / "link")).put("a", b"1")
@@ -83,11 +83,11 @@ def test_store_of_a_missing_folder_is_empty(store: FileStore) -> None:
     assert not store.root.exists()
 
 
-def test_folders_of_a_missing_folder_are_none(store: FileStore) -> None:
+def test_missing_folder_has_no_folders(store: FileStore) -> None:
     assert store.folders() == []
 
 
-def test_files_have_the_rights_of_the_umask(store: FileStore, tmp_path: Path) -> None:
+def test_files_have_the_permissions_of_the_umask(store: FileStore, tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     store.put("a", b"1")
     store.download("a", tmp_path / "copy")
@@ -95,7 +95,7 @@ def test_files_have_the_rights_of_the_umask(store: FileStore, tmp_path: Path) ->
     assert (tmp_path / "copy").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_no_hidden_files_stay(store: FileStore) -> None:
+def test_no_hidden_files_remain(store: FileStore) -> None:
     store.put("a", b"1")
     store.put("a", b"2", if_match=store.put("b", b"1", if_none_match=True))
     with pytest.raises(ConflictError):
@@ -103,7 +103,7 @@ def test_no_hidden_files_stay(store: FileStore) -> None:
     assert sorted(path.name for path in store.root.iterdir()) == ["a", "b"]
 
 
-def test_what_a_killed_writer_left_is_no_object(store: FileStore) -> None:
+def test_remains_of_a_killed_writer_are_not_objects(store: FileStore) -> None:
     etag = store.put("a", b"1")
     (store.root / ".a.0123.cpmbee-tmp").write_bytes(b"half")
     (store.root / LOCK).touch()
@@ -112,7 +112,7 @@ def test_what_a_killed_writer_left_is_no_object(store: FileStore) -> None:
     assert store.get("a") == b"2"
 
 
-def test_deleted_folder_is_gone(store: FileStore) -> None:
+def test_delete_removes_empty_folders(store: FileStore) -> None:
     store.put("checkpoints/50/state", b"1")
     store.put("checkpoints/100/state", b"1")
     store.delete("checkpoints/50/state")
@@ -121,7 +121,7 @@ def test_deleted_folder_is_gone(store: FileStore) -> None:
     assert list(store.root.iterdir()) == []
 
 
-def test_put_while_folders_come_and_go(store: FileStore) -> None:
+def test_put_while_folders_are_created_and_removed(store: FileStore) -> None:
     def put_and_delete(name: str) -> None:
         for _ in range(200):
             store.put(f"folder/deep/{name}", b"1")
@@ -145,7 +145,7 @@ def test_put_while_folders_come_and_go(store: FileStore) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 3 << 20])
-def test_tag_follows_a_rewritten_file(store: FileStore, size: int) -> None:
+def test_etag_changes_with_the_content(store: FileStore, size: int) -> None:
     tags = set()
     for content in (b"a", b"b", b"c"):
         store.put("x", content * size)
@@ -180,7 +180,7 @@ def count_up(root: str, rounds: int) -> None:
             continue
 
 
-def test_processes_count_without_loss(store: FileStore) -> None:
+def test_conditional_puts_of_processes_lose_no_update(store: FileStore) -> None:
     store.put("counter", b"0")
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=count_up, args=(str(store.root), 30)) for _ in range(3)]
@@ -191,41 +191,41 @@ def test_processes_count_without_loss(store: FileStore) -> None:
     assert store.get("counter") == b"90"
 
 
-def test_file_where_a_folder_should_be(store: FileStore) -> None:
+def test_put_below_a_file_fails(store: FileStore) -> None:
     store.put("a", b"1")
     with pytest.raises(StoreError, match="a file has the name of a folder"):
         store.put("a/b", b"2")
     assert store.info("a/b") is None
 
 
-def test_link_to_nowhere_where_a_folder_should_be(store: FileStore, tmp_path: Path) -> None:
+def test_put_below_a_broken_link_fails(store: FileStore, tmp_path: Path) -> None:
     store.put("a", b"1")
     (store.root / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(StoreError, match="a file has the name of a folder"):
         store.put("link/b", b"2")
 
 
-def test_folder_where_a_file_should_be(store: FileStore) -> None:
+def test_put_over_a_folder_fails(store: FileStore) -> None:
     store.put("a/b", b"1")
     with pytest.raises(NotFoundError, match="a folder, not a file"):
         store.put("a", b"2")
     assert store.get("a/b") == b"1"
 
 
-def test_place_without_folders() -> None:
+def test_put_where_no_folder_can_be_created_fails() -> None:
     with pytest.raises(StoreError, match="cannot create this folder"):
         FileStore("/proc/cpmbee").put("key", b"")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_folder_without_the_right_to_write(store: FileStore) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root has all permissions")
+def test_put_without_write_permission_fails(store: FileStore) -> None:
     store.root.mkdir()
     store.root.chmod(0o500)
     with pytest.raises(StoreError, match="has no permission to read or write"):
         store.put("a", b"1")
 
 
-def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+def test_device_is_not_replaced(tmp_path: Path) -> None:
     device = tmp_path / "pipe"
     os.mkfifo(device)
     with pytest.raises(StoreError, match="not a regular file"), whole_file(device):
@@ -235,7 +235,7 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     assert device.is_fifo()
 
 
-def test_full_disk_is_told(tmp_path: Path) -> None:
+def test_full_disk_is_reported(tmp_path: Path) -> None:
     def fill() -> None:
         with whole_file(tmp_path / "a"):
             Path("/dev/full").write_bytes(b"1")
@@ -245,7 +245,7 @@ def test_full_disk_is_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failed_block_leaves_the_older_file(tmp_path: Path) -> None:
+def test_failed_block_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
 
     def fail() -> None:
@@ -265,7 +265,7 @@ def test_upload_of_an_unreadable_source(store: FileStore, tmp_path: Path) -> Non
     assert list(store.list()) == []
 
 
-def test_a_lock_that_is_never_given_back_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_that_is_never_released_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LONGEST_LOCK", 0.1)
     with (tmp_path / LOCK).open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

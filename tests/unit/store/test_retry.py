@@ -1,4 +1,4 @@
-"""What is tried again when a store fails, and what is not."""
+"""Which errors of a store are retried."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from cpmbee_job.store.retry import with_retries
 
 
 def failing(*errors: StoreError):
-    """A task that fails with each of them, then succeeds."""
+    """Return a task that fails with each error, then succeeds."""
     waiting = list(errors)
 
     def task() -> str:
@@ -18,23 +18,23 @@ def failing(*errors: StoreError):
     return task
 
 
-def test_a_store_that_comes_back_is_waited_for(caplog):
+def test_retries_after_a_temporary_failure(caplog):
     assert with_retries(failing(StoreError("503 SlowDown"))) == "done"
     assert "retrying in 1 s: 503 SlowDown" in caplog.text
 
 
 @pytest.mark.parametrize("error", [DamagedError("altered"), DiskError("full")])
-def test_what_will_not_mend_is_raised_at_once(error):
+def test_permanent_errors_are_not_retried(error):
     with pytest.raises(type(error)):
         with_retries(failing(error))
 
 
-def test_what_is_hopeless_is_the_caller_s_to_say():
+def test_caller_decides_which_errors_are_permanent():
     with pytest.raises(AccessError):
         with_retries(failing(AccessError("no credentials")), permanent=(AccessError,))
     assert with_retries(failing(AccessError("the token is being renewed"))) == "done"
 
 
-def test_one_in_a_hurry_does_not_wait():
+def test_stops_retrying_on_request():
     with pytest.raises(StoreError):
         with_retries(failing(StoreError("503")), should_stop=lambda: True)

@@ -1,11 +1,9 @@
 """Attempts and failures."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cpmbee_job.run.attempts import claim_attempt, first_start, newest_attempt
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import parse_spec
 from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, Failure, record_failure
@@ -15,14 +13,6 @@ from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, Failure, record_fa
 def run(tmp_path: Path) -> Run:
     text = f"name: a\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {tmp_path}\ntrain: {{max_failures: 2}}\n"
     return Run.start(parse_spec(text, source="job.yaml"), "r1")
-
-
-def test_attempts_are_numbered_and_never_shared(run: Run) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        numbers = list(pool.map(lambda _: claim_attempt(run.store, 1), range(8)))
-    assert sorted(numbers) == list(range(1, 9))
-    assert newest_attempt(run.store) == 8
-    assert first_start(run.store) > 0
 
 
 def test_the_same_failure_at_the_same_step_ends_the_run(run: Run) -> None:

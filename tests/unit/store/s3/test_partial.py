@@ -1,4 +1,4 @@
-"""What is kept of a file that arrives in ranges, and when it is not believed."""
+"""What a partial file keeps after an interruption, and when it is discarded."""
 
 import os
 from collections.abc import Callable
@@ -14,8 +14,8 @@ CONTENT = bytes(range(250))
 RANGES = [range(0, 100), range(100, 200), range(200, 250)]
 
 
-class CutError(Exception):
-    """The connection, say."""
+class LostConnectionError(Exception):
+    """Such as a lost connection."""
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ def fill(partial, *numbers: int) -> None:
         partial.keep(number)
 
 
-def cut(path: Path, *numbers: int, then: Callable[[PartialFile], object] = lambda _: None) -> None:
-    """A call that gets no further than these ranges."""
+def interrupt(path: Path, *numbers: int, then: Callable[[PartialFile], object] = lambda _: None) -> None:
+    """Make a call that fails after these ranges."""
 
     def call() -> None:
         with opened(path) as partial:
             fill(partial, *numbers)
             then(partial)
-            raise CutError
+            raise LostConnectionError
 
-    with pytest.raises(CutError):
+    with pytest.raises(LostConnectionError):
         call()
 
 
@@ -69,8 +69,8 @@ def test_empty_file(path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_next_call_goes_on(path: Path) -> None:
-    cut(path, 0, 2)
+def test_next_call_continues(path: Path) -> None:
+    interrupt(path, 0, 2)
     with opened(path) as partial:
         assert partial.whole == {0, 2}
         fill(partial, 1)
@@ -78,54 +78,54 @@ def test_next_call_goes_on(path: Path) -> None:
     assert beside(path) == []
 
 
-def test_range_that_was_not_kept_is_missing(path: Path) -> None:
-    cut(path, 0, then=lambda partial: partial.write(1, 0, CONTENT[100:200]))
+def test_incomplete_range_is_missing(path: Path) -> None:
+    interrupt(path, 0, then=lambda partial: partial.write(1, 0, CONTENT[100:200]))
     with opened(path) as partial:
         assert partial.whole == {0}
         fill(partial, 1, 2)
 
 
 @pytest.mark.parametrize("other", [{"identity": "origin 2"}, {"size": 251}, {"range_size": 99}])
-def test_for_anything_else_it_begins_anew(path: Path, other: dict) -> None:
-    cut(path, 0, 1)
+def test_another_origin_starts_over(path: Path, other: dict) -> None:
+    interrupt(path, 0, 1)
     with opened(path, **other) as partial:
         assert partial.whole == set()
         assert b"".join(partial.read(0)) == bytes(len(partial.ranges[0]))
 
 
 @pytest.mark.parametrize("length", [0, 100, 250, 253, 284])
-def test_shortened_record_is_not_believed(path: Path, length: int) -> None:
-    cut(path, 0, 1)
+def test_truncated_record_is_discarded(path: Path, length: int) -> None:
+    interrupt(path, 0, 1)
     (name,) = beside(path)
     os.truncate(path.with_name(name), length)
     with opened(path) as partial:
         assert partial.whole == set()
 
 
-def test_nothing_is_left_of_nothing(path: Path) -> None:
-    cut(path)
+def test_no_file_remains_without_complete_ranges(path: Path) -> None:
+    interrupt(path)
     assert beside(path) == []
 
 
-def test_nothing_is_left_of_what_is_no_good(path: Path) -> None:
-    cut(path, 0, 1, 2, then=PartialFile.forget)
+def test_no_file_remains_of_discarded_content(path: Path) -> None:
+    interrupt(path, 0, 1, 2, then=PartialFile.forget)
     assert beside(path) == []
 
 
 def test_failed_disk_keeps_nothing(path: Path) -> None:
     with pytest.raises(DiskError, match=r"model\.bin"):
-        cut(path, 0, then=lambda _: Path("/dev/full").write_bytes(b"1"))
+        interrupt(path, 0, then=lambda _: Path("/dev/full").write_bytes(b"1"))
     assert beside(path) == []
 
 
-def test_older_file_stays_until_the_new_one_is_whole(path: Path) -> None:
+def test_old_file_stays_until_the_new_one_is_complete(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"old")
-    cut(path, 0)
+    interrupt(path, 0)
     assert path.read_bytes() == b"old"
 
 
-def test_two_at_once_have_a_file_each(path: Path) -> None:
+def test_concurrent_calls_use_separate_files(path: Path) -> None:
     with opened(path) as first:
         fill(first, 0)
         with opened(path) as second:
@@ -137,23 +137,23 @@ def test_two_at_once_have_a_file_each(path: Path) -> None:
     assert beside(path) == []
 
 
-def test_second_of_two_leaves_nothing(path: Path) -> None:
+def test_second_concurrent_call_leaves_no_file(path: Path) -> None:
     with opened(path) as first:
         fill(first, 0)
-        cut(path, 0, 1)
+        interrupt(path, 0, 1)
         assert len(beside(path)) == 1
         fill(first, 1, 2)
 
 
-def test_files_with_long_names_are_not_mixed_up(path: Path) -> None:
+def test_files_with_long_names_are_not_confused(path: Path) -> None:
     one, other = path.with_name("长" * 70 + "1"), path.with_name("长" * 70 + "2")
-    cut(one, 0, 1)
+    interrupt(one, 0, 1)
     with opened(other) as partial:
         assert partial.whole == set()
 
 
-def test_link_in_its_place_is_not_followed(path: Path, tmp_path: Path) -> None:
-    cut(path, 0)
+def test_symlink_is_not_followed(path: Path, tmp_path: Path) -> None:
+    interrupt(path, 0)
     (name,) = beside(path)
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
@@ -164,13 +164,13 @@ def test_link_in_its_place_is_not_followed(path: Path, tmp_path: Path) -> None:
     assert victim.read_bytes() == b"precious"
 
 
-def test_it_is_no_object_of_a_folder(path: Path) -> None:
-    cut(path, 0)
+def test_partial_file_is_not_an_object(path: Path) -> None:
+    interrupt(path, 0)
     assert beside(path)[0].endswith(TEMPORARY)
     assert list(FileStore(str(path.parent)).list()) == []
 
 
-def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+def test_device_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StoreError, match="not a regular file"), opened(tmp_path / "pipe"):
         pass

@@ -11,8 +11,6 @@ from cpmbee_job.launch.runs.verify import list_checkpoints
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import claim_attempt, record_begin
 from cpmbee_job.run.checkpoints import prune_checkpoints
-from cpmbee_job.run.deltas import prune_deltas
-from cpmbee_job.run.pointers import move_pointer
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.files import FileStore
 from cpmbee_job.store.urls import open_store
@@ -91,13 +89,6 @@ def test_what_an_attempt_has_passed_over_stays_so(store: Store) -> None:
     assert newest_step(store) == 10
 
 
-def test_an_older_attempt_may_not_move_a_pointer(store: Store) -> None:
-    move_pointer(store, keys.BEST, {"step": 9}, attempt=3)
-    with pytest.raises(RefusedError, match="newer attempt"):
-        move_pointer(store, keys.BEST, {"step": 12}, attempt=2)
-    assert json.loads(store.get(keys.BEST))["step"] == 9
-
-
 def test_only_the_newest_are_kept(store: Store) -> None:
     for step in (10, 20, 100):
         write(store, step)
@@ -110,15 +101,6 @@ def test_a_newer_attempts_checkpoints_are_not_pruned(store: Store) -> None:
         write(store, step, attempt=step)
     prune_checkpoints(store, keep=1, attempt=1)
     assert {o.key.split("/")[1] for o in store.list("checkpoints/")} == {"2", "3", "LATEST"}
-
-
-def test_deltas_are_kept_when_they_are_new_or_pointed_to(store: Store) -> None:
-    for step in (2, 4, 6, 8):
-        store.put(f"{keys.delta_prefix(step, 1)}manifest.json", b"{}")
-        store.put(f"{keys.delta_prefix(step, 1)}delta.safetensors", b"")
-    move_pointer(store, keys.BEST, {"prefix": keys.delta_prefix(2, 1)}, attempt=1)
-    prune_deltas(store, keep=1, attempt=1)
-    assert {o.key.split("/")[1] for o in store.list("delta/")} == {"2.1", "8.1", "BEST"}
 
 
 def test_a_later_attempts_checkpoint_is_newer_whatever_its_step(store: Store) -> None:

@@ -1,0 +1,22 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cpmbee_job.errors import RefusedError
+from cpmbee_job.run import keys
+from cpmbee_job.run.pointers import move_pointer
+from cpmbee_job.store.base import Store
+from cpmbee_job.store.urls import open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "run"))
+
+
+def test_older_attempt_does_not_move_a_pointer(store: Store) -> None:
+    move_pointer(store, keys.BEST, {"step": 9}, attempt=3)
+    with pytest.raises(RefusedError, match="newer attempt"):
+        move_pointer(store, keys.BEST, {"step": 12}, attempt=2)
+    assert json.loads(store.get(keys.BEST))["step"] == 9
