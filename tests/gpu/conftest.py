@@ -1,5 +1,7 @@
-"""What runs on a GPU: `make test-gpu`. With CPMBEE_TEST_DEVICE=cpu the same is rehearsed on a CPU, where BMTrain's own
-Python code stands on gloo (`tests.bmtrain_on_cpu`): that shows that the tests run, not that a GPU does.
+"""Tests on a GPU: `make test-gpu`.
+
+CPMBEE_TEST_DEVICE=cpu runs them on a CPU, where BMTrain's Python code uses gloo (`tests.bmtrain_on_cpu`). That shows
+that the tests work, not that a GPU does.
 """
 
 import os
@@ -24,7 +26,7 @@ def device() -> torch.device:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # for BMTrain's own communicator
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # of BMTrain's communicator
     if DEVICE == "cpu":
         import tests.bmtrain_on_cpu  # noqa: F401
     return torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device(DEVICE)

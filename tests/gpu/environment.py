@@ -1,9 +1,9 @@
-"""`make test-gpu GPU_PYTHON=python3`: a Python that has all that the tests take, over one that has CUDA's torch.
+"""Creates an environment for the GPU tests on top of a Python with CUDA's torch: `make test-gpu GPU_PYTHON=python3`.
 
-What the machine's packages lack of `pyproject.toml` goes into an environment of its own below `.venv-gpu`, as
-`locks/dev.txt` pins it; torch and what it brings stay the machine's. BMTrain comes as a wheel or, where there is none
-(Python 3.12), from its sources by the machine's `nvcc`. Prints the path of that Python; takes the standard library
-alone. pip's own settings hold: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER takes all from a folder.
+Packages of `pyproject.toml` that are missing on the machine are installed below `.venv-gpu`, in the versions that
+`locks/dev.txt` pins; torch and its dependencies remain those of the machine. BMTrain is installed from a wheel or, for
+Python 3.12, built from its sources with the machine's `nvcc`. Prints the path of the environment's Python. Imports only
+the standard library. pip's settings apply: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER installs from a folder.
 """
 
 import importlib
@@ -24,50 +24,50 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "locks" / "dev.txt"
 LEFT_OUT = {"torch", "bmtrain", "sklearn", "nvidia-nccl-cu11"}
-"""torch is the machine's, BMTrain has steps of its own, the rest is that of `locks/overrides.txt`."""
+"""torch is the machine's, BMTrain is installed separately, the rest is excluded in `locks/overrides.txt`."""
 
 
 def main() -> None:
     folder = ROOT / ".venv-gpu" / f"{sys.version_info.major}.{sys.version_info.minor}-torch-{_torch_version()}"
     python = folder / "bin" / "python"
     if not (folder / "complete").exists():
-        print(f"Making {folder} ...", file=sys.stderr)
+        print(f"Creating {folder} ...", file=sys.stderr)
         try:
             venv.create(folder, clear=True, with_pip=True)
         except subprocess.CalledProcessError:
-            sys.exit(f"{sys.executable} makes no virtual environment with pip in it; Debian has that in python3-venv")
+            sys.exit(f"{sys.executable} cannot create a virtual environment with pip; on Debian, install python3-venv")
         own = subprocess.check_output(
             [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
         )
-        # The machine's packages come after those of the environment, also where that Python is of one itself.
+        # The machine's packages come last, even if GPU_PYTHON is itself in a virtual environment.
         theirs = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
         lines = [f"import site; site.addsitedir({path!r})\n" for path in theirs]
         (Path(own.strip()) / "machine.pth").write_text("".join(lines), encoding="utf-8")
         if subprocess.run([python, __file__, "fill"], stdout=sys.stderr, check=False).returncode:
-            sys.exit(f"{folder} could not be completed; what lacks is said above")
+            sys.exit(f"cannot complete {folder}; see the messages above")
         (folder / "complete").touch()
     print(python)
 
 
 def _torch_version() -> str:
     if sys.version_info < (3, 11):
-        sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; it takes 3.11 or newer")
+        sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; Python 3.11 or newer is required")
     try:
         import torch
     except ImportError as error:
-        sys.exit(f"{sys.executable} has no torch ({error}); GPU_PYTHON names a Python that has")
+        sys.exit(f"{sys.executable} has no torch ({error}); set GPU_PYTHON to a Python that has it")
     if torch.version.cuda is None:
         sys.exit(f"torch {torch.__version__} of {sys.executable} was built without CUDA")
     return torch.__version__
 
 
 def fill() -> None:
-    """Install what the Python that runs this lacks."""
-    pip("install", ["setuptools"])  # builds what comes as sources
+    """Install the packages that are missing in the Python that runs this."""
+    pip("install", ["setuptools"])  # builds source distributions
     tried: set[str] = set()
     while missing := unmet(requirements()):
         if missing <= tried:
-            sys.exit(f"{LOCK.name} has no version that would do of {', '.join(sorted(missing))}")
+            sys.exit(f"{LOCK.name} has no version that satisfies the requirements for {', '.join(sorted(missing))}")
         pip("install", sorted(missing))
         tried |= missing
     _pip("install", "--editable", str(ROOT))
@@ -79,7 +79,7 @@ def fill() -> None:
 
 
 def requirements() -> list[str]:
-    import tomllib  # not there in a Python that is refused
+    import tomllib  # missing in versions of Python that `_torch_version` refuses
 
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
@@ -87,7 +87,7 @@ def requirements() -> list[str]:
 
 
 def unmet(wanted: list[str]) -> set[str]:
-    """Names of the distributions that these requirements, and those of what is installed of them, still ask for."""
+    """Return the distributions that these requirements, or those of installed ones, still require."""
     from pip._vendor.packaging.requirements import Requirement
 
     missing: set[str] = set()
@@ -112,34 +112,37 @@ def unmet(wanted: list[str]) -> set[str]:
     return missing
 
 
-def pip(verb: str, names: list[str], *options: str) -> None:
-    """Run pip over these distributions alone, in the versions and with the hashes of the lock."""
+def pip(command: str, names: list[str], *options: str) -> None:
+    """Run pip for only these distributions, with the versions and hashes of the lock file."""
     blocks = {block.partition("==")[0]: block for block in re.split(r"(?m)^(?=\w)", LOCK.read_text(encoding="utf-8"))}
     if unknown := [name for name in names if name not in blocks]:
         sys.exit(f"{LOCK.name} does not have {', '.join(unknown)}")
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("".join(blocks[name] for name in names))
         file.flush()
-        _pip(verb, "--require-hashes", *options, "-r", file.name)
+        _pip(command, "--require-hashes", *options, "-r", file.name)
 
 
-def _pip(verb: str, *options: str) -> None:
+def _pip(command: str, *options: str) -> None:
     fixed = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"]
-    if subprocess.run([sys.executable, "-m", "pip", verb, *fixed, *options], check=False).returncode:
-        sys.exit(f"pip could not {verb} what it was asked for; what it said is above")
+    if subprocess.run([sys.executable, "-m", "pip", command, *fixed, *options], check=False).returncode:
+        sys.exit(f"pip {command} failed; see its messages above")
     importlib.invalidate_caches()
 
 
 def build_bmtrain() -> None:
-    """By one call of `nvcc`: the project's own CMake asks for architectures that newer ones no longer know."""
+    """Call `nvcc` directly: BMTrain's CMake file requires architectures that newer versions do not support."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     nvcc = shutil.which("nvcc", path=os.pathsep.join([f"{home}/bin", os.environ.get("PATH", "")]))
     if nvcc is None:
-        sys.exit(f"BMTrain has to be built, and CUDA's compiler nvcc is neither in {home}/bin (CUDA_HOME) nor on PATH")
+        sys.exit(f"BMTrain must be built, but CUDA's compiler nvcc is neither in {home}/bin (CUDA_HOME) nor on PATH")
     torch, nccl = find_spec("torch"), find_spec("nvidia.nccl")
     assert torch is not None
     assert torch.submodule_search_locations is not None
-    includes = [f"{torch.submodule_search_locations[0]}/include", sysconfig.get_path("include")]  # torch has pybind11
+    includes = [
+        f"{torch.submodule_search_locations[0]}/include",
+        sysconfig.get_path("include"),
+    ]  # torch includes pybind11
     libraries = []
     if nccl is not None and nccl.submodule_search_locations is not None:
         place = nccl.submodule_search_locations[0]
@@ -156,7 +159,7 @@ def build_bmtrain() -> None:
         command += ["-o", str(source / "bmtrain" / f"C{sysconfig.get_config_var('EXT_SUFFIX')}")]
         print("Building BMTrain ...", flush=True)
         if subprocess.run([*command, *libraries, "-l:libnccl.so.2"], check=False).returncode:
-            sys.exit("nvcc could not build BMTrain; what it said is above")
+            sys.exit("nvcc failed to build BMTrain; see its messages above")
         shutil.move(source / "bmtrain", sysconfig.get_path("purelib"))
 
 

@@ -1,6 +1,6 @@
-"""Losses that every engine, layout and precision is held against: those of the engine `torch` on a CPU in fp32.
+"""Golden losses for every engine, layout and precision: those of the engine `torch` on a CPU in fp32.
 
-`python -m tests.gpu.golden` writes them anew to `tests/golden/losses.json`; what it computes is here.
+`python -m tests.gpu.golden` computes them and writes `tests/golden/losses.json`.
 """
 
 import json
@@ -31,7 +31,7 @@ OPTION = "train.loss_scale=1024"  # low enough that fp16 does not overflow
 
 
 def inputs_of(run: Run) -> ModelInputs:
-    """Random rows over the vocabulary of the run's model."""
+    """Return random packed rows over the vocabulary of the run's model."""
     config = ModelConfig.from_file(fetch_model(run.spec.model).config)
     return ModelInputs.from_numpy(**flatten_rows(random_rows(np.random.default_rng(0), config.vocab_size, 3, 6)))
 
@@ -41,11 +41,11 @@ def engine(
     device: torch.device,
     layout: str = "replicated",
     precision: str = "fp32",
-    again: int = 0,
+    recompute_layers: int = 0,
     files: ModelFiles | None = None,
 ) -> TorchEngine:
-    """From the safetensors of the run's model, or from `files`, as a worker builds it."""
-    plan = Plan("bmtrain", layout, precision, again)
+    """Build the engine as a worker does, from the run's model or from `files`."""
+    plan = Plan("bmtrain", layout, precision, recompute_layers)
     return build_engine(run, files or fetch_model(run.spec.model), World(0, 0, 1, device), plan)
 
 
@@ -55,7 +55,7 @@ def steps(engine: TorchEngine, inputs: ModelInputs, first: int = 1, last: int = 
 
 
 def compute(run: Run) -> dict[str, object]:
-    """The loss of each step, then the evaluation of the same rows."""
+    """Return the loss of each step, then that of an evaluation of the same packed rows."""
     one, inputs = engine(run, CPU), inputs_of(run)
     found = steps(one, inputs)
     evaluated = one.evaluate([inputs], lambda: False)

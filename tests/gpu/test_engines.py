@@ -1,4 +1,4 @@
-"""Both layouts on one GPU against the golden losses, which are those of a CPU, and states from one to the other."""
+"""Both layouts on one GPU compute the golden losses, and states move between them."""
 
 import copy
 import gc
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.gpu
 GOLDEN = json.loads(PLACE.read_text(encoding="utf-8"))
 LAYOUTS = ["replicated", "sharded"]
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 1e-2}
-"""Relative, of a loss. On a CPU fp16 is off by 1e-4 at most, bf16 by 7e-4."""
+"""Relative tolerances of a loss. On a CPU fp16 differs by at most 1e-4, bf16 by 7e-4."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def inputs(run: Run) -> ModelInputs:
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_are_the_golden_ones(run, inputs, device, layout: str, precision: str) -> None:
+def test_losses_equal_the_golden_losses(run, inputs, device, layout: str, precision: str) -> None:
     there = engine(run, device, layout, precision)
     assert steps(there, inputs) == pytest.approx(GOLDEN["steps"], rel=TOLERANCES[precision])
     evaluated = there.evaluate([inputs], lambda: False)
@@ -44,12 +44,12 @@ def test_losses_are_the_golden_ones(run, inputs, device, layout: str, precision:
     assert evaluated.loss == pytest.approx(GOLDEN["evaluation"], rel=TOLERANCES[precision])
 
 
-def test_layouts_compute_the_same(run: Run, inputs: ModelInputs, device: torch.device) -> None:
+def test_layouts_compute_the_same_losses(run: Run, inputs: ModelInputs, device: torch.device) -> None:
     whole, shares = (engine(run, device, layout, "fp16") for layout in LAYOUTS)
     assert steps(whole, inputs) == pytest.approx(steps(shares, inputs), rel=1e-3)
 
 
-def test_blocks_know_no_gradient_and_hold_no_more_than_a_share_between_steps(run, inputs, device) -> None:
+def test_blocks_have_no_gradients_and_only_their_shards_between_steps(run, inputs, device) -> None:
     whole, shares = (engine(run, device, layout) for layout in LAYOUTS)
     steps(shares, inputs, 1, 2)
     shares.evaluate([inputs], lambda: False)
@@ -61,12 +61,12 @@ def test_blocks_know_no_gradient_and_hold_no_more_than_a_share_between_steps(run
         assert [(held.requires_grad, held.grad) for held in block._storage_params.values()] == [(False, None)]
 
 
-def test_computing_again_learns_the_same(run: Run, inputs: ModelInputs, device: torch.device) -> None:
-    kept, again = (engine(run, device, precision="fp16", again=number) for number in (0, 2))
-    assert steps(kept, inputs) == pytest.approx(steps(again, inputs), rel=1e-3)
+def test_recomputing_layers_learns_the_same(run: Run, inputs: ModelInputs, device: torch.device) -> None:
+    kept, recomputed = (engine(run, device, precision="fp16", recompute_layers=number) for number in (0, 2))
+    assert steps(kept, inputs) == pytest.approx(steps(recomputed, inputs), rel=1e-3)
 
 
-def test_a_state_goes_from_engine_to_engine_bit_by_bit(run: Run, inputs: ModelInputs, device: torch.device) -> None:
+def test_a_state_moves_between_engines_with_identical_bits(run: Run, inputs: ModelInputs, device: torch.device) -> None:
     places = [(CPU, "replicated"), (device, "sharded"), (device, "replicated"), (CPU, "replicated")]
     state = None
     for turn, (where, layout) in enumerate(places):
@@ -82,7 +82,7 @@ def test_a_state_goes_from_engine_to_engine_bit_by_bit(run: Run, inputs: ModelIn
         state = copy.deepcopy(one.state())
 
 
-def test_a_step_waits_for_the_gpu_once_at_its_end(run: Run, inputs: ModelInputs, device: torch.device) -> None:
+def test_a_step_waits_for_the_gpu_once(run: Run, inputs: ModelInputs, device: torch.device) -> None:
     if device.type != "cuda":
         pytest.skip("torch reports synchronization only on a GPU")
     one = engine(run, device, precision="fp16")
@@ -98,7 +98,7 @@ def test_a_step_waits_for_the_gpu_once_at_its_end(run: Run, inputs: ModelInputs,
     assert ["synchronizing CUDA operation" in str(wait.message) for wait in waits] == [True]
 
 
-def test_bmtrain_leaves_the_process_as_it_was(run: Run, device: torch.device) -> None:
+def test_bmtrain_has_no_side_effects_on_the_process(run: Run, device: torch.device) -> None:
     cpus = os.sched_getaffinity(0)
     engine(run, device, "sharded")
     assert torch.backends.cudnn.enabled
@@ -106,7 +106,7 @@ def test_bmtrain_leaves_the_process_as_it_was(run: Run, device: torch.device) ->
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_overflow_in_fp16_is_done_again_and_counts_once(run, inputs, device, layout: str) -> None:
+def test_a_step_that_overflows_in_fp16_is_repeated_and_counted_once(run, inputs, device, layout: str) -> None:
     one = engine(run, device, layout, "fp16")
     one.loss_scale.value = float(2**40)
     result = one.step(1, [inputs], 1e-3, lambda: False)
@@ -116,8 +116,8 @@ def test_an_overflow_in_fp16_is_done_again_and_counts_once(run, inputs, device, 
 
 
 @pytest.mark.parametrize("case", [ccpm, one_long], ids=["short examples", "one long"])
-def test_memory_is_about_what_arithmetic_says(device: torch.device, case: Callable[[int], Case]) -> None:
-    """At the width of the 10b: beside a small model the libraries' own workspaces count for more than all else."""
+def test_memory_is_about_the_estimate(device: torch.device, case: Callable[[int], Case]) -> None:
+    """Has the width of the 10b: with a small model, the workspaces of libraries would dominate."""
     if device.type != "cuda":
         pytest.skip("only the allocator of a GPU counts bytes")
     config = replace(TEN_B, num_layers=4)
@@ -128,30 +128,31 @@ def test_memory_is_about_what_arithmetic_says(device: torch.device, case: Callab
     step()
     step()
     lora = (LORA.r, LORA.modules)
-    said = footprint(config, rows=1, max_length=LENGTH, itemsize=ITEMSIZES["fp16"], lora=lora).total
-    assert torch.cuda.max_memory_allocated(device) - before == pytest.approx(said, rel=0.25)
+    estimate = footprint(config, rows=1, max_length=LENGTH, itemsize=ITEMSIZES["fp16"], lora=lora).total
+    assert torch.cuda.max_memory_allocated(device) - before == pytest.approx(estimate, rel=0.25)
 
 
 def local(job: Path, name: str, layout: str, device: torch.device) -> list[object]:
-    """What runs the job in a layout: on a GPU, whose steps are short, with steps enough to be stopped in the midst of
-    them; on a CPU there is no layout to choose."""
+    """Return the arguments that run the job in a layout; a CPU has only one.
+
+    A GPU gets more epochs: its steps are short, and the run must be stopped between them.
+    """
     options = ["local", job, "--run-id", name, "--processes", "1", "--set", "train.early_stop_patience=0"]
     fast = ["--set", f"train.layout={layout}", "--set", "train.epochs=20"]
     return [*options, *fast] if device.type == "cuda" else options
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job: Path, device: torch.device) -> list[float]:
-    done = cli(*local(job, "undisturbed", "replicated", device))
+def uninterrupted(job: Path, device: torch.device) -> list[float]:
+    done = cli(*local(job, "uninterrupted", "replicated", device))
     assert done.code == 0, done.err
-    return losses(job.parent / "runs" / "weather" / "undisturbed")
+    return losses(job.parent / "runs" / "weather" / "uninterrupted")
 
 
 @pytest.mark.parametrize(("first", "then"), [LAYOUTS, LAYOUTS[::-1]])
-def test_a_job_that_is_told_to_stop_goes_on_in_the_other_layout_and_ends_well(
-    job: Path, device: torch.device, undisturbed: list[float], first: str, then: str
+def test_a_stopped_job_resumes_in_the_other_layout_and_succeeds(
+    job: Path, device: torch.device, uninterrupted: list[float], first: str, then: str
 ) -> None:
-    """The whole way, as `local` runs it."""
     name = f"first-{first}"
     folder = job.parent / "runs" / "weather" / name
     running = start(*local(job, name, first, device))
@@ -160,6 +161,6 @@ def test_a_job_that_is_told_to_stop_goes_on_in_the_other_layout_and_ends_well(
     _, said = running.communicate(timeout=120)
     assert cli(*local(job, name, then, device)).code == 0, said
     assert {line["attempt"] for line in metrics(folder)} == {1, 2}
-    # Sums come in another order, which training carries on.
-    assert losses(folder) == pytest.approx(undisturbed, rel=1e-2)
+    # The order of sums differs, and training amplifies the difference.
+    assert losses(folder) == pytest.approx(uninterrupted, rel=1e-2)
     assert len(metrics(folder, "eval")) >= 3

@@ -1,4 +1,4 @@
-"""On a GPU against the answers of the original code, which are fp32 on a CPU (CPMBEE_REFERENCE)."""
+"""A GPU computes what the original code computes in fp32 on a CPU (CPMBEE_REFERENCE)."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.gpu, needs_reference]
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_loss_and_gradient_of_a_delta_are_the_originals(reference, job, device, layout, precision) -> None:
+def test_loss_and_gradient_of_a_delta_equal_the_originals(reference, job, device, layout, precision) -> None:
     folder = reference / "reference"
     expected, arrays = np.load(folder / "lora.npz"), np.load(folder / "packed_batches.npz")
     rows = {name[2:]: arrays[name] for name in arrays if name.startswith("0.")}
@@ -35,7 +35,7 @@ def test_loss_and_gradient_of_a_delta_are_the_originals(reference, job, device, 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("name", ["base", "delta", "pruned"])
-def test_scores_are_the_originals(reference, device, name, precision) -> None:
+def test_scores_equal_the_originals(reference, device, name, precision) -> None:
     tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
     cases = cases_of(reference, tokenizer)
     evaluator = Evaluator(model_of(reference, name, device, DTYPES[precision]), tokenizer, 4096)

@@ -1,4 +1,4 @@
-"""What `make test-gpu` and `make bench-gpu` do can be done: rehearsed on the CPU, and refused without a GPU."""
+"""`make test-gpu` and `make bench-gpu` run on the CPU as a rehearsal, and skip or refuse without a GPU."""
 
 import json
 import os

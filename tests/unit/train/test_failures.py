@@ -1,4 +1,4 @@
-"""Attempts and failures."""
+"""Attempt numbers, and the failures that end a run."""
 
 from pathlib import Path
 
@@ -15,30 +15,30 @@ def run(tmp_path: Path) -> Run:
     return Run.start(parse_spec(text, source="job.yaml"), "r1")
 
 
-def test_the_same_failure_at_the_same_step_ends_the_run(run: Run) -> None:
+def test_repeated_failures_at_the_same_step_fail_the_run(run: Run) -> None:
     failure = Failure("CUDA out of memory", step=4, permanent=False, exit_code=1)
     assert not record_failure(run, 1, failure)
     assert record_failure(run, 2, failure)
 
 
-def test_another_step_or_reason_does_not(run: Run) -> None:
+def test_failures_with_another_step_or_reason_do_not_fail_the_run(run: Run) -> None:
     assert not record_failure(run, 1, Failure("x", 4, permanent=False, exit_code=1))
     assert not record_failure(run, 2, Failure("x", 5, permanent=False, exit_code=1))
     assert not record_failure(run, 3, Failure("y", 5, permanent=False, exit_code=1))
 
 
-def test_lost_peers_are_no_reason_to_give_up(run: Run) -> None:
+def test_lost_peers_do_not_fail_the_run(run: Run) -> None:
     failure = Failure(LOST_PEER, step=0, permanent=False, exit_code=1)
     assert not any(record_failure(run, attempt, failure) for attempt in (1, 2, 3, 4))
 
 
-def test_an_attempt_that_made_headway_breaks_the_chain(run: Run) -> None:
+def test_an_attempt_without_failure_resets_the_count(run: Run) -> None:
     failure = Failure("x", 4, permanent=False, exit_code=1)
     record_failure(run, 1, failure)
-    assert not record_failure(run, 3, failure)  # attempt 2 left no failure
+    assert not record_failure(run, 3, failure)  # attempt 2 did not fail
 
 
-def test_a_permanent_failure_has_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permanent_failure_replaces_the_first_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "failure.json"
     monkeypatch.setenv(FAILURE_ENV, str(place))
     Failure("peer gone", 3, permanent=False, exit_code=1).write()
@@ -47,10 +47,10 @@ def test_a_permanent_failure_has_the_last_word(tmp_path: Path, monkeypatch: pyte
     assert Failure.read(place) == Failure("bad data", 3, permanent=True, exit_code=3)
 
 
-def test_a_failure_that_finds_no_room_is_said_and_ends_nothing(
+def test_a_failure_that_cannot_be_written_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The folder is gone; on a full disk it is the same."""
+    """The folder is missing; a full disk has the same effect."""
     monkeypatch.setenv(FAILURE_ENV, str(tmp_path / "gone" / "failure.json"))
     Failure("lost contact", 3, permanent=False, exit_code=1).write()
     assert "cannot write the failure 'lost contact' for the entrypoint: [Errno 2]" in capsys.readouterr().err

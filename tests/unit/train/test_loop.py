@@ -1,4 +1,4 @@
-"""The loop's own decisions, with an engine that only counts."""
+"""When the loop evaluates, saves and stops, with a fake engine."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from cpmbee_job.train.loop import LoopState, Outcome, train
 from cpmbee_job.train.output.progress import Progress
 
 INTERRUPTED = -1.0
-"""Stands for an evaluation that a stop interrupted."""
+"""Loss of an evaluation that a stop interrupts."""
 
 
 @dataclass
@@ -89,73 +89,73 @@ def run(
     return outcome, state, recorder.events
 
 
-def test_it_evaluates_in_intervals_and_at_the_end() -> None:
+def test_evaluations_at_intervals_and_at_the_end() -> None:
     outcome, _, events = run(5, [3.0, 2.0, 2.5])
     assert outcome == "finished"
     assert events == ["best 2", "eval 2", "best 4", "eval 4", "eval 5", "checkpoint 5"]
 
 
-def test_it_stops_when_evaluations_do_not_get_better() -> None:
+def test_early_stop_without_a_better_evaluation() -> None:
     outcome, state, events = run(100, [2.0, 2.0, 3.0], early_stop_patience=2)
     assert (outcome, state.step, state.best_step) == ("early stop", 6, 2)
     assert events[-2:] == ["checkpoint 6", "early stop: no better evaluation in the last 2"]
 
 
-def test_patience_survives_a_restart() -> None:
+def test_the_count_for_early_stopping_survives_a_restart() -> None:
     state = LoopState(step=4, best_step=2, best_loss=2.0, evaluations_without_gain=1, evaluated_step=4)
     outcome, state, _ = run(100, [2.5], state, early_stop_patience=2)
     assert (outcome, state.step) == ("early stop", 6)
 
 
-def test_a_run_that_had_stopped_early_does_no_further_step() -> None:
+def test_a_resumed_run_that_stopped_early_trains_no_further_step() -> None:
     state = LoopState(step=6, best_step=2, best_loss=2.0, evaluations_without_gain=2, evaluated_step=6)
     outcome, state, events = run(100, [], state, early_stop_patience=2)
     assert (outcome, state.step, events) == ("early stop", 6, [])
 
 
-def test_a_stop_that_was_agreed_on_leaves_a_checkpoint() -> None:
+def test_a_stop_saves_a_checkpoint() -> None:
     outcome, state, events = run(100, None, stop_at=7)
     assert (outcome, state.step, events) == ("stopped", 7, ["checkpoint 7"])
 
 
-def test_a_stop_at_the_last_step_is_the_end() -> None:
+def test_a_stop_at_the_last_step_finishes_the_run() -> None:
     assert run(7, None, stop_at=7)[0] == "finished"
 
 
-def test_a_stop_goes_before_an_evaluation_which_is_made_up_for_later() -> None:
+def test_a_stop_defers_the_evaluation_to_the_next_attempt() -> None:
     outcome, state, events = run(100, [], stop_at=4, eval_interval=4)
     assert (outcome, events) == ("stopped", ["checkpoint 4"])
     outcome, state, events = run(6, [2.0, 3.0], state, eval_interval=4)
     assert (outcome, events) == ("finished", ["best 4", "eval 4", "eval 6", "checkpoint 6"])
 
 
-def test_a_stop_in_an_evaluation_leaves_a_checkpoint() -> None:
+def test_a_stop_during_an_evaluation_saves_a_checkpoint() -> None:
     outcome, state, events = run(4, [INTERRUPTED])
     assert (outcome, state.evaluated_step, events) == ("stopped", 0, ["checkpoint 2"])
     assert run(4, [2.0, 1.0], state)[2] == ["best 2", "eval 2", "best 4", "eval 4", "checkpoint 4"]
 
 
-def test_an_evaluation_that_a_stop_kept_from_the_last_step_is_made_up_for() -> None:
+def test_a_stop_at_the_last_step_defers_the_last_evaluation() -> None:
     outcome, state, _ = run(4, [2.0], stop_at=4)
     assert (outcome, state.step) == ("stopped", 4)
     outcome, state, events = run(4, [1.0], state)
     assert (outcome, events) == ("finished", ["best 4", "eval 4"])
 
 
-def test_checkpoints_come_in_intervals() -> None:
+def test_checkpoints_at_intervals() -> None:
     assert run(5, None, checkpoint_interval=2)[2] == ["checkpoint 2", "checkpoint 4", "checkpoint 5"]
 
 
-def test_inspection_prints_statistics_of_every_parameter() -> None:
+def test_inspection_logs_statistics_of_every_parameter() -> None:
     tables = [event for event in run(4, None, inspect_iters=2)[2] if "lora_A" in event]
     assert len(tables) == 2
 
 
-def test_a_bad_step_is_named_with_its_rows() -> None:
+def test_a_failed_step_is_named_with_its_packed_rows() -> None:
     with pytest.raises(ModelError, match=r"step 3 \(packed rows 3\): the loss is nan"):
         run(5, None, bad_step=3)
 
 
-def test_a_position_survives_its_record() -> None:
+def test_a_state_equals_its_record() -> None:
     for state in (LoopState(), LoopState(4, 2, 1.5, 1, 4)):
         assert LoopState.from_record(state.record()) == state

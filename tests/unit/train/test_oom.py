@@ -1,4 +1,4 @@
-"""A control group with little memory, and a process in it that wants more."""
+"""Out-of-memory kills in a real control group."""
 
 import os
 import subprocess
@@ -29,24 +29,24 @@ for program in ("pass", *["bytearray(1 << 30)"] * 3):
 
 @pytest.fixture
 def group() -> Iterator[Path]:
-    """A control group with a limit, for who may make one."""
+    """Yield a control group with a memory limit; requires the permission to create one."""
     root = CGROUPS / "memory" if (CGROUPS / "memory").is_dir() else CGROUPS
     folder = root / f"cpmbee-test-{uuid.uuid4().hex[:8]}"
     try:
         folder.mkdir()
     except OSError:
-        pytest.skip("no control group can be made here")
+        pytest.skip("requires the permission to create control groups")
     try:
         limit = next((folder / n for n in ("memory.max", "memory.limit_in_bytes") if (folder / n).exists()), None)
         if limit is None or not os.access(limit, os.W_OK):
-            pytest.skip("control groups have no memory controller here")
+            pytest.skip("requires a memory controller for control groups")
         limit.write_text(str(LIMIT))
         yield folder
     finally:
         folder.rmdir()
 
 
-def test_kills_for_memory_are_counted_until_there_is_progress(group):
+def test_out_of_memory_kills_are_counted_until_there_is_a_newer_checkpoint(group):
     done = subprocess.run([sys.executable, "-c", PROGRAM, group], capture_output=True, text=True, check=True)
     words = "out of memory: a worker was killed by the kernel; the container's limit is 0.1 GiB (workers.memory)"
     assert done.stdout.splitlines() == ["0 None", f"1 {words}", f"2 {words}", f"1 {words}"]

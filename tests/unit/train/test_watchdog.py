@@ -1,4 +1,4 @@
-"""Who stands still, and who only waits."""
+"""The watchdog ends a process that makes no progress, but not one that waits for an active peer."""
 
 import os
 import socket
@@ -16,16 +16,16 @@ PREAMBLE = """
     from cpmbee_job.train.watchdog import Watchdog
     def stalled():
         print("stalled", flush=True)
-    def for_two_seconds(then):
+    def for_two_seconds(action):
         for _ in range(20):
             time.sleep(0.1)
-            then()
-        print("got on", flush=True)
+            action()
+        print("done", flush=True)
 """
 
 
 def lines_of(program: str) -> list[str]:
-    """What it prints until its watchdog ends it."""
+    """Return the lines that the program prints until its watchdog ends it."""
     whole = textwrap.dedent(PREAMBLE) + textwrap.dedent(program) + "time.sleep(60)\n"
     done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == ExitCode.STALLED, done.stderr
@@ -33,19 +33,19 @@ def lines_of(program: str) -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
-def test_a_process_that_stands_still_is_ended() -> None:
+def test_a_process_without_activity_is_ended() -> None:
     assert lines_of("Watchdog(0.8, stalled)\n") == ["stalled"]
 
 
-def test_what_moves_in_any_thread_keeps_it_alive_until_nothing_does() -> None:
+def test_activity_in_any_thread_keeps_the_process_alive() -> None:
     program = """
         Watchdog(0.8, stalled)
         threading.Thread(target=for_two_seconds, args=(activity.record,), daemon=True).start()
     """
-    assert lines_of(program) == ["got on", "stalled"]
+    assert lines_of(program) == ["done", "stalled"]
 
 
-def test_a_heartbeat_does_not() -> None:
+def test_activity_of_an_ignored_thread_does_not_count() -> None:
     program = """
         Watchdog(0.8, stalled)
         def beat():
@@ -56,32 +56,32 @@ def test_a_heartbeat_does_not() -> None:
     assert lines_of(program) == ["stalled"]
 
 
-def test_a_rank_that_waits_for_one_that_moves_lives_on_until_that_one_does_not() -> None:
+def test_activity_of_peers_keeps_the_process_alive() -> None:
     program = """
-        theirs = [0]
-        def more():
-            theirs[0] += 1
-        Watchdog(0.8, stalled, lambda: lambda moved: theirs[0])
-        for_two_seconds(more)
+        peers = [0]
+        def peer_activity():
+            peers[0] += 1
+        Watchdog(0.8, stalled, lambda: lambda moved: peers[0])
+        for_two_seconds(peer_activity)
     """
-    assert lines_of(program) == ["got on", "stalled"]
+    assert lines_of(program) == ["done", "stalled"]
 
 
-def test_one_whose_peers_do_not_answer_lives_by_what_moves_here() -> None:
+def test_only_local_activity_counts_if_the_shared_counter_hangs() -> None:
     program = """
         Watchdog(0.8, stalled, lambda: lambda moved: time.sleep(60))
         for_two_seconds(activity.record)
     """
-    assert lines_of(program) == ["got on", "stalled"]
+    assert lines_of(program) == ["done", "stalled"]
 
 
-def test_others_are_told_when_it_has_moved_and_only_then() -> None:
+def test_only_activity_is_reported_to_peers() -> None:
     program = """
         told = []
         Watchdog(0.8, lambda: print(any(told[:8]), any(told[-3:])), lambda: lambda moved: told.append(moved) or 0)
         for_two_seconds(activity.record)
     """
-    assert lines_of(program) == ["got on", "True False"]
+    assert lines_of(program) == ["done", "True False"]
 
 
 RANK = """
@@ -104,8 +104,8 @@ RANK = """
 
 
 @pytest.mark.parametrize(("other", "status"), [("moves", 0), ("stops", ExitCode.STALLED)])
-def test_a_rank_waits_for_another_as_long_as_that_one_moves(other: str, status: int) -> None:
-    """They tell each other through the one that moves, or stops."""
+def test_a_rank_waits_for_a_peer_while_the_peer_is_active(other: str, status: int) -> None:
+    """The peer also hosts the store with the shared counter."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

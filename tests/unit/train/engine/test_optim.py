@@ -1,4 +1,4 @@
-"""Learning rates against BMTrain's formulas written out, the loss scale against a table."""
+"""Learning rates equal BMTrain's formulas; the loss scale follows a table."""
 
 import math
 from dataclasses import asdict
@@ -25,25 +25,25 @@ def rates(steps: list[int], **fields: object) -> list[float]:
         ("constant", [0.025, 0.075, 0.1, 0.1]),
     ],
 )
-def test_warm_up_then_the_style(style: str, expected: list[float]) -> None:
+def test_warm_up_then_decay(style: str, expected: list[float]) -> None:
     assert rates([1, 3, 4, 9], lr_decay_style=style, warmup_iters=4, train_iters=14) == pytest.approx(expected)
 
 
-def test_the_schedule_begins_at_start_step() -> None:
+def test_start_step_shifts_the_schedule() -> None:
     assert rates([1], start_step=8, warmup_iters=1) == rates([9], warmup_iters=1)
 
 
-def test_lr_decay_iters_goes_before_train_iters() -> None:
+def test_lr_decay_iters_overrides_train_iters() -> None:
     fields = {"lr_decay_style": "linear", "warmup_iters": 0}
     assert rates([3], lr_decay_iters=10, train_iters=99, **fields) == rates([3], train_iters=10, **fields)
 
 
-def test_linear_and_cosine_stay_at_nothing_after_the_horizon() -> None:
+def test_linear_and_cosine_are_zero_after_the_horizon() -> None:
     for style in ("linear", "cosine"):
         assert rates([50], lr_decay_style=style, train_iters=10) == [0.0]
 
 
-def test_no_warm_up_at_all() -> None:
+def test_no_warm_up() -> None:
     assert rates([1], warmup_iters=0) == [0.1]
 
 
@@ -51,9 +51,9 @@ def test_no_warm_up_at_all() -> None:
     ("events", "values", "clean_steps"),
     [
         ("uuuuuouuuoo", [8, 8, 16, 16, 16, 8, 8, 8, 16, 8, 4], [1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0]),
-        ("ouu", [4, 4, 4], [0, 1, 2]),  # an overflow at once
-        ("uuouuuu", [8, 8, 4, 4, 4, 8, 8], [1, 2, 0, 1, 2, 0, 1]),  # the count begins anew
-        ("oooouuu", [4, 2, 1, None, 1, 1, 2], [0, 0, 0, 0, 1, 2, 0]),  # at 1 it is no overflow any more
+        ("ouu", [4, 4, 4], [0, 1, 2]),  # overflow in the first step
+        ("uuouuuu", [8, 8, 4, 4, 4, 8, 8], [1, 2, 0, 1, 2, 0, 1]),  # an overflow resets the count
+        ("oooouuu", [4, 2, 1, None, 1, 1, 2], [0, 0, 0, 0, 1, 2, 0]),  # at scale 1, infinite gradients are an error
     ],
 )
 def test_the_loss_scale_follows_its_table(events: str, values: list[float | None], clean_steps: list[int]) -> None:
@@ -65,16 +65,16 @@ def test_the_loss_scale_follows_its_table(events: str, values: list[float | None
             continue
         scale.updated() if event == "u" else scale.overflowed()
         assert (scale.value, scale.clean_steps) == (value, clean)
-        scale = LossScale(**asdict(scale))  # as a checkpoint keeps it
+        scale = LossScale(**asdict(scale))  # as in a checkpoint
 
 
-def test_the_loss_scale_ends_at_1_where_the_factor_goes_below() -> None:
+def test_the_loss_scale_is_at_least_1() -> None:
     scale = LossScale(2.0, factor=3.0, steps=3)
     scale.overflowed()
     assert scale.value == 1.0
 
 
-def test_an_overflow_that_no_scale_explains_is_an_error() -> None:
+def test_an_overflow_at_scale_1_is_an_error() -> None:
     scale = LossScale(1.0, factor=2.0, steps=3)
     with pytest.raises(ModelError, match="loss scale 1"):
         scale.overflowed()

@@ -1,4 +1,4 @@
-"""What the engine does with precision: masters in fp32, overflow, memory for time; and that a state fits everywhere."""
+"""Mixed precision: fp32 master weights, overflows, recomputed layers, and states that fit any precision."""
 
 import copy
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def steps(engine: TorchEngine, first: int, last: int, learning_rate: float = 1e-
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("lora", [True, False])
-def test_updates_that_half_precision_would_round_away_add_up(dtype: torch.dtype, lora: bool) -> None:
+def test_small_updates_accumulate_in_half_precision(dtype: torch.dtype, lora: bool) -> None:
     trained = engine(dtype, lora=lora, weight_decay=0.0)
     before = {name: t.clone() for name, t in trained.trained_weights().items()}
     steps(trained, 1, 20, learning_rate=1e-6)
@@ -48,7 +48,7 @@ def test_updates_that_half_precision_would_round_away_add_up(dtype: torch.dtype,
     assert max(moved) == pytest.approx(20e-6, rel=0.5)
 
 
-def test_full_fine_tuning_in_half_precision_learns_what_fp32_does() -> None:
+def test_full_fine_tuning_in_bf16_learns_like_fp32() -> None:
     half, full = engine(torch.bfloat16, lora=False), engine(torch.float32, lora=False)
     losses = steps(half, 1, 8), steps(full, 1, 8)
     assert losses[0][-1] < losses[0][0]
@@ -57,7 +57,7 @@ def test_full_fine_tuning_in_half_precision_learns_what_fp32_does() -> None:
 
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_state_goes_on_bit_by_bit(dtype: torch.dtype, lora: bool) -> None:
+def test_a_loaded_state_continues_with_identical_bits(dtype: torch.dtype, lora: bool) -> None:
     first = engine(dtype, lora=lora)
     steps(first, 1, 3)
     state = copy.deepcopy(first.state())
@@ -68,8 +68,8 @@ def test_a_state_goes_on_bit_by_bit(dtype: torch.dtype, lora: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*(e.state().tensors.values() for e in (first, second)), strict=True))
 
 
-def test_a_state_of_lora_is_the_same_in_any_precision() -> None:
-    """So a checkpoint moves between engines that compute in different types."""
+def test_a_lora_state_is_the_same_in_any_precision() -> None:
+    """So a checkpoint can be resumed in another precision."""
     first, second = engine(torch.bfloat16), engine(torch.float32)
     steps(first, 1, 3)
     second.load_state(first.state())
@@ -78,8 +78,8 @@ def test_a_state_of_lora_is_the_same_in_any_precision() -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_an_overflow_in_fp16_is_done_again_and_counts_once() -> None:
-    """At a scale that no gradient of fp16 survives, until one is found; the step is none fewer and none more."""
+def test_a_step_that_overflows_in_fp16_is_repeated_and_counted_once() -> None:
+    """The loss scale starts too large for fp16 gradients; the optimizer still steps once."""
     trained = engine(torch.float16, loss_scale=float(2**40), loss_scale_steps=2)
     first = trained.step(1, [INPUTS], 1e-3, lambda: False)
     assert 1 < first.loss_scale < 2**24
@@ -92,21 +92,21 @@ def test_an_overflow_in_fp16_is_done_again_and_counts_once() -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_loss_beyond_fp16_says_what_to_do() -> None:
-    def blow_up(model: CpmBee) -> None:
+def test_a_loss_that_overflows_fp16_suggests_bf16() -> None:
+    def scale_up(model: CpmBee) -> None:
         model.input_embedding.weight.data.mul_(1e4)
 
     with pytest.raises(ModelError, match="the loss is nan") as caught:
-        steps(engine(torch.float16, change=blow_up), 1, 1)
+        steps(engine(torch.float16, change=scale_up), 1, 1)
     assert "bf16" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("recompute_layers", [1, 2])
-def test_computing_again_changes_no_bit(recompute_layers: int) -> None:
-    def again(model: CpmBee) -> None:
+def test_recomputing_layers_changes_no_bit(recompute_layers: int) -> None:
+    def recompute(model: CpmBee) -> None:
         model.encoder.recompute_layers = recompute_layers
 
-    kept, recomputed = engine(torch.float32), engine(torch.float32, change=again)
+    kept, recomputed = engine(torch.float32), engine(torch.float32, change=recompute)
     assert steps(kept, 1, 3) == steps(recomputed, 1, 3)
     weights = kept.trained_weights(), recomputed.trained_weights()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -1,4 +1,4 @@
-"""Checkpoints: the newest valid one is found, a newer attempt is never overruled."""
+"""The newest intact checkpoint is found, and an older attempt cannot overwrite a newer one."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def newest_step(store: Store, warnings: list[str] | None = None) -> int | None:
     return None if found is None else found.progress["step"]
 
 
-def test_what_is_written_is_read(store: Store) -> None:
+def test_a_written_checkpoint_is_read(store: Store) -> None:
     write(store, 7)
     found = newest_checkpoint(store, warn=pytest.fail)
     assert found is not None
@@ -47,8 +47,8 @@ def test_no_checkpoint_is_none(store: Store) -> None:
     assert newest_step(store) is None
 
 
-@pytest.mark.parametrize("damage", ["altered", "cut", "gone", "no manifest", "manifest is no json"])
-def test_a_damaged_checkpoint_is_passed_over_and_said(store: Store, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "no manifest", "invalid manifest"])
+def test_a_corrupt_checkpoint_is_skipped_with_a_warning(store: Store, damage: str) -> None:
     write(store, 5)
     write(store, 10)
     state, manifest = keys.state_key(10, 1), keys.manifest_key(10, 1)
@@ -56,32 +56,32 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(store: Store, damage: str)
     match damage:
         case "altered":
             store.put(state, data[:-1] + bytes([data[-1] ^ 1]))
-        case "cut":
+        case "truncated":
             store.put(state, data[:-1])
-        case "gone":
+        case "missing":
             store.delete(state)
         case "no manifest":
             store.delete(manifest)
-        case "manifest is no json":
+        case "invalid manifest":
             store.put(manifest, b"{")
     warnings: list[str] = []
     assert newest_step(store, warnings) == 5
     assert bool(warnings) == (damage != "no manifest")
 
 
-def test_the_newest_attempt_of_a_step_counts(store: Store) -> None:
+def test_the_newest_attempt_of_a_step_is_used(store: Store) -> None:
     write(store, 5, attempt=2)
     write(store, 5, attempt=10)
     store.delete(keys.state_key(5, 2))
     assert newest_step(store) == 5
 
 
-def test_what_an_attempt_has_passed_over_stays_so(store: Store) -> None:
-    """Also while a record of where an attempt has begun can't be read: it tells nothing."""
+def test_a_checkpoint_that_an_attempt_skipped_stays_skipped(store: Store) -> None:
+    """A corrupt begin document is ignored."""
     write(store, 5)
     before = newest_checkpoint(store, warn=pytest.fail)
     record_begin(store, 2, before and before.pointer)
-    write(store, 10)  # of attempt 1, which has only seemed to be dead
+    write(store, 10)  # by attempt 1, which was presumed dead
     assert newest_step(store) == 5
     listed = list_checkpoints(store)
     assert [(one.step, one.is_overtaken) for one in listed] == [(10, True), (5, False)]
@@ -89,22 +89,22 @@ def test_what_an_attempt_has_passed_over_stays_so(store: Store) -> None:
     assert newest_step(store) == 10
 
 
-def test_only_the_newest_are_kept(store: Store) -> None:
+def test_pruning_keeps_the_newest_checkpoints(store: Store) -> None:
     for step in (10, 20, 100):
         write(store, step)
     prune_checkpoints(store, keep=2, attempt=1)
     assert {o.key.split("/")[1] for o in store.list("checkpoints/")} == {"20", "100", "LATEST"}
 
 
-def test_a_newer_attempts_checkpoints_are_not_pruned(store: Store) -> None:
+def test_checkpoints_of_a_newer_attempt_are_not_pruned(store: Store) -> None:
     for step in (1, 2, 3):
         write(store, step, attempt=step)
     prune_checkpoints(store, keep=1, attempt=1)
     assert {o.key.split("/")[1] for o in store.list("checkpoints/")} == {"2", "3", "LATEST"}
 
 
-def test_a_later_attempts_checkpoint_is_newer_whatever_its_step(store: Store) -> None:
-    """Attempt 2 began again before step 20, which attempt 1 had reached: its word counts, and its steps are kept."""
+def test_a_checkpoint_of_a_later_attempt_is_newer_whatever_its_step(store: Store) -> None:
+    """Attempt 1 reached step 20, attempt 2 resumed from an earlier step."""
     write(store, 20, attempt=1)
     write(store, 12, attempt=2)
     prune_checkpoints(store, keep=1, attempt=2)
@@ -116,13 +116,13 @@ class FailingStore(FileStore):
         raise StoreError(f"{key}: 503")
 
 
-def test_a_store_that_fails_is_no_reason_to_begin_again(store: Store) -> None:
+def test_an_outage_does_not_skip_a_checkpoint(store: Store) -> None:
     write(store, 5)
     with pytest.raises(StoreError, match="503"):
         newest_step(FailingStore(store.url))
 
 
-def test_an_older_attempt_writes_no_checkpoint_once_a_newer_one_has_begun(store: Store) -> None:
+def test_an_older_attempt_cannot_write_a_checkpoint(store: Store) -> None:
     write(store, 5, attempt=1)
     claim_attempt(store, 1)
     claim_attempt(store, 1)
@@ -131,7 +131,7 @@ def test_an_older_attempt_writes_no_checkpoint_once_a_newer_one_has_begun(store:
     assert newest_step(store) == 5
 
 
-def test_a_damaged_pointer_is_written_again(store: Store) -> None:
+def test_a_corrupt_pointer_is_overwritten(store: Store) -> None:
     store.put(keys.LATEST, b"{")
     write(store, 5, attempt=1)
     assert json.loads(store.get(keys.LATEST))["step"] == 5

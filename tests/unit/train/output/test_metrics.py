@@ -1,4 +1,4 @@
-"""The metrics' names, and that the dashboard and the alert rules of the chart ask for nothing else."""
+"""Metric names follow conventions, and the chart's dashboard and alerts query only metrics that exist."""
 
 import json
 import re
@@ -34,8 +34,8 @@ def dashboard() -> dict[str, Any]:
     return json.loads((FILES / "dashboard.json").read_text())
 
 
-def questions() -> Iterator[str]:
-    """All PromQL; what Grafana fills in is filled in."""
+def queries() -> Iterator[str]:
+    """Yield all PromQL of alerts and dashboard, with Grafana's variables replaced."""
     for rule in alerts():
         yield rule["expr"]
     for panel in dashboard()["panels"]:
@@ -46,8 +46,8 @@ def questions() -> Iterator[str]:
             yield re.fullmatch(r"label_values\((.*), \w+\)", variable["query"]["query"])[1]
 
 
-def asked_for(question: str) -> tuple[set[str], set[str]]:
-    """Names of the metrics in a question, and of the labels."""
+def queried(query: str) -> tuple[set[str], set[str]]:
+    """Return the names of the metrics in a query, and those of the labels."""
     names, labels = set(), set()
 
     def visit(part: promql.Expr) -> None:
@@ -57,12 +57,12 @@ def asked_for(question: str) -> tuple[set[str], set[str]]:
         if isinstance(part, promql.AggregateExpr):
             labels.update(part.modifier.labels)
 
-    promql.walk(promql.parse(question), visit)
+    promql.walk(promql.parse(query), visit)
     return names, labels
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_a_name_has_our_prefix_base_units_and_a_counter_s_ending(name: str) -> None:
+def test_a_name_has_the_prefix_base_units_and_the_suffix_of_counters(name: str) -> None:
     assert re.fullmatch(r"cpmbee_[a-z0-9]+(_[a-z0-9]+)*", name)
     assert name.endswith("_total") == (SERVED[name].type == "counter")
     words = name.removesuffix("_total").split("_")
@@ -76,16 +76,16 @@ def test_a_name_has_our_prefix_base_units_and_a_counter_s_ending(name: str) -> N
     assert SERVED[name].documentation.endswith(".")
 
 
-@pytest.mark.parametrize("question", list(questions()))
-def test_dashboard_and_alerts_ask_in_promql_for_metrics_that_are_served(question: str) -> None:
-    names, labels = asked_for(question)
+@pytest.mark.parametrize("query", list(queries()))
+def test_dashboard_and_alerts_query_metrics_that_exist(query: str) -> None:
+    names, labels = queried(query)
     assert names
     assert names <= SERVED.keys()
     assert labels <= LABELS | LABELS_OF_A_SCRAPE
 
 
-def test_what_the_check_of_questions_would_find() -> None:
-    assert asked_for("sum by (pod) (rate(a_total{b='c'}[5m])) / max_over_time(d[1h:1m]) or (e > 1)") == (
+def test_queried_finds_all_names() -> None:
+    assert queried("sum by (pod) (rate(a_total{b='c'}[5m])) / max_over_time(d[1h:1m]) or (e > 1)") == (
         {"a_total", "d", "e"},
         {"pod", "b"},
     )
@@ -94,20 +94,20 @@ def test_what_the_check_of_questions_would_find() -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    shown = {name for question in questions() for name in asked_for(question)[0]}
+    shown = {name for query in queries() for name in queried(query)[0]}
     assert shown == SERVED.keys()
 
 
-def test_an_alert_has_a_name_of_ours_a_severity_and_words() -> None:
+def test_alerts_have_a_severity_and_a_summary() -> None:
     assert [rule["alert"] for rule in alerts()] == ["CpmbeeNoProgress", "CpmbeeCheckpointTooOld", "CpmbeeRestartLoop"]
     for rule in alerts():
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert "{{ $labels.run }}" in rule["annotations"]["summary"]
         used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
-        assert used <= asked_for(rule["expr"])[1]  # aggregation keeps no other
+        assert used <= queried(rule["expr"])[1]  # aggregation drops other labels
 
 
-def test_panels_lie_beside_each_other() -> None:
+def test_panels_do_not_overlap() -> None:
     panels = dashboard()["panels"]
     cells = [
         (x, y)
@@ -120,7 +120,7 @@ def test_panels_lie_beside_each_other() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
-def test_nothing_is_served_where_no_port_is_named(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_without_a_port_no_metrics_are_served(monkeypatch, capsys, tmp_path: Path) -> None:
     for port in (None, ""):
         monkeypatch.delenv(contract.METRICS_PORT_ENV, raising=False)
         if port is not None:
@@ -131,7 +131,7 @@ def test_nothing_is_served_where_no_port_is_named(monkeypatch, capsys, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_port_that_can_t_be_had_is_said(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_a_port_that_cannot_be_used_is_reported(monkeypatch, capsys, tmp_path: Path) -> None:
     with socket.create_server(("", 0)) as taken:
         for number, port in enumerate((str(taken.getsockname()[1]), "no number", "99999")):
             monkeypatch.setenv(contract.METRICS_PORT_ENV, port)

@@ -1,4 +1,4 @@
-"""The uploader: in order, patient, and never in the way of training for long."""
+"""The uploader writes in order, retries, and blocks training only if too much data is pending."""
 
 import threading
 
@@ -8,7 +8,7 @@ from cpmbee_job.errors import RefusedError, StoreError
 from cpmbee_job.train.output.uploader import Uploader
 
 
-def test_the_uploader_keeps_the_order_and_hands_errors_on() -> None:
+def test_tasks_run_in_order_and_errors_are_raised() -> None:
     done: list[int] = []
     uploader = Uploader()
     for number in range(5):
@@ -24,7 +24,7 @@ def test_the_uploader_keeps_the_order_and_hands_errors_on() -> None:
         uploader.finish()
 
 
-def test_the_uploader_tries_a_failing_store_again() -> None:
+def test_a_failing_store_is_retried() -> None:
     calls: list[int] = []
 
     def fail_once() -> None:
@@ -38,7 +38,7 @@ def test_the_uploader_tries_a_failing_store_again() -> None:
     assert len(calls) == 2
 
 
-def test_newer_checkpoints_stand_for_those_that_wait_for_the_store() -> None:
+def test_newer_checkpoints_replace_pending_ones() -> None:
     away, began, done = threading.Event(), threading.Event(), []
     uploader = Uploader(max_pending_bytes=20)
     uploader.submit(lambda: (began.set(), away.wait()), size=10, may_be_dropped=True)  # type: ignore[arg-type, func-returns-value]
@@ -50,7 +50,7 @@ def test_newer_checkpoints_stand_for_those_that_wait_for_the_store() -> None:
     assert done == [3, 4]
 
 
-def test_what_must_be_written_waits_for_room() -> None:
+def test_tasks_that_may_not_be_dropped_wait() -> None:
     away, began, done = threading.Event(), threading.Event(), []
     uploader = Uploader(max_pending_bytes=20)
     uploader.submit(lambda: (began.set(), away.wait()), size=10)  # type: ignore[arg-type, func-returns-value]
@@ -65,7 +65,7 @@ def test_what_must_be_written_waits_for_room() -> None:
     assert done == [0, 1, 2, 3]
 
 
-def test_one_that_is_larger_than_all_that_may_wait_is_written() -> None:
+def test_a_task_larger_than_the_limit_is_written() -> None:
     done: list[int] = []
     uploader = Uploader(max_pending_bytes=20)
     for number in range(3):
