@@ -247,7 +247,7 @@ def test_differences_that_change_nothing_computed_are_told(job, cluster):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("output=file:///tmp/x/", r"^output: .*no pod sees"),
+        ("output=file:///tmp/x/", r"^output: .*which pods cannot reach"),
         ("image=null", "^image: missing"),
         ("model=no/", "^model: "),
     ],
