@@ -13,7 +13,7 @@ from kubernetes import config
 from cpmbee_job.cli.cluster.run_text import describe, summary, table
 from cpmbee_job.errors import ClusterError, CpmbeeError
 from cpmbee_job.launch.kube.api import ApiCluster
-from cpmbee_job.launch.kube.fields import text
+from cpmbee_job.launch.kube.fields import text_at
 from cpmbee_job.launch.kube.protocol import PODS
 from cpmbee_job.launch.kube.transport import Transport
 from cpmbee_job.launch.runs.listing import of_job
@@ -75,7 +75,7 @@ def cluster(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> ApiC
 def test_strange_lists(server: ApiServer, cluster: ApiCluster, page: Any) -> None:
     server.answers = [Answer(body=page), Answer(body=PAGE)]
     try:
-        assert all(text(item, "metadata", "uid") for item in cluster.list(PODS))
+        assert all(text_at(item, "metadata", "uid") for item in cluster.list(PODS))
     except ClusterError as error:
         assert error.message  # noqa: PT017
 
@@ -88,7 +88,7 @@ def test_strange_watches(server: ApiServer, cluster: ApiCluster, events: list[An
     seen = cluster.watch(PODS, {})
     for _ in range(8):
         change = next(seen)
-        assert change is None or text(change[1], "metadata", "uid")
+        assert change is None or text_at(change[1], "metadata", "uid")
 
 
 @bounded(60)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from cpmbee_job.launch.kube.fields import is_true, name_of, part, parts, text
+from cpmbee_job.launch.kube.fields import is_true, name_of, object_at, objects_at, text_at
 from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, Object
 from cpmbee_job.launch.kube.quantities import parse_quantity, show_quantity
 
@@ -21,13 +21,13 @@ ZERO = Decimal(0)
 
 def pod_amounts(pod_spec: Object, kind: Literal["requests", "limits"] = "requests") -> Amounts:
     """Return what a pod requests, as the scheduler counts it: init containers run before the others, one by one."""
-    init = parts(pod_spec, "initContainers")
+    init = objects_at(pod_spec, "initContainers")
     sidecars = [container for container in init if container.get("restartPolicy") == "Always"]
-    total = _sum(_container_amounts(container, kind) for container in [*parts(pod_spec, "containers"), *sidecars])
+    total = _sum(_container_amounts(container, kind) for container in [*objects_at(pod_spec, "containers"), *sidecars])
     for container in init:
         for resource, amount in _container_amounts(container, kind).items():
             total[resource] = max(total.get(resource, ZERO), amount)
-    return _sum([total, _parse(part(pod_spec, "overhead"))])
+    return _sum([total, _parse(object_at(pod_spec, "overhead"))])
 
 
 @dataclass
@@ -43,11 +43,11 @@ def node_rooms(nodes: Iterable[Object], pods: Iterable[Object]) -> list[NodeRoom
     """Return the nodes with what their pods leave; pods that have ended use nothing."""
     rooms = {}
     for node in nodes:
-        allocatable = _parse(part(node, "status", "allocatable"))
+        allocatable = _parse(object_at(node, "status", "allocatable"))
         rooms[name_of(node)] = NodeRoom(node, allocatable, dict(allocatable))
     for pod in pods:
-        room = rooms.get(text(pod, "spec", "nodeName"))
-        if room is not None and text(pod, "status", "phase") not in ("Succeeded", "Failed"):
+        room = rooms.get(text_at(pod, "spec", "nodeName"))
+        if room is not None and text_at(pod, "status", "phase") not in ("Succeeded", "Failed"):
             used = {**pod_amounts(pod["spec"]), "pods": Decimal(1)}
             room.free = {resource: amount - used.get(resource, ZERO) for resource, amount in room.free.items()}
     return list(rooms.values())
@@ -66,7 +66,7 @@ def count_gpus(rooms: Sequence[NodeRoom], resource: str) -> list[GpuCount]:
     by_product: dict[str, list[NodeRoom]] = {}
     for room in rooms:
         if room.allocatable.get(resource):
-            product = text(room.node, "metadata", "labels", GPU_PRODUCT_LABEL) or resource
+            product = text_at(room.node, "metadata", "labels", GPU_PRODUCT_LABEL) or resource
             by_product.setdefault(product, []).append(room)
     return [
         GpuCount(
@@ -114,12 +114,14 @@ def obstacle(node: Object, pod_spec: Object) -> str | None:
     """Return why the node cannot run the pod however much room it has, like `not ready`; None if it can."""
     if not is_true(node, "Ready"):
         return "not ready"
-    for label, value in part(pod_spec, "nodeSelector").items():
-        if part(node, "metadata", "labels").get(label) != value:
+    for label, value in object_at(pod_spec, "nodeSelector").items():
+        if object_at(node, "metadata", "labels").get(label) != value:
             return f"without label {label}={value}"
-    for taint in parts(node, "spec", "taints"):
-        key, value, effect = (text(taint, name) for name in ("key", "value", "effect"))
-        if effect != "PreferNoSchedule" and not any(_tolerates(one, taint) for one in parts(pod_spec, "tolerations")):
+    for taint in objects_at(node, "spec", "taints"):
+        key, value, effect = (text_at(taint, name) for name in ("key", "value", "effect"))
+        if effect != "PreferNoSchedule" and not any(
+            _tolerates(one, taint) for one in objects_at(pod_spec, "tolerations")
+        ):
             if key == "node.kubernetes.io/unschedulable":
                 return "cordoned"
             return f"with untolerated taint {key}{f'={value}' if value else ''}:{effect}"
@@ -130,7 +132,7 @@ def quota_shortages(quota: Object, pod_spec: Object, count: int) -> list[str]:
     """Return what `count` pods and their job request in excess of the ResourceQuota."""
     if not _in_scope(quota, pod_spec):
         return []
-    hard, used = _parse(part(quota, "status", "hard")), _parse(part(quota, "status", "used"))
+    hard, used = _parse(object_at(quota, "status", "hard")), _parse(object_at(quota, "status", "used"))
     shortages = []
     for resource, amount in _quota_amounts(pod_spec, count).items():
         if resource in hard and amount > hard[resource] - used.get(resource, ZERO):
@@ -161,10 +163,10 @@ def _quota_amounts(pod_spec: Object, count: int) -> Amounts:
 def _in_scope(quota: Object, pod_spec: Object) -> bool:
     """Return whether the quota's scopes include such a pod."""
     other = "NotTerminating" if "activeDeadlineSeconds" in pod_spec else "Terminating"
-    if {"BestEffort", other} & set(part(quota, "spec").get("scopes") or ()):
+    if {"BestEffort", other} & set(object_at(quota, "spec").get("scopes") or ()):
         return False
     priority = pod_spec.get("priorityClassName")
-    for term in parts(quota, "spec", "scopeSelector", "matchExpressions"):
+    for term in objects_at(quota, "spec", "scopeSelector", "matchExpressions"):
         if term["scopeName"] == "PriorityClass":
             matches = {
                 "In": priority in (term.get("values") or ()),
@@ -182,14 +184,16 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
         return False
     if toleration.get("operator") == "Exists":
         return toleration.get("key") in (None, "", taint["key"])
-    return text(toleration, "key") == text(taint, "key") and text(toleration, "value") == text(taint, "value")
+    return text_at(toleration, "key") == text_at(taint, "key") and text_at(toleration, "value") == text_at(
+        taint, "value"
+    )
 
 
 def _container_amounts(container: Object, kind: Literal["requests", "limits"]) -> Amounts:
-    limits = part(container, "resources", "limits")
+    limits = object_at(container, "resources", "limits")
     if kind == "limits":
         return _parse(limits)
-    return _parse({**limits, **part(container, "resources", "requests")})  # a limit alone is a request too
+    return _parse({**limits, **object_at(container, "resources", "requests")})  # a limit alone is a request too
 
 
 def _parse(quantities: Mapping[str, Any]) -> Amounts:

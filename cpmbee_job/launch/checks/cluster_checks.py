@@ -9,7 +9,7 @@ from cpmbee_job.errors import ClusterError, ConflictError, NotFoundError, Reject
 from cpmbee_job.launch.checks.capacity import NodeRoom, count_gpus, count_nodes, fit, node_rooms, quota_shortages
 from cpmbee_job.launch.checks.check_result import CheckResult, is_denied
 from cpmbee_job.launch.kube import protocol as kube
-from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, part, parts, text
+from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, object_at, objects_at, text_at
 from cpmbee_job.launch.kube.permissions import PERMISSIONS, Permission
 from cpmbee_job.launch.kube.protocol import Cluster, Object
 
@@ -36,7 +36,7 @@ def check_operator(cluster: Cluster) -> Iterator[CheckResult]:
         served = cluster.get(kube.KUBEFLOW_VERSIONS, "v1")
     except NotFoundError:
         served = {}
-    if not any(resource.get("name") == "pytorchjobs" for resource in parts(served, "resources")):
+    if not any(resource.get("name") == "pytorchjobs" for resource in objects_at(served, "resources")):
         yield CheckResult("PyTorchJob", "problem", "kubeflow.org/v1 pytorchjobs is not served", _INSTALL)
         return
     yield CheckResult("PyTorchJob", "ok", "kubeflow.org/v1 pytorchjobs is served")
@@ -82,10 +82,10 @@ def check_namespace(cluster: Cluster) -> Iterator[CheckResult]:
         hint = f"kubectl create namespace {name}, or use another one"
         yield CheckResult("namespace", "problem", f"{name} does not exist", hint)
         return
-    if text(found, "status", "phase") == "Terminating":
+    if text_at(found, "status", "phase") == "Terminating":
         yield CheckResult("namespace", "problem", f"{name} is Terminating", "use another one")
         return
-    level = text(found, "metadata", "labels", "pod-security.kubernetes.io/enforce")
+    level = text_at(found, "metadata", "labels", "pod-security.kubernetes.io/enforce")
     enforced = f"Pod Security '{level}', which the pods meet" if level else "no Pod Security level"
     yield CheckResult("namespace", "ok", f"{name} enforces {enforced}")
 
@@ -96,7 +96,7 @@ def check_quotas(cluster: Cluster, pod_spec: Object | None, count: int) -> Itera
     if not quotas:
         yield CheckResult("quota", "ok", f"none in {cluster.namespace}")
     for quota in quotas:
-        hard, used = part(quota, "status", "hard"), part(quota, "status", "used")
+        hard, used = object_at(quota, "status", "hard"), object_at(quota, "status", "used")
         shortages = quota_shortages(quota, pod_spec, count) if pod_spec else []
         if shortages:
             hint = "request less (workers), wait for other jobs to end, or ask for a higher quota"
@@ -127,7 +127,7 @@ def check_queue(cluster: Cluster, queue: str | None) -> Iterator[CheckResult]:
         yield CheckResult("Kueue", "problem", f"LocalQueue {queue} does not exist in {cluster.namespace}", hint)
         return
     if not is_true(found, "Active"):
-        why = text(condition(found, "Active"), "message") or "no reason given"
+        why = text_at(condition(found, "Active"), "message") or "no reason given"
         hint = "ask the administrator of the queues"
         yield CheckResult("Kueue", "problem", f"LocalQueue {queue} is not active: {why}", hint)
         return
@@ -161,7 +161,7 @@ def _check_deployment(cluster: Cluster) -> CheckResult:
         return CheckResult("operator", "not_permitted", f"cannot tell which one it is: {error.message}")
     if not found:
         return CheckResult("operator", "warning", "no Deployment found; without it, jobs never start", _INSTALL)
-    namespace, name = text(found[0], "metadata", "namespace"), name_of(found[0])
+    namespace, name = text_at(found[0], "metadata", "namespace"), name_of(found[0])
     detail = f"{namespace}/{name}, {_images(found[0])}"
     if not integer(found[0], "status", "readyReplicas"):
         hint = f"kubectl -n {namespace} describe deployment {name}"
@@ -205,7 +205,7 @@ def _is_allowed(cluster: Cluster, permission: Permission, verb: str) -> bool:
         "metadata": {},
         "spec": {"resourceAttributes": attributes},
     }
-    return part(cluster.create(kube.ACCESS_REVIEWS, review), "status").get("allowed") is True
+    return object_at(cluster.create(kube.ACCESS_REVIEWS, review), "status").get("allowed") is True
 
 
 def _check_gpus(rooms: Sequence[NodeRoom], pod_spec: Object | None, resource: str, *, pods_known: bool) -> CheckResult:
@@ -216,7 +216,7 @@ def _check_gpus(rooms: Sequence[NodeRoom], pod_spec: Object | None, resource: st
     if found:
         return CheckResult("GPUs", "ok", "; ".join(found))
     detail = f"{count_nodes(len(rooms))}, none with {resource}"
-    if any(part(one, "resources", "limits").get(resource) for one in parts(pod_spec, "containers")):
+    if any(object_at(one, "resources", "limits").get(resource) for one in objects_at(pod_spec, "containers")):
         hint = "install the GPUs' device plugin, or correct workers.gpu_resource"
         return CheckResult("GPUs", "problem", detail, hint)
     return CheckResult("GPUs", "ok", f"{detail}, none requested")
@@ -237,4 +237,4 @@ def _check_room(rooms: Sequence[NodeRoom], pod_spec: Object, count: int, *, pods
 
 
 def _images(deployment: Object) -> str:
-    return ", ".join(text(one, "image") for one in parts(deployment, "spec", "template", "spec", "containers"))
+    return ", ".join(text_at(one, "image") for one in objects_at(deployment, "spec", "template", "spec", "containers"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from cpmbee_job.errors import ClusterError, SpecError
 from cpmbee_job.launch.checks.check_result import CheckResult, is_denied
 from cpmbee_job.launch.checks.store_checks import model_config
-from cpmbee_job.launch.kube.fields import part, text
+from cpmbee_job.launch.kube.fields import object_at, text_at
 from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, NODES, Cluster, Object
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.plan import USABLE, Devices, choose, needs
@@ -31,8 +31,8 @@ def memory_of_product(product: str | None) -> int | None:
 
 def memory_of_nodes(nodes: Iterable[Object], product: str | None) -> int | None:
     """Return the bytes of the largest GPU of this product (None: of any); None if no node has the label."""
-    labels = [part(node, "metadata", "labels") for node in nodes]
-    sizes = [text(each, MEMORY_LABEL) for each in labels if product in (None, each.get(GPU_PRODUCT_LABEL))]
+    labels = [object_at(node, "metadata", "labels") for node in nodes]
+    sizes = [text_at(each, MEMORY_LABEL) for each in labels if product in (None, each.get(GPU_PRODUCT_LABEL))]
     return max((int(size) << 20 for size in sizes if size.isdecimal()), default=None)
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from cpmbee_job.errors import ClusterError, NotFoundError
 from cpmbee_job.launch.checks.check_result import CheckResult, from_error
 from cpmbee_job.launch.checks.server_check import PRIORITY_CLASS_KEY, SERVICE_ACCOUNT_KEY, dry_run
-from cpmbee_job.launch.kube.fields import part, parts, text
+from cpmbee_job.launch.kube.fields import object_at, objects_at, text_at
 from cpmbee_job.launch.kube.protocol import CLAIMS, CONFIG_MAPS, SECRETS, Cluster, Object
 from cpmbee_job.launch.manifest.render import remarks
 from cpmbee_job.spec import JobSpec
@@ -105,9 +105,9 @@ def _check_secret(key: str, name: str, found: Object) -> CheckResult:
     """Check the Secret's keys without reading its values: `managedFields` in the metadata names them."""
     keys = {
         field.removeprefix("f:")
-        for entry in parts(found, "metadata", "managedFields")
+        for entry in objects_at(found, "metadata", "managedFields")
         for place in ("f:data", "f:stringData")
-        for field in part(entry, "fieldsV1", place)
+        for field in object_at(entry, "fieldsV1", place)
         if field.startswith("f:")
     }
     missing = [variable for variable in S3_KEYS if variable not in keys]
@@ -120,14 +120,14 @@ def _check_secret(key: str, name: str, found: Object) -> CheckResult:
 
 
 def _check_config_map(key: str, name: str, found: Object) -> CheckResult:
-    if "ca.crt" not in part(found, "data"):
+    if "ca.crt" not in object_at(found, "data"):
         hint = "kubectl create configmap --from-file=ca.crt=FILE"
         return CheckResult(key, "problem", f"{name} has no key ca.crt", hint)
     return CheckResult(key, "ok", f"{name} exists, with ca.crt")
 
 
 def _check_claim(key: str, name: str, found: Object, num_pods: int) -> CheckResult:
-    phase, modes = text(found, "status", "phase"), (part(found, "spec").get("accessModes") or ())
+    phase, modes = text_at(found, "status", "phase"), (object_at(found, "spec").get("accessModes") or ())
     if phase == "Lost":
         return CheckResult(key, "problem", f"{name} is Lost: its volume does not exist", "create another claim")
     if num_pods > 1 and "ReadWriteMany" not in modes:

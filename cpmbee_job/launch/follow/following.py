@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
 from cpmbee_job.launch.follow.logs import HIDDEN, LogLine, LogPosition, LogSelection, read_logs, utc
 from cpmbee_job.launch.follow.merging import LineMerger
-from cpmbee_job.launch.kube.fields import integer, name_of, part, parts, text
+from cpmbee_job.launch.kube.fields import integer, name_of, object_at, objects_at, text_at
 from cpmbee_job.launch.kube.protocol import PODS, Cluster, Object
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.launch.runs.pods import index_of
@@ -157,7 +157,7 @@ class _Tail:
             if pod is None or _uid(pod) != uid or not _has(pod, container):
                 return
             status = _status(pod, container)
-            running = "running" in part(status, "state")
+            running = "running" in object_at(status, "state")
             whole = True
             if _has_started(status):
                 restarts = integer(status, "restartCount") or 0
@@ -223,31 +223,31 @@ class _Tail:
 
 
 def _uid(pod: Object) -> str:
-    return text(pod, "metadata", "uid")
+    return text_at(pod, "metadata", "uid")
 
 
 def _version(pod: Object) -> str:
-    return text(pod, "metadata", "resourceVersion")
+    return text_at(pod, "metadata", "resourceVersion")
 
 
 def _has(pod: Object, container: str) -> bool:
-    containers = parts(pod, "spec", "initContainers") + parts(pod, "spec", "containers")
-    return any(name == container for name in (text(one, "name") for one in containers))
+    containers = objects_at(pod, "spec", "initContainers") + objects_at(pod, "spec", "containers")
+    return any(name == container for name in (text_at(one, "name") for one in containers))
 
 
 def _status(pod: Object, container: str) -> Object:
-    statuses = parts(pod, "status", "initContainerStatuses") + parts(pod, "status", "containerStatuses")
-    return next((status for status in statuses if text(status, "name") == container), {})
+    statuses = objects_at(pod, "status", "initContainerStatuses") + objects_at(pod, "status", "containerStatuses")
+    return next((status for status in statuses if text_at(status, "name") == container), {})
 
 
 def _has_started(status: Object) -> bool:
-    state = part(status, "state")
-    return "running" in state or "terminated" in state or bool(part(status, "lastState"))
+    state = object_at(status, "state")
+    return "running" in state or "terminated" in state or bool(object_at(status, "lastState"))
 
 
 def _is_done(pod: Object, status: Object, container: str) -> bool:
     """Return whether the container will not start again."""
-    is_init = any(text(one, "name") == container for one in parts(pod, "spec", "initContainers"))
+    is_init = any(text_at(one, "name") == container for one in objects_at(pod, "spec", "initContainers"))
     if is_init and integer(status, "state", "terminated", "exitCode") == 0:
         return True
-    return text(pod, "status", "phase") in ("Succeeded", "Failed")
+    return text_at(pod, "status", "phase") in ("Succeeded", "Failed")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from cpmbee_job.errors import POD_CODES, JobFailedError, PreflightError, UnfinishedError
 from cpmbee_job.launch.follow.polling import GracePeriod, poll
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, one_line, parts, text
+from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, objects_at, one_line, text_at
 from cpmbee_job.launch.kube.protocol import EVENTS, JOBS, PODS, Cluster, Object
 from cpmbee_job.launch.lifecycle.cluster_jobs import get_job
 from cpmbee_job.launch.runs.find import FoundRun
@@ -64,8 +64,8 @@ def _describe(job: Object, found: FoundRun, cluster: Cluster) -> str:
         return why_suspended(job)
     pods = _newest_pods(cluster, found)
     if not pods:
-        events = cluster.list(EVENTS, {}, f"involvedObject.uid={text(job, 'metadata', 'uid')}")
-        refusals = [one for one in newest_first(list(events)) if text(one, "reason") == "FailedCreate"]
+        events = cluster.list(EVENTS, {}, f"involvedObject.uid={text_at(job, 'metadata', 'uid')}")
+        refusals = [one for one in newest_first(list(events)) if text_at(one, "reason") == "FailedCreate"]
         if refusals:
             return f"pending: its pod cannot be created: {why_refused(one_line(refusals[0], 'message'))}"
         return "pending"
@@ -73,19 +73,19 @@ def _describe(job: Object, found: FoundRun, cluster: Cluster) -> str:
     events = iter(())
     if needs_events(pod):
         events = cluster.list(EVENTS, {}, "involvedObject.kind=Pod,type!=Normal")
-    about = [one for one in events if text(one, "involvedObject", "name") == name_of(pod)]
+    about = [one for one in events if text_at(one, "involvedObject", "name") == name_of(pod)]
     status = describe_pod(pod, about, datetime.now(UTC), {})
     return f"{status.state}: {status.reason}" if status.reason else status.state
 
 
 def _failure(found: FoundRun, job: Object, cluster: Cluster) -> JobFailedError:
     """Return the error of the newest failed pod, which the Job keeps."""
-    failed = [pod for pod in _newest_pods(cluster, found) if text(pod, "status", "phase") == "Failed"]
+    failed = [pod for pod in _newest_pods(cluster, found) if text_at(pod, "status", "phase") == "Failed"]
     reason, code = one_line(condition(job, "Failed"), "message"), None
     if failed:
         reason = describe_pod(failed[0], (), datetime.now(UTC), {}).reason or reason
-        for status in parts(failed[0], "status", "containerStatuses"):
-            if text(status, "name") == naming.TRAIN_CONTAINER:
+        for status in objects_at(failed[0], "status", "containerStatuses"):
+            if text_at(status, "name") == naming.TRAIN_CONTAINER:
                 code = integer(status, "state", "terminated", "exitCode")
     return JobFailedError(
         f"the Job {found.job_name} failed: {reason}", hint=AGAIN, exit_code=code if code in POD_CODES else None
@@ -94,4 +94,4 @@ def _failure(found: FoundRun, job: Object, cluster: Cluster) -> JobFailedError:
 
 def _newest_pods(cluster: Cluster, found: FoundRun) -> list[Object]:
     pods = cluster.list(PODS, found.labels)
-    return sorted(pods, key=lambda pod: text(pod, "metadata", "creationTimestamp"), reverse=True)
+    return sorted(pods, key=lambda pod: text_at(pod, "metadata", "creationTimestamp"), reverse=True)

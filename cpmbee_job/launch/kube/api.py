@@ -16,7 +16,7 @@ from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
 
 from cpmbee_job import documents
 from cpmbee_job.errors import NotFoundError, PreflightError, RejectedError, UnreachableError
-from cpmbee_job.launch.kube.fields import part, parts, text
+from cpmbee_job.launch.kube.fields import object_at, objects_at, text_at
 from cpmbee_job.launch.kube.protocol import CLUSTER_WIDE, Change, Cluster, Object, ignore_warning
 from cpmbee_job.launch.kube.transport import CONFIG_ERRORS, GoneError, Transport
 
@@ -46,7 +46,7 @@ class ApiCluster:
         return self._transport.address
 
     def server_version(self) -> str:
-        return text(self._transport.json("GET", "/version"), "gitVersion")
+        return text_at(self._transport.json("GET", "/version"), "gitVersion")
 
     def server_time(self) -> datetime:
         dates: list[str] = []
@@ -74,7 +74,7 @@ class ApiCluster:
                 if uid not in seen:
                     seen.add(uid)
                     yield item
-            query["continue"] = text(page, "metadata", "continue")
+            query["continue"] = text_at(page, "metadata", "continue")
             if not query["continue"]:
                 return
 
@@ -105,7 +105,7 @@ class ApiCluster:
             try:
                 if version:
                     for change, item in self._changes(kind, labels, version):
-                        version = text(item, "metadata", "resourceVersion")
+                        version = text_at(item, "metadata", "resourceVersion")
                         if change != "BOOKMARK":
                             yield from _record_change(known, change, item)
                 else:
@@ -116,7 +116,7 @@ class ApiCluster:
                         yield from _record_change(known, "DELETED", known[uid])
                     for item in items.values():
                         yield from _record_change(known, "ADDED", item)
-                    version = text(answer, "metadata", "resourceVersion")
+                    version = text_at(answer, "metadata", "resourceVersion")
                     yield None
                     continue
             except GoneError:
@@ -137,10 +137,10 @@ class ApiCluster:
                 event = documents.from_json(line)
             except ValueError as error:
                 raise UnreachableError(f"{self.address}: the watch was interrupted inside a line") from error
-            change, item = event.get("type"), part(event, "object")
+            change, item = event.get("type"), object_at(event, "object")
             if change == "ERROR":
-                raise GoneError(text(item, "message"), "")
-            if change != "BOOKMARK" and (change not in get_args(Change) or not text(item, "metadata", "uid")):
+                raise GoneError(text_at(item, "message"), "")
+            if change != "BOOKMARK" and (change not in get_args(Change) or not text_at(item, "metadata", "uid")):
                 raise UnreachableError(f"{self.address}: the watch sent an event without an object")
             yield cast("Change", change), item
 
@@ -166,7 +166,7 @@ class ApiCluster:
         """Return the objects of a list by uid. Raises `UnreachableError` for another answer, as of a proxy."""
         if "items" not in answer:
             raise UnreachableError(f"{self.address}: the answer is not a list of objects")
-        return {uid: item for item in parts(answer, "items") if (uid := text(item, "metadata", "uid"))}
+        return {uid: item for item in objects_at(answer, "items") if (uid := text_at(item, "metadata", "uid"))}
 
     def _path(self, kind: str, all_namespaces: bool = False) -> str:
         group, _, plural = kind.rpartition("/")
@@ -215,12 +215,12 @@ def _selector(labels: Mapping[str, str] | None) -> str:
 
 def _record_change(known: dict[str, Object], change: Change, item: Object) -> Iterator[tuple[Change, Object]]:
     """Record the change in `known`, and yield it unless the object is unchanged since the last list."""
-    uid = text(item, "metadata", "uid")
+    uid = text_at(item, "metadata", "uid")
     before = known.pop(uid, None)
     if change != "DELETED":
         known[uid] = item
     if change == "ADDED" and before is not None:
-        if text(before, "metadata", "resourceVersion") == text(item, "metadata", "resourceVersion"):
+        if text_at(before, "metadata", "resourceVersion") == text_at(item, "metadata", "resourceVersion"):
             return
         change = "MODIFIED"
     yield change, item

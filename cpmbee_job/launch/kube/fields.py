@@ -9,19 +9,19 @@ _LARGEST = 1e300
 """Larger integers may overflow a float."""
 
 
-def part(item: Any, *path: str) -> Object:
+def object_at(item: Any, *path: str) -> Object:
     """Return the object at that path, {} if there is none."""
     found = _at(item, path)
     return found if isinstance(found, dict) else {}
 
 
-def parts(item: Any, *path: str) -> list[Object]:
+def objects_at(item: Any, *path: str) -> list[Object]:
     """Return the objects in the list at that path."""
     found = _at(item, path)
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def text(item: Any, *path: str) -> str:
+def text_at(item: Any, *path: str) -> str:
     """Return the text at that path, "" if there is none, without the control characters of terminals."""
     found = _at(item, path)
     if found is None or isinstance(found, dict | list):
@@ -31,7 +31,7 @@ def text(item: Any, *path: str) -> str:
 
 def one_line(item: Any, *path: str) -> str:
     """Return the text at that path with white space collapsed."""
-    return " ".join(text(item, *path).split())
+    return " ".join(text_at(item, *path).split())
 
 
 def number(item: Any, *path: str) -> float | None:
@@ -48,7 +48,7 @@ def integer(item: Any, *path: str) -> int | None:
 def time_at(item: Any, *path: str) -> datetime | None:
     """Return the RFC 3339 time at that path, None if there is none."""
     try:
-        found = datetime.fromisoformat(text(item, *path))
+        found = datetime.fromisoformat(text_at(item, *path))
     except ValueError:
         return None
     return found.replace(tzinfo=found.tzinfo or UTC)
@@ -56,7 +56,7 @@ def time_at(item: Any, *path: str) -> datetime | None:
 
 def condition(item: Any, kind: str) -> Object:
     """Return the status condition of that type, {} if there is none."""
-    return next((one for one in parts(item, "status", "conditions") if one.get("type") == kind), {})
+    return next((one for one in objects_at(item, "status", "conditions") if one.get("type") == kind), {})
 
 
 def is_true(item: Any, kind: str) -> bool:
@@ -64,7 +64,7 @@ def is_true(item: Any, kind: str) -> bool:
 
 
 def name_of(item: Any) -> str:
-    return text(item, "metadata", "name")
+    return text_at(item, "metadata", "name")
 
 
 def _at(item: Any, path: tuple[str, ...]) -> Any:

@@ -20,7 +20,7 @@ from kubernetes.config.config_exception import ConfigException
 
 from cpmbee_job import __version__, documents
 from cpmbee_job.errors import ClusterError, ConflictError, CpmbeeError, NotFoundError, RejectedError, UnreachableError
-from cpmbee_job.launch.kube.fields import parts, text
+from cpmbee_job.launch.kube.fields import objects_at, text_at
 from cpmbee_job.launch.kube.protocol import Object
 
 TIMEOUT = urllib3.Timeout(connect=6, read=60)
@@ -216,15 +216,15 @@ def _as_error(response: urllib3.BaseHTTPResponse, request: str) -> CpmbeeError:
     """Return the API's `Status` as one of our errors, with its message."""
     answer = _body(response)
     status = response.status
-    message = text(answer, "message") or f"{request}: status {status}"
+    message = text_at(answer, "message") or f"{request}: status {status}"
     if status == 404:
         return NotFoundError(message)
     if status == 409:
         return ConflictError(message)
     if status == 410:
-        return GoneError(message, text(answer, "metadata", "continue"))
+        return GoneError(message, text_at(answer, "metadata", "continue"))
     if status in (400, 413, 422):
-        causes = [(text(one, "field"), text(one, "message")) for one in parts(answer, "details", "causes")]
+        causes = [(text_at(one, "field"), text_at(one, "message")) for one in objects_at(answer, "details", "causes")]
         return RejectedError(message, causes)
     if status in _RETRIED:
         return UnreachableError(f"the Kubernetes API failed: {message}")

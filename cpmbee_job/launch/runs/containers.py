@@ -5,7 +5,7 @@ import signal
 from collections.abc import Sequence
 from datetime import datetime
 
-from cpmbee_job.launch.kube.fields import integer, one_line, part, parts, text, time_at
+from cpmbee_job.launch.kube.fields import integer, object_at, objects_at, one_line, text_at, time_at
 from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.runs.durations import duration
 
@@ -27,8 +27,8 @@ _SIGNALS = {number.value: number.name for number in signal.Signals}
 
 def why_no_image(status: Object, events: Sequence[Object]) -> str:
     """Name the image and the registry's error. `events`: warnings of the pod."""
-    image = text(status, "image")
-    reason, message = text(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
+    image = text_at(status, "image")
+    reason, message = text_at(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
     if reason == "InvalidImageName":
         detail = after_colon(message.rpartition("InvalidImageName: ")[2])
         return f"`image` {image} is not a valid image name (InvalidImageName){detail}"
@@ -36,7 +36,7 @@ def why_no_image(status: Object, events: Sequence[Object]) -> str:
         return f"image {image} is not on the node, and cluster.image_pull_policy is Never (ErrImageNeverPull)"
     error = _registry_error(message, image)
     if not error:  # older kubelets state only that they wait before the next pull; the event has the error
-        failures = [one_line(event, "message") for event in events if text(event, "reason") == "Failed"]
+        failures = [one_line(event, "message") for event in events if text_at(event, "reason") == "Failed"]
         error = next((_registry_error(one, image) for one in failures if one.startswith("Failed to pull")), "")
     hint, lower = "", error.lower()
     if any(sign in lower for sign in ("unauthorized", "denied", "forbidden", "authorization failed", "no basic auth")):
@@ -50,23 +50,23 @@ def why_no_image(status: Object, events: Sequence[Object]) -> str:
 
 def why_not_created(status: Object) -> str:
     """Name what is missing: a Secret, a key, a ConfigMap, a user other than root."""
-    reason, message = text(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
-    return f"cannot create container {text(status, 'name')} ({reason}){after_colon(message)}"
+    reason, message = text_at(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
+    return f"cannot create container {text_at(status, 'name')} ({reason}){after_colon(message)}"
 
 
 def is_out_of_memory(ended: Object) -> bool:
     """Return whether the container ran out of memory. On cgroup v1 the kernel may kill one rank and not the container:
     then only the termination message shows it."""
-    return text(ended, "reason") == "OOMKilled" or "out of memory" in text(ended, "message").lower()
+    return text_at(ended, "reason") == "OOMKilled" or "out of memory" in text_at(ended, "message").lower()
 
 
 def why_ended(what: str, ended: Object, pod: Object, status: Object) -> str:
     """Explain how the container that does `what` ended, with its last lines. `ended`: its `terminated` state."""
-    code, reason, message = integer(ended, "exitCode"), text(ended, "reason"), text(ended, "message")
+    code, reason, message = integer(ended, "exitCode"), text_at(ended, "reason"), text_at(ended, "message")
     if reason in START_REASONS:
         return f"cannot start {what} ({reason}){after_colon(one_line(ended, 'message')[-LINE_CHARACTERS:])}"
     if reason == "OOMKilled" or (code == 137 and is_out_of_memory(ended)):
-        limit = _memory_limit(pod, text(status, "name"))
+        limit = _memory_limit(pod, text_at(status, "name"))
         how = "OOMKilled" if reason == "OOMKilled" else "exit code 137"
         end = f"{what} ran out of memory ({how}{f', limit {limit}, workers.memory' if limit else ''})"
     elif code is None:
@@ -90,7 +90,7 @@ def last_lines(message: str) -> list[str]:
 
 def next_restart(status: Object, now: datetime) -> str:
     """Return when kubelet restarts the container, "" if it does not tell."""
-    message = text(status, "state", "waiting", "message")
+    message = text_at(status, "state", "waiting", "message")
     found = re.search(r"back-off (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)? restarting", message)
     ended = time_at(status, "lastState", "terminated", "finishedAt")
     if not found or ended is None:
@@ -106,9 +106,9 @@ def after_colon(detail: str) -> str:
 
 
 def _memory_limit(pod: Object, container: str) -> str:
-    for one in [*parts(pod, "spec", "containers"), *parts(pod, "spec", "initContainers")]:
-        if text(one, "name") == container:
-            return text(part(one, "resources", "limits"), "memory")
+    for one in [*objects_at(pod, "spec", "containers"), *objects_at(pod, "spec", "initContainers")]:
+        if text_at(one, "name") == container:
+            return text_at(object_at(one, "resources", "limits"), "memory")
     return ""
 
 

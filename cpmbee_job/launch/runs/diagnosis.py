@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cpmbee_job.launch.kube.fields import condition, number, text, time_at
+from cpmbee_job.launch.kube.fields import condition, number, text_at, time_at
 from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.runs.durations import age, duration
 from cpmbee_job.launch.runs.jobs import last_failure, why_no_pods, why_suspended
@@ -50,7 +50,7 @@ class Evidence:
     def diagnose(self) -> Diagnosis:
         result, job = self.store.result, self.cluster.job
         if result is not None:
-            return Diagnosis(result_phase(result), ended=True, reason=text(result, "reason") or None)
+            return Diagnosis(result_phase(result), ended=True, reason=text_at(result, "reason") or None)
         if job is None:
             return self._without_job()
         match phase := job_phase(job):
@@ -89,7 +89,7 @@ class Evidence:
         return Diagnosis("preparing", ["no heartbeat yet; the first is written when training begins"])
 
     def _failed_without_result(self, job: Object) -> Diagnosis:
-        message = text(condition(job, "Failed"), "message") or "the PyTorchJob failed"
+        message = text_at(condition(job, "Failed"), "message") or "the PyTorchJob failed"
         first, *others = [*filter(None, [last_failure(job, self.job_events), *self._pod_problems()])] or [""]
         reason = "; ".join(filter(None, [message, first]))
         if not self.store.known and self._is_recent(job, "Failed"):  # the object store may soon be readable
@@ -116,7 +116,7 @@ class Evidence:
             return Diagnosis("preparing" if begun else "pending", problems)
         if not self.store.known:  # there is no heartbeat to judge by
             return Diagnosis("running", problems)
-        state = text(self._heartbeat, "state") if self._is_own_heartbeat(job) else ""
+        state = text_at(self._heartbeat, "state") if self._is_own_heartbeat(job) else ""
         if state == "running":
             return Diagnosis("running", self._stuck() + problems)
         if state in ("succeeded", "failed"):  # the result is being written
@@ -136,7 +136,7 @@ class Evidence:
         if self.required_pods is not None and num_running < self.required_pods:
             return [f"training waits for more workers: {num_running} of at least {self.required_pods} are running"]
         silence = self._age("updated_at") if self._is_own_heartbeat(job) else None
-        if silence is not None and text(self._heartbeat, "state") in ("interrupted", "stopped"):
+        if silence is not None and text_at(self._heartbeat, "state") in ("interrupted", "stopped"):
             return [f"training was interrupted {duration(silence)} ago and is restarting"]
         if silence is not None and silence > FRESH:
             return [f"training has written no heartbeat for {duration(silence)}"]

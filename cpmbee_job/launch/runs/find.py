@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError, StoreError, UsageError
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.fields import part, parts, text
+from cpmbee_job.launch.kube.fields import object_at, objects_at, text_at
 from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
@@ -110,23 +110,23 @@ def as_url(reference: str) -> str | None:
 
 def job_url(job: Object) -> str:
     """Return the URL of the job's run, "" if the annotation is missing."""
-    return text(job, "metadata", "annotations", naming.URL_ANNOTATION)
+    return text_at(job, "metadata", "annotations", naming.URL_ANNOTATION)
 
 
 def job_labels(job: Object) -> tuple[str, str]:
     """Return the name and the run id, "" for a missing label."""
-    labels = part(job, "metadata", "labels")
-    return text(labels, naming.NAME_LABEL), text(labels, naming.RUN_LABEL)
+    labels = object_at(job, "metadata", "labels")
+    return text_at(labels, naming.NAME_LABEL), text_at(labels, naming.RUN_LABEL)
 
 
 def job_storage(job: Object, storage: StorageSpec) -> StorageSpec:
     """Return how this machine reaches the object store of the job's run: like its pods, except for the set fields of
     `storage`."""
     rendered = StorageSpec()
-    for replica in part(job, "spec", "pytorchReplicaSpecs").values():
-        pod = part(replica, "template", "spec")
-        for container in [*parts(pod, "containers"), *parts(pod, "initContainers")]:
-            for variable in parts(container, "env"):
+    for replica in object_at(job, "spec", "pytorchReplicaSpecs").values():
+        pod = object_at(replica, "template", "spec")
+        for container in [*objects_at(pod, "containers"), *objects_at(pod, "initContainers")]:
+            for variable in objects_at(container, "env"):
                 if variable.get("name") == contract.STORAGE_ENV and isinstance(variable.get("value"), str):
                     with suppress(ValueError):  # then the environment of this machine has to do
                         rendered = StorageSpec.known_from_json(variable["value"]).seen_by_launcher()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from cpmbee_job.launch.kube.fields import condition, integer, one_line, part, parts, text, time_at
+from cpmbee_job.launch.kube.fields import condition, integer, object_at, objects_at, one_line, text_at, time_at
 from cpmbee_job.launch.kube.protocol import QUEUE_LABEL, Object
 from cpmbee_job.launch.runs.containers import why_ended
 from cpmbee_job.launch.runs.durations import age, duration
@@ -15,19 +15,19 @@ OPERATOR_SECONDS = 30.0
 
 def num_workers(job: Object | None) -> tuple[int, int]:
     """Return (pods that training requires, pods requested)."""
-    replicas = part(job, "spec", "pytorchReplicaSpecs")
+    replicas = object_at(job, "spec", "pytorchReplicaSpecs")
     requested = sum(1 if (count := integer(replicas, kind, "replicas")) is None else count for kind in replicas)
     return integer(job, "spec", "elasticPolicy", "minReplicas") or requested, requested
 
 
 def is_suspended(job: Object) -> bool:
     """Return whether the PyTorchJob or Job is suspended."""
-    return True in (part(job, "spec", "runPolicy").get("suspend"), part(job, "spec").get("suspend"))
+    return True in (object_at(job, "spec", "runPolicy").get("suspend"), object_at(job, "spec").get("suspend"))
 
 
 def queue_of(job: Object) -> str:
     """Return the name of the job's Kueue LocalQueue, "" if it has none."""
-    return text(job, "metadata", "labels", QUEUE_LABEL)
+    return text_at(job, "metadata", "labels", QUEUE_LABEL)
 
 
 def is_queued(job: Object) -> bool:
@@ -38,11 +38,11 @@ def is_queued(job: Object) -> bool:
 def why_suspended(job: Object, workload: Object | None = None) -> str:
     """Explain why a suspended job does not start, with the message of Kueue's Workload if it can be read."""
     if not is_queued(job):
-        return f"suspended (`suspend` of the {text(job, 'kind') or 'PyTorchJob'} is true)"
+        return f"suspended (`suspend` of the {text_at(job, 'kind') or 'PyTorchJob'} is true)"
     for kind in ("Evicted", "Admitted", "QuotaReserved"):
         state = condition(workload, kind)
         message = one_line(state, "message")
-        if message and (text(state, "status") == "True") == (kind == "Evicted"):
+        if message and (text_at(state, "status") == "True") == (kind == "Evicted"):
             return f"waits in the Kueue LocalQueue {queue_of(job)}: {message}"
     return f"waits in the Kueue LocalQueue {queue_of(job)}"
 
@@ -51,12 +51,12 @@ def why_no_pods(job: Object, events: Sequence[Object], num_pods: int, now: datet
     """Explain from the job's events why the operator does not create some or all of its pods."""
     missing = num_workers(job)[1] - num_pods
     for event in newest_first(events) if missing > 0 else ():
-        reason = text(event, "reason")
+        reason = text_at(event, "reason")
         if reason in ("FailedCreatePod", "FailedCreateService"):
             which = f"{missing} of the pods" if num_pods else "pods"
             return [f"cannot create {which} ({reason}): {why_refused(one_line(event, 'message'))}"]
     waited = age(time_at(job, "metadata", "creationTimestamp"), now)
-    if num_pods or parts(job, "status", "conditions") or waited is None or waited <= OPERATOR_SECONDS:
+    if num_pods or objects_at(job, "status", "conditions") or waited is None or waited <= OPERATOR_SECONDS:
         return []
     return [f"the training operator has not processed the PyTorchJob for {duration(waited)}: check that it runs"]
 
@@ -66,12 +66,12 @@ def last_failure(job: Object, events: Sequence[Object]) -> str:
     for event in newest_first(events):
         found = re.match(
             r"Error pod (\S+) container (\S+) exitCode: (\d+) terminated message: ?(.*)",
-            text(event, "message"),
+            text_at(event, "message"),
             re.DOTALL,
         )
         if found:
-            ended = {"exitCode": int(found[3]), "message": found[4], "reason": text(event, "reason")}
-            template = part(job, "spec", "pytorchReplicaSpecs", "Worker", "template")
+            ended = {"exitCode": int(found[3]), "message": found[4], "reason": text_at(event, "reason")}
+            template = object_at(job, "spec", "pytorchReplicaSpecs", "Worker", "template")
             return f"{pod_label(found[1])}: {why_ended('training', ended, template, {'name': found[2]})}"
     return ""
 
@@ -86,9 +86,9 @@ def evictions(events: Sequence[Object], uids: Mapping[str, str], now: datetime) 
         about = [
             event
             for event in newest_first(events)
-            if text(event, "reason") == "Evicted"
-            and text(event, "involvedObject", "name") == name
-            and text(event, "involvedObject", "uid") != uid
+            if text_at(event, "reason") == "Evicted"
+            and text_at(event, "involvedObject", "name") == name
+            and text_at(event, "involvedObject", "uid") != uid
         ]
         if about:
             times = sum(integer(event, "count") or 1 for event in about)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.fields import condition, integer, number, text
+from cpmbee_job.launch.kube.fields import condition, integer, number, text_at
 from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object
 from cpmbee_job.launch.runs.find import job_labels, job_url
 from cpmbee_job.launch.runs.jobs import num_workers
@@ -94,8 +94,8 @@ def last_succeeded(output: str, name: str, storage: StorageSpec) -> str | None:
     def end(run_id: str) -> tuple[str, str] | None:
         with suppress(ValueError):  # a damaged result is no success
             result = _read(store, f"{run_id}/{keys.RESULT}")
-            if text(result, "state") == "succeeded":
-                return text(result, "ended_at"), run_id
+            if text_at(result, "state") == "succeeded":
+                return text_at(result, "ended_at"), run_id
         return None
 
     with ThreadPoolExecutor(READERS) as threads:
@@ -124,14 +124,14 @@ def _describe(
         run_id=run_id,
         url=url,
         phase=phase,
-        reason=(text(result, "reason") if result else text(failed, "message")) or None,
+        reason=(text_at(result, "reason") if result else text_at(failed, "message")) or None,
         workers=None if job is None else num_workers(job)[1],
         step=integer(result, "steps") or integer(heartbeat, "step"),
         total_steps=integer(heartbeat, "total_steps"),
         loss=number(heartbeat, "loss"),
-        created_at=text(job, "metadata", "creationTimestamp") or None,
-        updated_at=text(heartbeat, "updated_at") or None,
-        ended_at=text(result, "ended_at") or text(job, "status", "completionTime") or None,
+        created_at=text_at(job, "metadata", "creationTimestamp") or None,
+        updated_at=text_at(heartbeat, "updated_at") or None,
+        ended_at=text_at(result, "ended_at") or text_at(job, "status", "completionTime") or None,
     )
 
 

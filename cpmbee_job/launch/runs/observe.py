@@ -6,7 +6,7 @@ from typing import Any
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError
-from cpmbee_job.launch.kube.fields import condition, name_of, part, text, time_at
+from cpmbee_job.launch.kube.fields import condition, name_of, object_at, text_at, time_at
 from cpmbee_job.launch.kube.protocol import EVENTS, NODES, PODS, PYTORCHJOBS, WORKLOADS, Cluster, Object
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.jobs import is_queued, is_suspended, num_workers
@@ -89,9 +89,9 @@ class _ClusterReader:
             return ClusterSnapshot(job=job, pods=pods)
         workloads = []
         if is_queued(job):
-            labels = {"kueue.x-k8s.io/job-uid": text(job, "metadata", "uid")}
+            labels = {"kueue.x-k8s.io/job-uid": text_at(job, "metadata", "uid")}
             workloads = self._list(WORKLOADS, "Kueue's workloads", labels)
-        silent = sorted({text(pod, "spec", "nodeName") for pod in pods if is_silent(pod)} - {""})
+        silent = sorted({text_at(pod, "spec", "nodeName") for pod in pods if is_silent(pod)} - {""})
         nodes = {node: self._why_silent(node) for node in silent[:MAX_NODES]}
         return ClusterSnapshot(
             job=job,
@@ -105,7 +105,7 @@ class _ClusterReader:
         events, phase = [], job_phase(job)
         is_short = phase != "succeeded" and not is_suspended(job) and len(pods) < num_workers(job)[1]
         if phase == "failed" or is_short:
-            events += self._list(EVENTS, "events", fields=f"involvedObject.uid={text(job, 'metadata', 'uid')}")
+            events += self._list(EVENTS, "events", fields=f"involvedObject.uid={text_at(job, 'metadata', 'uid')}")
         unclear = {name_of(pod) for pod in pods if needs_events(pod) or _is_replacement(pod, job)}
         if unclear and phase not in ("failed", "succeeded"):
             events += self._list(EVENTS, "events", fields="involvedObject.kind=Pod,type!=Normal", about=unclear)
@@ -119,9 +119,9 @@ class _ClusterReader:
         except ClusterError as error:
             self._notes.append(f"nodes: {error.message}")
             return ""
-        if text(ready, "status") == "True":
+        if text_at(ready, "status") == "True":
             return ""
-        return f"not ready since {text(ready, 'lastTransitionTime')}: {text(ready, 'message')}"
+        return f"not ready since {text_at(ready, 'lastTransitionTime')}: {text_at(ready, 'message')}"
 
     def _list(
         self,
@@ -135,9 +135,9 @@ class _ClusterReader:
         listed = []
         try:
             for item in self._cluster.list(kind, labels, fields):
-                if about is None or text(item, "involvedObject", "name") in about:
+                if about is None or text_at(item, "involvedObject", "name") in about:
                     for key in UNUSED_METADATA:
-                        part(item, "metadata").pop(key, None)
+                        object_at(item, "metadata").pop(key, None)
                     listed.append(item)
         except NotFoundError:  # no such kind: Kueue is not installed
             return []

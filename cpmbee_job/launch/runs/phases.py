@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from cpmbee_job.launch.kube.fields import is_true, text, time_at
+from cpmbee_job.launch.kube.fields import is_true, text_at, time_at
 from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.runs.durations import age
 from cpmbee_job.launch.runs.jobs import is_queued, is_suspended
@@ -16,7 +16,7 @@ FRESH = 120.0
 
 def result_phase(result: Object) -> Phase:
     """Return the phase of a run that has this `result.json`."""
-    state = text(result, "state")
+    state = text_at(result, "state")
     return state if state in ("succeeded", "cancelled") else "failed"  # type: ignore[return-value]
 
 
@@ -34,4 +34,4 @@ def job_phase(job: Object) -> Phase:
 def is_alive(heartbeat: Object, now: datetime) -> bool:
     """Return whether the heartbeat (`status.json`) is that of a process that trains now."""
     silence = age(time_at(heartbeat, "updated_at"), now)
-    return text(heartbeat, "state") == "running" and silence is not None and silence < FRESH
+    return text_at(heartbeat, "state") == "running" and silence is not None and silence < FRESH

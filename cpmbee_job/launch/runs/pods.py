@@ -7,7 +7,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, one_line, part, parts, text, time_at
+from cpmbee_job.launch.kube.fields import (
+    condition,
+    integer,
+    is_true,
+    name_of,
+    object_at,
+    objects_at,
+    one_line,
+    text_at,
+    time_at,
+)
 from cpmbee_job.launch.kube.protocol import INDEX_LABEL, Object
 from cpmbee_job.launch.runs import containers
 from cpmbee_job.launch.runs.containers import after_colon
@@ -52,34 +62,34 @@ class PodStatus(BaseModel):
 def describe_pod(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: Mapping[str, str]) -> PodStatus:
     """Describe a pod. `events`: its warnings. `silent_nodes`: nodes that do not respond, and why if it is known."""
     state, cause, reason = _explain(pod, events, now, silent_nodes)
-    statuses = [status for _, list_name in (INIT_STEP, MAIN_STEP) for status in parts(pod, "status", list_name)]
+    statuses = [status for _, list_name in (INIT_STEP, MAIN_STEP) for status in objects_at(pod, "status", list_name)]
     return PodStatus(
         name=name_of(pod),
         index=index_of(pod),
         state=state,
         cause=cause,
         reason=reason or None,
-        node=text(pod, "spec", "nodeName") or None,
+        node=text_at(pod, "spec", "nodeName") or None,
         restarts=sum(integer(status, "restartCount") or 0 for status in statuses),
     )
 
 
 def index_of(pod: Object) -> int | None:
     """Return the worker's index from the training operator's label."""
-    index = text(pod, "metadata", "labels", INDEX_LABEL)
+    index = text_at(pod, "metadata", "labels", INDEX_LABEL)
     return int(index) if index.isascii() and index.isdigit() else None
 
 
 def needs_events(pod: Object) -> bool:
     """Return whether only events can tell what the pod waits for: it has a node, and no container has started."""
-    return text(pod, "status", "phase") in ("Pending", "") and bool(text(pod, "spec", "nodeName"))
+    return text_at(pod, "status", "phase") in ("Pending", "") and bool(text_at(pod, "spec", "nodeName"))
 
 
 def is_silent(pod: Object) -> bool:
     """Return whether the pod's node seems to have stopped responding: its containers run, but the pod is not ready."""
-    if text(pod, "status", "phase") == "Unknown" or text(pod, "status", "reason") == "NodeLost":
+    if text_at(pod, "status", "phase") == "Unknown" or text_at(pod, "status", "reason") == "NodeLost":
         return True
-    statuses = parts(pod, "status", "containerStatuses")
+    statuses = objects_at(pod, "status", "containerStatuses")
     runs = bool(statuses) and all(status.get("ready") is True and _is_running(status) for status in statuses)
     return runs and condition(pod, "Ready").get("status") in ("False", "Unknown")
 
@@ -88,7 +98,7 @@ _Explanation = tuple[PodState, Cause | None, str]
 
 
 def _explain(pod: Object, events: Sequence[Object], now: datetime, silent_nodes: Mapping[str, str]) -> _Explanation:
-    phase, node = text(pod, "status", "phase"), text(pod, "spec", "nodeName")
+    phase, node = text_at(pod, "status", "phase"), text_at(pod, "spec", "nodeName")
     if phase == "Succeeded":
         return "succeeded", None, ""
     if phase == "Failed":
@@ -118,7 +128,7 @@ def _explain(pod: Object, events: Sequence[Object], now: datetime, silent_nodes:
 def _why_restarted(pod: Object) -> str:
     """Return how the pod's main container ended before it was restarted, "" if it never was."""
     for status in _statuses(pod, *MAIN_STEP):
-        if ended := part(status, "lastState", "terminated"):
+        if ended := object_at(status, "lastState", "terminated"):
             return f"restarted after: {containers.why_ended(_work(pod), ended, pod, status)}"
     return ""
 
@@ -127,18 +137,18 @@ def _not_running(
     pod: Object, status: Object, events: Sequence[Object], now: datetime, *, is_init: bool
 ) -> _Explanation:
     """Explain the first container that does not run."""
-    waiting = text(status, "state", "waiting", "reason")
+    waiting = text_at(status, "state", "waiting", "reason")
     if waiting in containers.IMAGE_REASONS:
         return "pending", "image", containers.why_no_image(status, events)
     if waiting in containers.CONFIG_REASONS:
         return "pending", "config", containers.why_not_created(status)
-    ended = part(status, "state", "terminated")
+    ended = object_at(status, "state", "terminated")
     if waiting == "CrashLoopBackOff":
-        ended = ended or part(status, "lastState", "terminated")
+        ended = ended or object_at(status, "lastState", "terminated")
     if not ended:
         return _starting(pod, events, now)
     cause: Cause = "memory" if containers.is_out_of_memory(ended) else "init" if is_init else "crash"
-    if text(ended, "reason") in containers.START_REASONS:
+    if text_at(ended, "reason") in containers.START_REASONS:
         cause = "config"
     why = containers.why_ended("the init step" if is_init else _work(pod), ended, pod, status)
     return "restarting", cause, "; ".join(filter(None, (why, containers.next_restart(status, now))))
@@ -149,28 +159,28 @@ def _starting(pod: Object, events: Sequence[Object], now: datetime) -> _Explanat
     for event in newest_first(events):
         if (age(event_time(event), now) or 0) > STALE_EVENT:
             break
-        reason, message = text(event, "reason"), one_line(event, "message")
+        reason, message = text_at(event, "reason"), one_line(event, "message")
         if reason in MOUNT_EVENTS:
             return "pending", "volume", f"cannot mount a volume ({reason}): {message}"
         if reason in NODE_EVENTS:
             return "pending", "node", f"the node cannot start the pod ({reason}): {message}"
     begun = time_at(condition(pod, "PodScheduled"), "lastTransitionTime")
     waited = age(begun or time_at(pod, "metadata", "creationTimestamp"), now)
-    image = next((text(one, "image") for one in parts(pod, "spec", "containers")), "")
+    image = next((text_at(one, "image") for one in objects_at(pod, "spec", "containers")), "")
     slow = waited is not None and waited > SLOW_START
     return "pending", "waiting", f"pulling image {image}, or setting up volumes and network" if slow else ""
 
 
 def _unscheduled(pod: Object) -> _Explanation:
     scheduled = condition(pod, "PodScheduled")
-    if text(scheduled, "reason") == "SchedulingGated":
-        gates = ", ".join(text(gate, "name") for gate in parts(pod, "spec", "schedulingGates"))
+    if text_at(scheduled, "reason") == "SchedulingGated":
+        gates = ", ".join(text_at(gate, "name") for gate in objects_at(pod, "spec", "schedulingGates"))
         return "pending", "waiting", f"SchedulingGated{f' by {gates}' if gates else ''}"
-    if text(scheduled, "status") == "False":
-        if nominated := text(pod, "status", "nominatedNodeName"):
+    if text_at(scheduled, "status") == "False":
+        if nominated := text_at(pod, "status", "nominatedNodeName"):
             return "pending", "waiting", f"waits for preempted pods to leave node {nominated}"
         return "pending", "unschedulable", why_unscheduled(pod)
-    scheduler = text(pod, "spec", "schedulerName")
+    scheduler = text_at(pod, "spec", "schedulerName")
     if scheduler not in ("", "default-scheduler"):
         return "pending", "waiting", f"waits for the scheduler {scheduler}"
     return "pending", "waiting", "waits for the scheduler"
@@ -182,11 +192,11 @@ def _failed(pod: Object) -> _Explanation:
         return "failed", cause, why
     for step, what in ((INIT_STEP, "the init step"), (MAIN_STEP, _work(pod))):
         for status in _statuses(pod, *step):
-            ended = part(status, "state", "terminated")
+            ended = object_at(status, "state", "terminated")
             if ended and integer(ended, "exitCode") != 0:
                 kind: Cause = "memory" if containers.is_out_of_memory(ended) else "crash"
                 return "failed", kind, containers.why_ended(what, ended, pod, status)
-    reason, message = text(pod, "status", "reason"), one_line(pod, "status", "message")
+    reason, message = text_at(pod, "status", "reason"), one_line(pod, "status", "message")
     return (
         "failed",
         "node" if reason else "crash",
@@ -196,7 +206,7 @@ def _failed(pod: Object) -> _Explanation:
 
 def _disruption(pod: Object) -> tuple[Cause | None, str]:
     """Explain why something other than the pod's own processes ends it; (None, "") if nothing does."""
-    reason, message = text(pod, "status", "reason"), one_line(pod, "status", "message")
+    reason, message = text_at(pod, "status", "reason"), one_line(pod, "status", "message")
     if reason == "Evicted":
         return "evicted", f"Evicted by its node: {message}"
     if reason == "Preempting":
@@ -204,33 +214,37 @@ def _disruption(pod: Object) -> tuple[Cause | None, str]:
     if not is_true(pod, "DisruptionTarget"):
         return None, ""
     target = condition(pod, "DisruptionTarget")
-    reason, message = text(target, "reason"), one_line(target, "message") or message
+    reason, message = text_at(target, "reason"), one_line(target, "message") or message
     cause, why = DISRUPTIONS.get(reason, ("evicted", "terminated by its node"))
     return cause, f"{why} ({reason}){after_colon(message)}"
 
 
 def _statuses(pod: Object, spec_list: str, status_list: str) -> list[Object]:
     """Return the container statuses in the order of the spec, our main container before injected ones."""
-    order = [text(one, "name") for one in parts(pod, "spec", spec_list)]
+    order = [text_at(one, "name") for one in objects_at(pod, "spec", spec_list)]
 
     def rank(status: Object) -> tuple[bool, int]:
-        name = text(status, "name")
+        name = text_at(status, "name")
         injected = spec_list == "containers" and name != naming.TRAIN_CONTAINER
         return injected, order.index(name) if name in order else len(order)
 
-    return sorted(parts(pod, "status", status_list), key=rank)
+    return sorted(objects_at(pod, "status", status_list), key=rank)
 
 
 def _work(pod: Object) -> str:
     """Return what the pod's main container does."""
-    return text(pod, "metadata", "labels", naming.COMMAND_LABEL) or "training"
+    return text_at(pod, "metadata", "labels", naming.COMMAND_LABEL) or "training"
 
 
 def _is_running(status: Object) -> bool:
-    return isinstance(part(status, "state").get("running"), dict)
+    return isinstance(object_at(status, "state").get("running"), dict)
 
 
 def _is_sidecar(pod: Object, status: Object) -> bool:
     """Return whether it is an init container that runs beside the others (`restartPolicy: Always`)."""
-    names = [text(one, "name") for one in parts(pod, "spec", "initContainers") if one.get("restartPolicy") == "Always"]
-    return text(status, "name") in names and _is_running(status)
+    names = [
+        text_at(one, "name")
+        for one in objects_at(pod, "spec", "initContainers")
+        if one.get("restartPolicy") == "Always"
+    ]
+    return text_at(status, "name") in names and _is_running(status)

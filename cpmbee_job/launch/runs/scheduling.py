@@ -2,7 +2,7 @@
 
 import re
 
-from cpmbee_job.launch.kube.fields import condition, one_line, part, parts, text
+from cpmbee_job.launch.kube.fields import condition, object_at, objects_at, one_line, text_at
 from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, Object
 
 _KEYS = {"cpu": "workers.cpu", "memory": "workers.memory", "ephemeral-storage": "workers.ephemeral"}
@@ -25,16 +25,16 @@ def _explain(reason: str, pod: Object) -> str:
     """Append what the pod requests, and the keys of the spec, to one reason of the scheduler."""
     details = []
     if resource := reason.removeprefix("Insufficient ") if reason.startswith("Insufficient ") else "":
-        containers = parts(pod, "spec", "containers")
-        amounts = (text(one, "resources", kind, resource) for one in containers for kind in ("requests", "limits"))
+        containers = objects_at(pod, "spec", "containers")
+        amounts = (text_at(one, "resources", kind, resource) for one in containers for kind in ("requests", "limits"))
         details += [f"{amount} requested" for amount in amounts if amount][:1]
         details.append(_KEYS.get(resource, "workers.gpus" if "gpu" in resource else "workers.resources"))
     elif "untolerated taint" in reason:
         details.append("cluster.tolerations")
     elif "node affinity/selector" in reason:
-        selector = part(pod, "spec", "nodeSelector")
-        details += [f"{label}={text(selector, label)}" for label in selector]
+        selector = object_at(pod, "spec", "nodeSelector")
+        details += [f"{label}={text_at(selector, label)}" for label in selector]
         details += ["workers.gpu_product"] * (GPU_PRODUCT_LABEL in selector)
         details += ["cluster.node_selector"] * any(label != GPU_PRODUCT_LABEL for label in selector)
-        details += ["cluster.affinity"] * bool(part(pod, "spec", "affinity", "nodeAffinity"))
+        details += ["cluster.affinity"] * bool(object_at(pod, "spec", "affinity", "nodeAffinity"))
     return f"{reason} ({', '.join(details)})" if details else reason

@@ -6,7 +6,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from cpmbee_job.errors import JobFailedError
-from cpmbee_job.launch.kube.fields import condition, integer, name_of, number, part, text
+from cpmbee_job.launch.kube.fields import condition, integer, name_of, number, object_at, text_at
 from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.runs.diagnosis import Evidence
 from cpmbee_job.launch.runs.jobs import evictions, num_workers
@@ -91,7 +91,7 @@ def describe_run(
         step = final_step
     code = None
     if diagnosis.ended:
-        known = {"state": text(result, "state"), "exit_code": integer(result, "exit_code")}
+        known = {"state": text_at(result, "state"), "exit_code": integer(result, "exit_code")}
         code = exit_code(known) if result else JobFailedError.exit_code
     return RunStatus(
         name=name,
@@ -116,12 +116,12 @@ def describe_run(
         restarts=sum(pod.restarts for pod in evidence.pods),
         workers=num_workers(job)[1] if job else store.spec.workers.count if store.spec else None,
         min_workers=evidence.required_pods,
-        namespace=text(job, "metadata", "namespace") or None,
+        namespace=text_at(job, "metadata", "namespace") or None,
         job=name_of(job) or None,
-        created_at=text(job, "metadata", "creationTimestamp") or None,
-        updated_at=text(heartbeat, "updated_at") or None,
-        stepped_at=text(heartbeat, "stepped_at") or None,
-        ended_at=text(result, "ended_at") or (_job_end(job) if diagnosis.ended else None),
+        created_at=text_at(job, "metadata", "creationTimestamp") or None,
+        updated_at=text_at(heartbeat, "updated_at") or None,
+        stepped_at=text_at(heartbeat, "stepped_at") or None,
+        ended_at=text_at(result, "ended_at") or (_job_end(job) if diagnosis.ended else None),
         pods=tuple(evidence.pods),
     )
 
@@ -129,12 +129,12 @@ def describe_run(
 def _evidence(reference: str, url: str, cluster: ClusterSnapshot, store: StoreSnapshot, now: datetime) -> Evidence:
     events: dict[str, list[Object]] = {}
     for event in cluster.events:
-        events.setdefault(text(event, "involvedObject", "name"), []).append(event)
-    uids = {name_of(pod): text(pod, "metadata", "uid") for pod in cluster.pods}
+        events.setdefault(text_at(event, "involvedObject", "name"), []).append(event)
+    uids = {name_of(pod): text_at(pod, "metadata", "uid") for pod in cluster.pods}
     pods = []
     for pod in cluster.pods:
         about = events.get(name_of(pod), ())
-        own = [event for event in about if text(event, "involvedObject", "uid") in ("", uids[name_of(pod)])]
+        own = [event for event in about if text_at(event, "involvedObject", "uid") in ("", uids[name_of(pod)])]
         pods.append(describe_pod(pod, own, now, cluster.silent_nodes))
     required = None if store.spec is None else store.spec.workers.min or store.spec.workers.count
     return Evidence(
@@ -153,12 +153,12 @@ def _evidence(reference: str, url: str, cluster: ClusterSnapshot, store: StoreSn
 def _best(result: Object, heartbeat: Object) -> BestScore | None:
     """Return the best score of the result if it has one, else of the heartbeat."""
     step, loss = integer(heartbeat, "best", "step"), number(heartbeat, "best", "loss")
-    scores = part(result, "scores")
+    scores = object_at(result, "scores")
     if integer(scores, "best_step") and number(scores, "eval_loss") is not None:
         step, loss = integer(scores, "best_step"), number(scores, "eval_loss")
     return None if step is None or loss is None else BestScore(step=step, loss=loss)
 
 
 def _job_end(job: Object | None) -> str | None:
-    failed = text(condition(job, "Failed"), "lastTransitionTime")
-    return text(job, "status", "completionTime") or failed or None
+    failed = text_at(condition(job, "Failed"), "lastTransitionTime")
+    return text_at(job, "status", "completionTime") or failed or None
