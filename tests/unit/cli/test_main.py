@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def measured(*arguments: str) -> dict[str, Any]:
+    """Exit code, imported modules and CPU seconds of a command in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stderr.splitlines()[-1]))
+
+
 def commands() -> Iterator[tuple[str, Any]]:
     """Each command with its path, such as `model merge`."""
 
@@ -70,12 +77,14 @@ def commands() -> Iterator[tuple[str, Any]]:
     ],
 )
 def test_light_commands_import_no_heavy_package(here: Path, arguments: list[str], unwanted: set[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=True)
-    found = json.loads(done.stderr.splitlines()[-1])
+    found = measured(*arguments)
     assert found["code"] == 0
     assert unwanted & set(found["modules"]) == set()
-    if "--help" in arguments:
-        assert found["cpu"] < CPU_SECONDS
+
+
+def test_help_takes_little_cpu_time() -> None:
+    best = min(measured("--help")["cpu"] for _ in range(3))  # other processes on the machine add to it
+    assert best < CPU_SECONDS
 
 
 def test_a_command_is_explained_in_one_short_line_then_in_full() -> None:
@@ -97,7 +106,7 @@ def test_each_option_is_explained_and_each_value_has_a_name() -> None:
 def test_help_fits_80_columns_without_types(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for path, _ in commands():
-        text = run_cli(*path.split()[1:], "--help").out
+        text = re.sub(r"\x1b\[[0-9;]*m", "", run_cli(*path.split()[1:], "--help").out)
         assert max(map(len, text.splitlines())) <= 80, path
         assert not {"<str>", "<bool>", "<path>", "TEXT", "…"} & set(text.split()), path
 

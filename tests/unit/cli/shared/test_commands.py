@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cpmbee_job.cli.shared.commands import add_commands, argument, flag, new_app, option
 
@@ -32,23 +32,22 @@ def show(
     typer.echo(f"{place} {suffix} {loud}")
 
 
-def run(*arguments: str) -> tuple[int, str]:
+def run(*arguments: str) -> Result:
     app = new_app("Help.")
     app.callback()(lambda: None)
     add_commands(app, show)
-    result = CliRunner().invoke(app, arguments)
-    return result.exit_code, result.output
+    return CliRunner().invoke(app, arguments, standalone_mode=False, color=False)
 
 
 def test_a_group_is_one_parameter_and_several_options() -> None:
-    assert run("show", "a", "b", "-n", "c", "--loud") == (0, f"{NumberedPlace(Path('a'), 'c', 3)} b True\n")
+    assert run("show", "a", "b", "-n", "c", "--loud").output == f"{NumberedPlace(Path('a'), 'c', 3)} b True\n"
 
 
 def test_options_of_a_group_are_validated() -> None:
-    code, output = run("show", "a", "b", "--number", "0")
-    assert code == 2
-    assert "--number" in output
+    error = run("show", "a", "b", "--number", "0").exception
+    assert isinstance(error, typer.BadParameter)
+    assert "--number" in error.format_message()
 
 
 def test_a_paragraph_of_the_docstring_is_one_line_of_the_help() -> None:
-    assert "Line one, line two." in run("show", "--help")[1]
+    assert "Line one, line two." in run("show", "--help").output
