@@ -92,9 +92,7 @@ class StoreOptions:
     ] = None
     path_style: Annotated[
         bool | None,
-        flag(
-            "--path-style/--host-style", "Where S3 URLs name the bucket. Default: path, if an endpoint is set.", STORE
-        ),
+        flag("--path-style/--host-style", "Where S3 URLs name the bucket. Default: path with an endpoint.", STORE),
     ] = None
 
     def storage(self) -> "StorageSpec":
@@ -232,10 +230,7 @@ class PipelineOptions:
     """What a CI pipeline leaves behind, and what it does when it is cancelled."""
 
     cancel_on_signal: Annotated[
-        bool,
-        flag(
-            "--cancel-on-signal", "Cancel the run on SIGINT or SIGTERM (a cancelled pipeline); exit code 103.", PIPELINE
-        ),
+        bool, flag("--cancel-on-signal", "Cancel the run on SIGINT and SIGTERM; exit code 103.", PIPELINE)
     ] = False
     summary: SummaryFile = None
     junit: Annotated[

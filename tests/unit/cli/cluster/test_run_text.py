@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cpmbee_job.cli.cluster.run_text import describe, summary, table
 from cpmbee_job.launch.runs.listing import RunEntry
@@ -22,7 +23,7 @@ def pods(count: int, **fields: str) -> tuple[PodStatus, ...]:
 
 
 def test_a_running_run() -> None:
-    numbers = {"step": 30, "total_steps": 120, "progress": 0.25, "epoch": 1, "eta_s": 754, "loss": 0.5}
+    numbers: dict[str, Any] = {"step": 30, "total_steps": 120, "progress": 0.25, "epoch": 1, "eta_s": 754, "loss": 0.5}
     numbers |= {"tokens_per_s": 12345.6, "best": BestScore(step=20, loss=0.4), "attempt": 2, "world_size": 2}
     more = {"restarts": 1, "updated_at": (NOW - timedelta(seconds=3)).isoformat(), "pods": pods(2), "workers": 2}
     assert shown(EMPTY.model_copy(update=numbers | more)) == [

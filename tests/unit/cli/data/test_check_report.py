@@ -8,7 +8,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from cpmbee_job.cli.data.check_report import draw
-from cpmbee_job.data.check.scan import Check, CheckReport, report_on
+from cpmbee_job.data.check.report import CheckReport
+from cpmbee_job.data.check.scan import Check, report_on
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.data.read.sources import open_source
 from tests.unit.cli.data.test_check import write

@@ -4,7 +4,7 @@ from rich.progress import Progress
 from cpmbee_job.cli.shared.console import columns, mean_rate, printable
 
 
-def test_the_rate_is_the_mean_since_the_start():
+def test_the_rate_is_the_mean_since_the_start() -> None:
     now = 100.0
     bar = Progress(get_time=lambda: now, disable=True)
     bar.add_task("evaluate", total=40)

@@ -9,7 +9,7 @@ from cpmbee_job.spec import StorageSpec
 STORAGE = StorageSpec()
 
 
-def test_lines_appear_when_all_are_written(tmp_path):
+def test_lines_appear_when_all_are_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.jsonl"
     with lines_to(str(path), STORAGE) as write:
         write({"a": "天气"})
@@ -18,13 +18,13 @@ def test_lines_appear_when_all_are_written(tmp_path):
     assert path.read_text(encoding="utf-8") == '{"a": "天气"}\n[1]\n'
 
 
-def test_lines_without_a_url_go_to_stdout(capsysbinary):
+def test_lines_without_a_url_go_to_stdout(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     with lines_to(None, STORAGE) as write:
         write({"a": "天"})
     assert capsysbinary.readouterr().out == '{"a": "天"}\n'.encode()
 
 
-def test_a_failure_keeps_the_old_file(tmp_path):
+def test_a_failure_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("old")
     with pytest.raises(TypeError), lines_to(str(path), STORAGE) as write:
@@ -43,7 +43,9 @@ def test_a_failure_keeps_the_old_file(tmp_path):
         ("s3://b/data/rows.jsonl", "s3://b/data/"),
     ],
 )
-def test_an_output_that_would_overwrite_the_input_is_refused(tmp_path, monkeypatch, output, source):
+def test_an_output_that_would_overwrite_the_input_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str | None, source: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to("data")
@@ -52,13 +54,15 @@ def test_an_output_that_would_overwrite_the_input_is_refused(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("output", [None, "rows.jsonl.out", "s3://b/rows.jsonl"])
-def test_an_output_next_to_the_input_is_accepted(tmp_path, monkeypatch, output):
+def test_an_output_next_to_the_input_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str | None
+) -> None:
     monkeypatch.chdir(tmp_path)
     require_apart(output, "rows.jsonl", STORAGE)
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_folder_appears_when_it_is_complete(tmp_path, exists):
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path, exists: bool) -> None:
     target = tmp_path / "deep" / "model"
     if exists:
         target.mkdir(parents=True)
@@ -69,13 +73,13 @@ def test_a_folder_appears_when_it_is_complete(tmp_path, exists):
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_failure_leaves_no_folder(tmp_path):
+def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), new_folder(str(tmp_path / "model"), STORAGE, last="b"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_empty_is_refused(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     with pytest.raises(RefusedError), new_folder(str(tmp_path), STORAGE, last="b"):
         pass
