@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from cpmbee_job.cli.shared.console import columns
-from cpmbee_job.launch.runs.durations import duration
+from cpmbee_job.launch.runs.durations import age, duration
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.runs.find import FoundRun
@@ -79,10 +79,10 @@ def table(runs: "Sequence[RunEntry]", now: datetime) -> list[Text]:
         step = "" if run.step is None else f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step)
         loss = "" if run.loss is None else f"{run.loss:.4f}"
         since = run.created_at or run.updated_at or run.ended_at
-        age = _age(since, now) if since else ""
+        since_then = _age(since, now) if since else ""
         reason = " ".join((run.reason or "").split())
         reason = reason if len(reason) <= REASON_CHARACTERS else f"{reason[:REASON_CHARACTERS]}…"
-        rows.append((f"{run.name}/{run.run_id}", run.phase, step, loss, age, reason))
+        rows.append((f"{run.name}/{run.run_id}", run.phase, step, loss, since_then, reason))
     return columns(rows, COLORS)
 
 
@@ -139,6 +139,6 @@ def _indented(message: str, mark: str, style: str) -> list[Text]:
 
 def _age(when: str, now: datetime) -> str:
     try:
-        return duration(max((now - datetime.fromisoformat(when)).total_seconds(), 0))
+        return duration(age(datetime.fromisoformat(when), now) or 0)
     except (ValueError, TypeError):
         return "?"
