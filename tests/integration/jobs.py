@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.paths import ROOT
+from tests.processes import Outcome, run_module
 
 JOB = """\
 name: weather
@@ -45,22 +45,12 @@ def make_job(folder: Path, rows: int = 400) -> Path:
     return folder / "job.yaml"
 
 
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 def cli(*arguments: object, env: dict[str, str] | None = None) -> Outcome:
-    done = subprocess.run(
-        command(*arguments), capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return run_module("cpmbee_job.cli", *arguments, env={**os.environ, **(env or {})})
 
 
 def start(*arguments: object, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
-    """The same in the background."""
+    """The same in the background, as a program of its own from the start."""
     return subprocess.Popen(
         command(*arguments),
         stdout=subprocess.PIPE,
