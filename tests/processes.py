@@ -8,33 +8,27 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.fork_server import READ_LATE
 from tests.paths import ROOT
 
 
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-def run_module(module: str, *arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> Outcome:
-    """Run it to its end. `env` is the whole environment (default: this process's).
+def run_python(
+    *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m <module> ...` to its end. `env` is the whole environment (default: this process's).
 
     It is forked from a process that has the imports, or started anew where its environment matters to Python itself.
     """
-    words, environment = [str(argument) for argument in arguments], dict(os.environ) if env is None else env
-    folder = Path.cwd() if cwd is None else cwd
+    words = [str(argument) for argument in arguments]
+    environment, folder = dict(os.environ if env is None else env), Path.cwd() if cwd is None else cwd
     server = _server()
-    if server.matches(environment):
-        return server.run(module, words, environment, folder)
-    command = [sys.executable, "-m", module, *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    if words[0] == "-m" and server.matches(environment):
+        return server.run(words, environment, folder)
+    command = [sys.executable, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
 
 
 @functools.cache
@@ -58,8 +52,8 @@ class ForkServer:
         changed = {name for name in names if self._environment.get(name) != environment.get(name)}
         return all(name.startswith(READ_LATE) for name in changed)
 
-    def run(self, module: str, arguments: list[str], environment: dict[str, str], folder: Path) -> Outcome:
-        request = {"module": module, "arguments": arguments, "environment": environment, "folder": str(folder)}
+    def run(self, command: list[str], environment: dict[str, str], folder: Path) -> "subprocess.CompletedProcess[str]":
+        request = {"module": command[1], "arguments": command[2:], "environment": environment, "folder": str(folder)}
         pipes = [os.pipe() for _ in range(3)]
         try:
             socket.send_fds(self._requests, [json.dumps(request).encode()], [end for _, end in pipes])
@@ -67,7 +61,7 @@ class ForkServer:
             for _, end in pipes:
                 os.close(end)
         out, err, answer = _read([start for start, _ in pipes])
-        return Outcome(int(answer.split()[1]), out.decode(), err.decode())
+        return subprocess.CompletedProcess(command, int(answer.split()[1]), out.decode(), err.decode())
 
 
 def _read(pipes: list[int]) -> list[bytes]:

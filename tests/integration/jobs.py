@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.paths import ROOT
-from tests.processes import Outcome, run_module
+from tests.processes import run_python
 
 JOB = """\
 name: weather
@@ -45,8 +46,16 @@ def make_job(folder: Path, rows: int = 400) -> Path:
     return folder / "job.yaml"
 
 
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
 def cli(*arguments: object, env: dict[str, str] | None = None) -> Outcome:
-    return run_module("cpmbee_job.cli", *arguments, env={**os.environ, **(env or {})})
+    done = run_python("-m", "cpmbee_job.cli", *arguments, env={**os.environ, **(env or {})})
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def start(*arguments: object, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":

@@ -1,8 +1,6 @@
 """What a cluster in memory lacks: somebody who runs the containers of its PyTorchJobs, as processes of this machine."""
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import Object
 from tests.fake_cluster import FakeCluster
 from tests.integration.submitting import jobs
+from tests.processes import run_python
 
 
 @contextmanager
@@ -47,4 +46,4 @@ def _run(pod: dict[str, Any]) -> None:
         arguments = [argument.replace("$$", "$") for argument in container["args"]]
         if container["name"] == naming.TRAIN_CONTAINER:
             arguments.append("--processes=1")
-        subprocess.run([sys.executable, *arguments], env={**os.environ, **environment}, check=False)
+        run_python(*arguments, env={**os.environ, **environment})

@@ -21,6 +21,7 @@ from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from tests.integration.jobs import descendants, make_job, wait_for, wait_until_gone, workers
+from tests.processes import run_python
 
 
 @pytest.fixture
@@ -41,13 +42,11 @@ def begin(tmp_path: Path, *overrides: str) -> Run:
 
 
 def prepare(url: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, *contract.prepare_command(url)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run_python(*contract.prepare_command(url), env=environment)
 
 
 def train(url: str, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, *contract.train_command(url)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run_python(*contract.train_command(url), env=environment)
 
 
 def test_an_image_that_does_not_fit_the_launcher_ends_the_run_before_anything_is_read(tmp_path, pod, last_word):

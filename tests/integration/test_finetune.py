@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.jobs import descendants, losses, make_job, metrics, wait_for
+from tests.integration.jobs import cli, descendants, losses, make_job, metrics, wait_for
+from tests.processes import run_python
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
 
@@ -24,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "eval"):
         (folder / f"{name}.jsonl").rename(raw / f"{name}.jsonl")
     options = ["--input", raw, "--output_path", folder / "bin_data", "--output_name", "weather"]
-    subprocess.run([sys.executable, "-m", "cpmbee_job.cli", "preprocess", *options], check=True)
+    assert cli("preprocess", *options).code == 0
     return folder
 
 
@@ -40,8 +41,7 @@ def command(folder: Path, save: str, *options: str, processes: int = 1) -> list[
 
 
 def finetune(folder: Path, save: str, *options: str, processes: int = 1) -> "subprocess.CompletedProcess[str]":
-    arguments = command(folder, save, *options, processes=processes)
-    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+    return run_python(*command(folder, save, *options, processes=processes)[1:])
 
 
 def only_run(folder: Path, name: str = "cpm-bee-finetune") -> Path:

@@ -26,6 +26,7 @@ from cpmbee_job.spec import StorageSpec, load_spec
 from cpmbee_job.store.s3 import traffic
 from cpmbee_job.train.output.metrics import ENTRYPOINT, WORKERS
 from tests.integration.jobs import make_job, wait_until_gone, workers
+from tests.processes import run_python
 
 T = TypeVar("T")
 Scrape = dict[str, float]
@@ -38,7 +39,7 @@ OPENER = build_opener(ProxyHandler({}))
 def pod(run: Run, log: Path) -> Iterator[tuple["subprocess.Popen[bytes]", Callable[[], Scrape]]]:
     """The training container with two workers, and how to ask it."""
     environment = {**os.environ, contract.STORAGE_ENV: run.storage.model_dump_json()}
-    subprocess.run([sys.executable, *contract.prepare_command(run.url)], env=environment, check=True)
+    run_python(*contract.prepare_command(run.url), env=environment).check_returncode()
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, *contract.train_command(run.url), "--processes=2"],

@@ -4,8 +4,6 @@ of this machine."""
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from tests.fake_cluster import FakeCluster
 from tests.integration.jobs import Outcome, assert_same_scores, cli, start
 from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import object_keys
+from tests.processes import run_python
 
 Verb = Callable[..., Outcome]
 
@@ -57,13 +56,8 @@ class WorkingCluster(FakeCluster):
         owner = {"uid": job["metadata"]["uid"]}
         pod = {"metadata": {"name": f"{job['metadata']['name']}-x7k2p", "ownerReferences": [owner]}}
         pod["metadata"] |= template["metadata"]
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            env={**os.environ, **given, "CPMBEE_CACHE": str(self.cache), "HOME": str(self.cache), "CPMBEE_CPUS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        here = {"CPMBEE_CACHE": str(self.cache), "HOME": str(self.cache), "CPMBEE_CPUS": "1"}
+        done = run_python(*arguments, env={**os.environ, **given, **here})
         said = (done.stdout + done.stderr).splitlines()
         ended = {"exitCode": done.returncode, "message": "\n".join(said[-5:])}
         status = {"name": naming.TRAIN_CONTAINER, "state": {"terminated": ended}, "restartCount": 0}
