@@ -40,3 +40,19 @@ def reference() -> Path:
     """The folder with real data and the original's answers; only for tests marked `needs_reference`."""
     assert REFERENCE is not None
     return Path(REFERENCE).absolute()
+
+
+LONGEST = """
+    chart/test_templates integration/test_stalls integration/test_local integration/test_ci
+    integration/test_store_faults integration/test_finetune integration/test_entrypoint integration/test_gpu_rehearsal
+    integration/test_chaos reference/test_tutorial integration/test_readme integration/test_deterministic
+    integration/test_mixture integration/test_metrics integration/test_on_cluster integration/test_worlds
+    integration/test_loading integration/test_bmtrain integration/test_pipeline integration/test_benchmarks fuzz/test_records
+""".split()
+"""Files that take long, the longest first, so that parallel workers, which get them in this order, end together. The
+chart's is the first: it may build helm."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get("/".join(item.path.parts[-2:]), len(ranks)))

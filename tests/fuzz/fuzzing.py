@@ -1,13 +1,14 @@
-"""How long each test looks for inputs, where the known ones lie, and how a good one is damaged.
+"""Draw inputs: how many, where the known ones are, and how to damage a good one.
 
-Without `FUZZ_EXAMPLES` the inputs are the same in every run. With it each property gets so many new ones; what fails
-is printed with the line that brings it back, and belongs into the corpus: `corpus/<subject>/<what it is>`.
+The tests replay the known inputs and a few that are the same in every run. `make fuzz` searches: it draws FUZZ_EXAMPLES
+new inputs for each property. Add an input that fails to the corpus, as `corpus/<subject>/<what it is>`; the failed test
+prints how to draw it again.
 """
 
 import copy
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 CORPUS = Path(__file__).parent / "corpus"
-_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+FEW = 20
+"""Inputs of each property where no search is asked for."""
+_SEARCH = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 
-
-def bounded(examples: int) -> Callable[[Any], Any]:
-    """So many inputs, unless FUZZ_EXAMPLES says otherwise."""
-    return settings(
-        max_examples=_EXAMPLES or examples,
-        derandomize=not _EXAMPLES,
-        print_blob=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+examples = settings(
+    max_examples=_SEARCH or FEW,
+    derandomize=not _SEARCH,
+    print_blob=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 def corpus(subject: str) -> list[Any]:

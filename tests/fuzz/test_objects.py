@@ -19,7 +19,7 @@ from cpmbee_job.launch.kube.transport import Transport
 from cpmbee_job.launch.runs.listing import of_job
 from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.launch.runs.status import describe_run
-from tests.fuzz.fuzzing import altered, bounded, corpus
+from tests.fuzz.fuzzing import altered, corpus, examples
 from tests.paths import GOLDEN
 from tests.unit.launch.api_server import Answer, ApiServer, api_server, pod, status
 
@@ -52,7 +52,7 @@ def test_known_objects(data: bytes) -> None:
     look(document, document.get("beat"), document.get("result"))
 
 
-@bounded(200)
+@examples
 @given(altered(CASES), altered([BEAT]), st.none() | altered([RESULT]))
 def test_strange_objects_and_records(seen: Any, beat: Any, result: Any) -> None:
     look(seen, beat, result)
@@ -70,7 +70,7 @@ def cluster(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> ApiC
     return ApiCluster(Transport(lambda: config.new_client_from_config(file), pause=lambda _: None), "team")
 
 
-@bounded(60)
+@examples
 @given(altered([PAGE]))
 def test_strange_lists(server: ApiServer, cluster: ApiCluster, page: Any) -> None:
     server.answers = [Answer(body=page), Answer(body=PAGE)]
@@ -80,7 +80,7 @@ def test_strange_lists(server: ApiServer, cluster: ApiCluster, page: Any) -> Non
         assert error.message  # noqa: PT017
 
 
-@bounded(25)
+@examples
 @given(st.lists(altered([EVENT]), min_size=1, max_size=3))
 def test_strange_watches(server: ApiServer, cluster: ApiCluster, events: list[Any]) -> None:
     lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
@@ -91,7 +91,7 @@ def test_strange_watches(server: ApiServer, cluster: ApiCluster, events: list[An
         assert change is None or text_at(change[1], "metadata", "uid")
 
 
-@bounded(60)
+@examples
 @given(
     st.sampled_from([400, 401, 403, 404, 409, 410, 422, 500]), altered([status(0, "no", details={"causes": [{}]}).body])
 )

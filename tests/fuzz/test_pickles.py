@@ -16,7 +16,7 @@ from cpmbee_job.data.dataset.original import META, read_original
 from cpmbee_job.data.encode.examples import check_example
 from cpmbee_job.errors import DataError
 from cpmbee_job.store.urls import open_store
-from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
+from tests.fuzz.fuzzing import corpus, damaged, damaged_json, examples
 
 MARK = "ran"
 """Folder that the calls in the seeds would make in the working directory."""
@@ -89,19 +89,19 @@ def test_calls_are_refused_by_name(folder: Path, record: bytes) -> None:
         list(read_original(open_store(str(folder))))
 
 
-@bounded(400)
+@examples
 @given(damaged(SEEDS, OPCODES + ARGUMENTS))
 def test_damaged_records(folder: Path, record: bytes) -> None:
     read(folder, record)
 
 
-@bounded(400)
+@examples
 @given(PROGRAMS.map(b"".join))
 def test_any_instructions(folder: Path, program: bytes) -> None:
     read(folder, b"\x80\x04" + program + b".")
 
 
-@bounded(150)
+@examples
 @given(damaged_json([META_LINE | {"block_size": 40}]))
 def test_damaged_meta_files(folder: Path, meta: bytes) -> None:
     read(folder, SEEDS[0], meta)

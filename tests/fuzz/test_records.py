@@ -34,7 +34,7 @@ from cpmbee_job.train.failures import Failure, record_failure
 from cpmbee_job.train.output.checkpoint import newest_checkpoint, write_checkpoint
 from cpmbee_job.train.output.journal import Journal
 from cpmbee_job.train.world import World
-from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
+from tests.fuzz.fuzzing import corpus, damaged, damaged_json, examples
 from tests.records import data_record
 
 FAILURE = Failure("reason", 3, False, 100)
@@ -157,7 +157,7 @@ def test_known_bytes(run: Run, key: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("key", READERS)
-@bounded(25)
+@examples
 @given(draw=st.data())
 def test_damaged_records(run: Run, key: str, draw: st.DataObject) -> None:
     data = run.store.get(key)
@@ -175,7 +175,7 @@ def test_known_bytes_in_small_records(tmp_path: Path, monkeypatch: pytest.Monkey
     small(tmp_path, monkeypatch, data)
 
 
-@bounded(200)
+@examples
 @given(
     damaged_json(
         [

@@ -14,7 +14,7 @@ from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.data.read.reader import Reader, Rejection
 from cpmbee_job.data.read.sources import open_source
 from cpmbee_job.errors import DataError
-from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
+from tests.fuzz.fuzzing import corpus, damaged, damaged_json, examples
 
 ROWS: list[Any] = [
     {"input": "今天<mask_0>天气", "options": {"<option_0>": "好", "<option_1>": "a<<b"}, "<ans>": {"<mask_0>": "很"}},
@@ -69,7 +69,7 @@ def test_known_lines(tmp_path: Path, line: bytes, format_name: str, tokenizer: T
     read(tmp_path, [line], tokenizer, format_name)
 
 
-@bounded(150)
+@examples
 @given(st.lists(LINES, max_size=4), st.sampled_from(["bee", "ccpm"]))
 def test_damaged_lines(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, lines: list[bytes], format_name: str
@@ -77,13 +77,13 @@ def test_damaged_lines(
     read(tmp_path_factory.getbasetemp(), lines, tokenizer, format_name)
 
 
-@bounded(200)
+@examples
 @given(st.dictionaries(TEXTS, EXAMPLES, max_size=3), EXAMPLES)
 def test_any_example(tokenizer: Tokenizer, example: dict[str, Any], answer: Any) -> None:
     encode(example | {"<ans>": answer}, tokenizer)
 
 
-@bounded(200)
+@examples
 @given(TEXTS)
 def test_what_is_encoded_is_decoded(tokenizer: Tokenizer, text: str) -> None:
     written = text.replace("<", "<<")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cpmbee_job.errors import SpecError, UsageError
 from cpmbee_job.spec import parse_spec
 from cpmbee_job.spec.reading import known_keys
-from tests.fuzz.fuzzing import STRANGE, altered, bounded, corpus, damaged, damaged_json
+from tests.fuzz.fuzzing import STRANGE, altered, corpus, damaged, damaged_json, examples
 
 SPEC = {
     "name": "a",
@@ -76,31 +76,31 @@ def test_known_overrides(override: bytes) -> None:
     read(json.dumps(SPEC), (override.decode(),))
 
 
-@bounded(200)
+@examples
 @given(damaged([WRITTEN], PIECES))
 def test_damaged_yaml(text: bytes) -> None:
     read(text.decode("utf-8", "replace"))
 
 
-@bounded(100)
+@examples
 @given(damaged_json([SPEC]))
 def test_damaged_json(text: bytes) -> None:
     read(text.decode("utf-8", "replace"))
 
 
-@bounded(200)
+@examples
 @given(altered([SPEC]))
 def test_other_values(document: object) -> None:
     read(json.dumps(document))
 
 
-@bounded(150)
+@examples
 @given(st.lists(st.sampled_from(PIECES) | st.sampled_from([b"a", b"\n", b" ", b"1"]), max_size=30).map(b"".join))
 def test_any_yaml(text: bytes) -> None:
     read(text.decode("utf-8", "replace"))
 
 
-@bounded(200)
+@examples
 @given(PATHS | st.text(max_size=20), STRANGE.map(json.dumps) | st.sampled_from(PIECES).map(bytes.decode) | st.text())
 def test_any_override(path: str, value: str) -> None:
     read(json.dumps(SPEC), (f"{path}={value}",))

@@ -13,7 +13,7 @@ from cpmbee_job.errors import ModelError
 from cpmbee_job.model.weights.stored import StoredWeights
 from cpmbee_job.model.weights.tensor_table import load_pickled
 from cpmbee_job.model.weights.weight_file import LocalFile, WeightFile
-from tests.fuzz.fuzzing import bounded, corpus, damaged, damaged_json
+from tests.fuzz.fuzzing import corpus, damaged, damaged_json, examples
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.half), "c": torch.zeros(0)}
 HEADER = {
@@ -83,19 +83,19 @@ def test_known_files(tmp_path: Path, data: bytes, name: str) -> None:
     read(tmp_path / name, data)
 
 
-@bounded(150)
+@examples
 @given(damaged(PICKLED, PIECES))
 def test_damaged_files_of_torch(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     read(tmp_path_factory.getbasetemp() / "pytorch_model.bin", data)
 
 
-@bounded(150)
+@examples
 @given(damaged(SAFETENSORS))
 def test_damaged_safetensors(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     read(tmp_path_factory.getbasetemp() / "model.safetensors", data)
 
 
-@bounded(150)
+@examples
 @given(damaged_json([HEADER]))
 def test_strange_headers(tmp_path_factory: pytest.TempPathFactory, header: bytes) -> None:
     data = len(header).to_bytes(8, "little") + header + bytes(12)

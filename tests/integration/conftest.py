@@ -15,6 +15,7 @@ from cpmbee_job.store.s3.client import Limits
 from tests.fake_cluster import FakeCluster
 from tests.integration.faults import FaultProxy, fault_proxy
 from tests.integration.submitting import make_inputs
+from tests.integration.worlds import RankServer, rank_server
 
 BUCKET = "tests"
 MIB = 1 << 20
@@ -89,6 +90,13 @@ def big(tmp_path: Path) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CPMBEE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+    """Starts ranks without waiting for their imports."""
+    with rank_server(tmp_path_factory.mktemp("ranks") / "log") as server:
+        yield server
 
 
 @pytest.fixture

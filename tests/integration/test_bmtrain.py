@@ -5,14 +5,13 @@ machine (`tests.bmtrain_on_cpu`). No GPU takes part.
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.jobs import losses, make_job, metrics
 from tests.integration.test_deterministic import delta
-from tests.integration.worlds import Fault, RankServer, new_run, rank_server
+from tests.integration.worlds import Fault, RankServer, new_run
 
 OPTIONS = ("train.early_stop_patience=0", "train.checkpoint_interval=1000")
 STEPS = 12
@@ -21,12 +20,6 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_job(tmp_path_factory.mktemp("job"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
-    with rank_server(tmp_path_factory.mktemp("ranks") / "log") as server:
-        yield server
 
 
 def test_the_real_bmtrain_is_imported_beside_torch_and_leaves_its_nccl_alone() -> None:

@@ -8,7 +8,6 @@ import secrets
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from tests.integration.worlds import (
     RankServer,
     freeze,
     new_run,
-    rank_server,
     state,
     wait_for_object,
     wait_until_state,
@@ -41,12 +39,6 @@ MOST_FAULTS = 5
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_job(tmp_path_factory.mktemp("job"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
-    with rank_server(tmp_path_factory.mktemp("ranks") / "log") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

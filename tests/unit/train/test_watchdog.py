@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,74 +15,79 @@ PREAMBLE = """
     import threading, time
     from cpmbee_job.process import activity
     from cpmbee_job.train.watchdog import Watchdog
+    LIMIT = 3.0
     def stalled():
         print("stalled", flush=True)
-    def for_two_seconds(action):
-        for _ in range(20):
+    def for_six_seconds(action):
+        for _ in range(60):
             time.sleep(0.1)
             action()
         print("done", flush=True)
 """
-
-
-def lines_of(program: str) -> list[str]:
-    """Return the lines that the program prints until its watchdog ends it."""
-    whole = textwrap.dedent(PREAMBLE) + textwrap.dedent(program) + "time.sleep(60)\n"
-    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == ExitCode.STALLED, done.stderr
-    assert "no progress for 1 s; stacks of all threads" in done.stderr
-    return done.stdout.split("\n")[:-1]
-
-
-def test_a_process_without_activity_is_ended() -> None:
-    assert lines_of("Watchdog(0.8, stalled)\n") == ["stalled"]
-
-
-def test_activity_in_any_thread_keeps_the_process_alive() -> None:
-    program = """
-        Watchdog(0.8, stalled)
-        threading.Thread(target=for_two_seconds, args=(activity.record,), daemon=True).start()
-    """
-    assert lines_of(program) == ["done", "stalled"]
-
-
-def test_activity_of_an_ignored_thread_does_not_count() -> None:
-    program = """
-        Watchdog(0.8, stalled)
+PROGRAMS = {
+    "no activity": "Watchdog(LIMIT, stalled)",
+    "activity in a thread": """
+        Watchdog(LIMIT, stalled)
+        threading.Thread(target=for_six_seconds, args=(activity.record,), daemon=True).start()
+    """,
+    "activity of an ignored thread": """
+        Watchdog(LIMIT, stalled)
         def beat():
             activity.ignore_this_thread()
-            for_two_seconds(activity.record)
+            for_six_seconds(activity.record)
         threading.Thread(target=beat, daemon=True).start()
-    """
-    assert lines_of(program) == ["stalled"]
-
-
-def test_activity_of_peers_keeps_the_process_alive() -> None:
-    program = """
+    """,
+    "activity of a peer": """
         peers = [0]
         def peer_activity():
             peers[0] += 1
-        Watchdog(0.8, stalled, lambda: lambda moved: peers[0])
-        for_two_seconds(peer_activity)
-    """
-    assert lines_of(program) == ["done", "stalled"]
-
-
-def test_only_local_activity_counts_if_the_shared_counter_hangs() -> None:
-    program = """
-        Watchdog(0.8, stalled, lambda: lambda moved: time.sleep(60))
-        for_two_seconds(activity.record)
-    """
-    assert lines_of(program) == ["done", "stalled"]
-
-
-def test_only_activity_is_reported_to_peers() -> None:
-    program = """
+        Watchdog(LIMIT, stalled, lambda: lambda moved: peers[0])
+        for_six_seconds(peer_activity)
+    """,
+    "local activity, the shared counter hangs": """
+        Watchdog(LIMIT, stalled, lambda: lambda moved: time.sleep(60))
+        for_six_seconds(activity.record)
+    """,
+    "activity is reported to peers": """
         told = []
-        Watchdog(0.8, lambda: print(any(told[:8]), any(told[-3:])), lambda: lambda moved: told.append(moved) or 0)
-        for_two_seconds(activity.record)
-    """
-    assert lines_of(program) == ["done", "True False"]
+        Watchdog(LIMIT, lambda: print(any(told[:8]), any(told[-3:])), lambda: lambda moved: told.append(moved) or 0)
+        for_six_seconds(activity.record)
+    """,
+}
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[dict[str, "subprocess.Popen[str]"]]:
+    """Start all programs at once: they spend their time waiting."""
+    started = {}
+    for name, program in PROGRAMS.items():
+        whole = textwrap.dedent(PREAMBLE) + textwrap.dedent(program) + "\ntime.sleep(60)\n"
+        command = [sys.executable, "-c", whole]
+        started[name] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("no activity", ["stalled"]),
+        ("activity in a thread", ["done", "stalled"]),
+        ("activity of an ignored thread", ["stalled"]),
+        ("activity of a peer", ["done", "stalled"]),
+        ("local activity, the shared counter hangs", ["done", "stalled"]),
+        ("activity is reported to peers", ["done", "True False"]),
+    ],
+)
+def test_a_process_is_ended_once_it_has_no_activity(
+    processes: dict[str, "subprocess.Popen[str]"], name: str, lines: list[str]
+) -> None:
+    out, err = processes[name].communicate(timeout=60)
+    assert processes[name].returncode == ExitCode.STALLED, err
+    assert "no progress for 3 s; stacks of all threads" in err
+    assert out.splitlines() == lines
 
 
 RANK = """
