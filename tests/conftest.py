@@ -43,11 +43,12 @@ def reference() -> Path:
 
 
 LONGEST = """
-    chart/test_templates integration/test_stalls integration/test_local integration/test_ci
-    integration/test_store_faults integration/test_finetune integration/test_entrypoint integration/test_gpu_rehearsal
-    integration/test_chaos reference/test_tutorial integration/test_readme integration/test_deterministic
-    integration/test_mixture integration/test_metrics integration/test_on_cluster integration/test_worlds
-    integration/test_loading integration/test_bmtrain integration/test_pipeline integration/test_benchmarks fuzz/test_records
+    " chart/test_templates integration/test_stalls integration/test_local integration/test_ci
+    integration/test_store_faults integration/test_finetune integration/test_entrypoint
+    integration/test_gpu_rehearsal integration/test_chaos reference/test_tutorial integration/test_readme
+    integration/test_deterministic integration/test_mixture integration/test_metrics integration/test_on_cluster
+    integration/test_worlds integration/test_loading integration/test_bmtrain integration/test_pipeline
+    integration/test_benchmarks fuzz/test_records
 """.split()
 """Files that take long, the longest first, so that parallel workers, which get them in this order, end together. The
 chart's is the first: it may build helm."""
