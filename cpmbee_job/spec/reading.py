@@ -78,61 +78,44 @@ def _describe(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         key = ".".join(location)
         return f"{key}: unknown key{_nearest(key)}"
-    field = _field_of(location)
-    key = ".".join([*location[:field], *_member(location[:field], location[field:])]) or "(the spec)"
+    key, field = _locate(location)
+    key = key or "(the spec)"
     if problem["type"] == "missing":
         return f"{key}: required, but missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "string_pattern_mismatch":
-        message = f"has an invalid form ({_description(location[:field])})"
+    if problem["type"] == "string_pattern_mismatch" and field is not None:
+        message = f"has an invalid form ({str(field.description).rstrip('.')})"
     value = problem.get("input")
-    shown = (
-        ""
-        if isinstance(value, dict) or problem["type"] == "secret"
-        else f" (got {_shortened(json.dumps(value, ensure_ascii=False, default=str))})"
-    )
-    return f"{key}: {message}{shown}"
+    if isinstance(value, dict) or problem["type"] == "secret":
+        return f"{key}: {message}"
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return f"{key}: {message} (got {shown if len(shown) <= _LONGEST_VALUE else f'{shown[:_LONGEST_VALUE]}…'})"
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
-
-
-def _field_of(location: list[str]) -> int:
-    """Return how many parts of an error's location name a field. The rest is inside it (an index, a key of a mapping)
-    or not part of the document (members of a union, like `literal['auto']`)."""
-    sections = set(known_keys())
-    return max((n for n in range(len(location) + 1) if _without_indices(location[:n]) in sections), default=0)
-
-
-def _without_indices(location: list[str]) -> str:
-    return ".".join(part for part in location if not part.isdigit())
-
-
-def _member(field: list[str], rest: list[str]) -> list[str]:
-    """Return the part of a location inside a field that is part of the document: an index, or a key of a mapping."""
-    if not field or not rest:
-        return []
-    is_mapping = not field[-1].isdigit() and get_origin(_field(field).annotation) is dict
-    return rest[:1] if is_mapping or rest[0].isdigit() else []
-
-
-def _field(location: list[str]) -> FieldInfo:
-    model: type[BaseModel] = JobSpec
-    *parents, name = [part for part in location if not part.isdigit()]
-    for parent in parents:
-        model = sections_of(model.model_fields[parent].annotation)[0]
-    return model.model_fields[name]
-
-
-def _description(location: list[str]) -> str:
-    return str(_field(location).description).rstrip(".")
+def _locate(location: Iterable[str]) -> tuple[str, FieldInfo | None]:
+    """Return the dotted key at which an error occurred, and its field. Parts of the location that are not in the
+    document are dropped, such as members of a union (`literal['auto']`)."""
+    keys: list[str] = []
+    field: FieldInfo | None = None
+    sections: list[type[BaseModel]] = [JobSpec]
+    for part in location:
+        section = next((section for section in sections if part in section.model_fields), None)
+        is_mapping = field is not None and get_origin(field.annotation) is dict
+        if section is not None:
+            field = section.model_fields[part]
+            sections = sections_of(field.annotation)
+        elif not (part.isdigit() or is_mapping):
+            break
+        keys.append(part)
+        if section is None and is_mapping:
+            break
+    return ".".join(keys), field
 
 
 def _nearest(key: str) -> str:
     keys = known_keys()
     section, _, leaf = key.rpartition(".")
-    parent = _without_indices(section.split("."))
+    parent = ".".join(part for part in section.split(".") if not part.isdigit())
     siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}
     if close := difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5):
         return f"; did you mean {section}{'.' * bool(section)}{close[0]}?"
@@ -167,7 +150,7 @@ def _member_of(node: Any, key: str, override: str) -> Any:
     if isinstance(node, dict):
         return node.get(key)
     if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
-        raise SpecError(f"--set {override}: '{key}' must be an index from 0 to {len(node) - 1}")
+        raise SpecError(f"--set {override}: '{key}' is not an index of this list with {len(node)} members")
     return node[int(key)]
 
 

@@ -37,9 +37,8 @@ class Download:
             size, etag = head["ContentLength"], head["ETag"]
             range_size = part_size(head) or self._limits.size_of_parts(size)
             identity = f"s3://{self._bucket}/{self._target} {etag}"
-            if (
-                strongest(head) is None and part_size(head) is None
-            ):  # its checksum cannot reveal ranges lost in a power failure
+            if strongest(head) is None and part_size(head) is None:
+                # No checksum can reveal ranges that were lost in a power failure.
                 identity += f" {boot_id()}"
             try:
                 with partial_file(path, identity, size, range_size) as partial:
@@ -53,12 +52,14 @@ class Download:
 
     def _fetch(self, partial: PartialFile, head: Mapping[str, Any]) -> None:
         """Complete and verify the file; mark all of it as incomplete if the checksum is wrong."""
-        in_order, crcs, whole = strongest(head), [], partial.whole
+        in_order, crcs, complete = strongest(head), [], partial.complete
         self._by_parts = in_order is None and part_size(head) is not None
         self._stopped.clear()
         with ThreadPoolExecutor(self._limits.threads) as pool:
             tasks = [
-                pool.submit(self._read_range if number in whole else self._fetch_range, partial, number, head["ETag"])
+                pool.submit(
+                    self._read_range if number in complete else self._fetch_range, partial, number, head["ETag"]
+                )
                 for number in range(len(partial.ranges))
             ]
             try:
@@ -76,7 +77,7 @@ class Download:
         else:
             good = not self._by_parts or composite(crcs) == head["ChecksumCRC32"]
         if not good:
-            partial.forget()
+            partial.discard()
             self._progress(-partial.size)
             raise BrokenBodyError("its checksum is wrong")
 
@@ -109,7 +110,7 @@ class Download:
                 pause(attempt)
             else:
                 break
-        partial.keep(number)
+        partial.mark_complete(number)
         return crc.digest()
 
     def _chunks(self, wanted: range, size: int, etag: str) -> Iterator[bytes]:

@@ -22,13 +22,13 @@ class UploadSource:
 
     def __init__(self, path: Path, descriptor: int, part_size: int) -> None:
         self._path, self._descriptor = path, descriptor
-        self._state = self._look()
+        self._state = self._stat()
         self.size, self.part_size = self._state[0], part_size
         self.parts = [range(start, min(start + part_size, self.size)) for start in range(0, self.size, part_size)]
 
-    def read(self, place: int, limit: int) -> bytes:
-        """Return some bytes from offset `place`. Raises `SourceChangedError` if the file was truncated."""
-        data = os.pread(self._descriptor, min(_READ_BYTES, limit), place)
+    def read(self, offset: int, limit: int) -> bytes:
+        """Return some bytes from offset `offset`. Raises `SourceChangedError` if the file was truncated."""
+        data = os.pread(self._descriptor, min(_READ_BYTES, limit), offset)
         if limit and not data:
             raise self._changed()
         return data
@@ -55,7 +55,7 @@ class UploadSource:
 
     def require_unchanged(self) -> None:
         """Raise `SourceChangedError` if the file changed."""
-        if self._look() != self._state:
+        if self._stat() != self._state:
             raise self._changed()
 
     def _pieces(self, part: range) -> Iterator[bytes]:
@@ -64,7 +64,7 @@ class UploadSource:
             part = part[len(data) :]
             yield data
 
-    def _look(self) -> tuple[int, int]:
+    def _stat(self) -> tuple[int, int]:
         state = os.fstat(self._descriptor)
         return state.st_size, state.st_mtime_ns
 
@@ -80,7 +80,7 @@ class PartBody:
 
     def __init__(self, source: UploadSource, part: range, stopped: Event) -> None:
         self._source, self._part, self._stopped = source, part, stopped
-        self._place = 0
+        self._position = 0
 
     def __len__(self) -> int:
         return len(self._part)
@@ -88,19 +88,19 @@ class PartBody:
     def read(self, _size: int = -1) -> bytes:
         if self._stopped.is_set():
             raise StoppedError
-        left = self._part[self._place :]
+        left = self._part[self._position :]
         try:
             data = self._source.read(left.start, len(left))
         except SourceChangedError:
             raise StoppedError from None
-        self._place += len(data)
+        self._position += len(data)
         return data
 
-    def seek(self, place: int) -> None:
-        self._place = place
+    def seek(self, offset: int) -> None:
+        self._position = offset
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
 
 class StoppedError(BaseException):

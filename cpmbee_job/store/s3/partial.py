@@ -40,7 +40,7 @@ class PartialFile:
             self._write(end, seal)
 
     @property
-    def whole(self) -> set[int]:
+    def complete(self) -> set[int]:
         """Indices of the complete ranges."""
         flags = os.pread(self._descriptor, len(self.ranges), self.size)
         return {number for number, flag in enumerate(flags) if flag == 1}
@@ -49,7 +49,7 @@ class PartialFile:
         """Write `data` at `offset` of range `number`."""
         self._write(self.ranges[number].start + offset, data)
 
-    def keep(self, number: int) -> None:
+    def mark_complete(self, number: int) -> None:
         """Mark range `number` as complete."""
         self._write(self.size + number, b"\1")
 
@@ -59,7 +59,7 @@ class PartialFile:
         for start in wanted[::COPY_BYTES]:
             yield os.pread(self._descriptor, min(COPY_BYTES, wanted.stop - start), start)
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Mark all ranges as incomplete."""
         self._write(self.size, bytes(len(self.ranges)))
 
@@ -96,7 +96,7 @@ def partial_file(path: Path, identity: str, size: int, range_size: int) -> Itera
                 temporary.unlink(missing_ok=True)
                 raise
             except BaseException:
-                if not (reusable and partial.whole):
+                if not (reusable and partial.complete):
                     temporary.unlink(missing_ok=True)
                 raise
         finally:
@@ -105,8 +105,8 @@ def partial_file(path: Path, identity: str, size: int, range_size: int) -> Itera
 
 def boot_id() -> str:
     """Return an id that changes with every boot."""
-    place = Path("/proc/sys/kernel/random/boot_id")
-    return place.read_text(encoding="ascii") if place.exists() else ""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text(encoding="ascii") if path.exists() else ""
 
 
 def _open(path: Path) -> tuple[Path, int, bool]:

@@ -46,7 +46,7 @@ class MultipartUpload:
     ) -> None:
         """`clients`: one that signs bodies, and a factory of one that does not."""
         self._client, self._unsigned = clients
-        self._place: dict[str, Any] = {"Bucket": bucket, "Key": target}
+        self._object: dict[str, Any] = {"Bucket": bucket, "Key": target}
         self._records = UploadRecords(bucket, target)
         self._encryption, self._limits, self._progress = encryption, limits, progress
 
@@ -54,9 +54,9 @@ class MultipartUpload:
         """Upload the source, with its SHA-256 if known. Raises boto's errors, and `SourceChangedError`."""
         with self._records.held(source.size, source.part_size, dict(self._encryption)) as record:
             for attempt in range(1, self._limits.attempts + 1):
-                begun, kept = self._resume(record, source, sha256) or (self._begin(record, source, sha256), {})
+                begun, uploaded = self._resume(record, source, sha256) or (self._begin(record, source, sha256), {})
                 try:
-                    self._complete(begun, self._send_parts(begun, kept, source))
+                    self._complete(begun, self._send_parts(begun, uploaded, source))
                 except boto.ClientError as error:
                     if error_code(error) not in _LOST_UPLOAD or attempt == self._limits.attempts:
                         raise
@@ -84,14 +84,14 @@ class MultipartUpload:
     def _abort_old_uploads(self) -> None:
         try:
             pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._place["Bucket"], Prefix=self._place["Key"]
+                Bucket=self._object["Bucket"], Prefix=self._object["Key"]
             )
             old = datetime.now(UTC) - self._limits.abandoned_after
             for found in [upload for page in pages for upload in page.get("Uploads", ())]:
-                if found["Key"] == self._place["Key"] and found["Initiated"] < old:
+                if found["Key"] == self._object["Key"] and found["Initiated"] < old:
                     self._abort(found["UploadId"])
         except (boto.ClientError, boto.BotoCoreError) as error:  # it requires a separate permission
-            log.debug("%s: incomplete uploads may remain: %s", self._place["Key"], error)
+            log.debug("%s: incomplete uploads may remain: %s", self._object["Key"], error)
 
     def _resume(
         self, record: UploadRecord | None, source: UploadSource, sha256: str | None
@@ -106,10 +106,10 @@ class MultipartUpload:
             self._abort(begun.id)
             return None
         try:
-            pages = self._client.get_paginator("list_parts").paginate(**self._place, UploadId=begun.id)
+            pages = self._client.get_paginator("list_parts").paginate(**self._object, UploadId=begun.id)
             return begun, {part["PartNumber"] - 1: part for page in pages for part in page.get("Parts", ())}
         except boto.ClientError as error:
-            log.debug("%s: cannot continue the upload: %s", self._place["Key"], error)
+            log.debug("%s: cannot continue the upload: %s", self._object["Key"], error)
             self._abort(begun.id)  # it may exist, without permission to list its parts
             return None
 
@@ -119,7 +119,7 @@ class MultipartUpload:
         if sha256 is not None:
             metadata["sha256"] = sha256
         answer = self._client.create_multipart_upload(
-            **self._place, Metadata=metadata, ChecksumAlgorithm="CRC32", **self._encryption
+            **self._object, Metadata=metadata, ChecksumAlgorithm="CRC32", **self._encryption
         )
         begun = BegunUpload(answer["UploadId"], writer, sha256, checks_crc=answer.get("ChecksumAlgorithm") == "CRC32")
         if sha256 is None and not begun.checks_crc:
@@ -131,14 +131,14 @@ class MultipartUpload:
         return begun
 
     def _send_parts(
-        self, begun: BegunUpload, kept: Mapping[int, "PartTypeDef"], source: UploadSource
+        self, begun: BegunUpload, uploaded: Mapping[int, "PartTypeDef"], source: UploadSource
     ) -> list["CompletedPartTypeDef"]:
         # If the server verifies the CRC-32 of each part, the signature needs no SHA-256 of it.
         client = self._unsigned() if begun.checks_crc else self._client
         stopped, moved = Event(), 0
         with ThreadPoolExecutor(self._limits.threads) as pool:
             tasks = {
-                pool.submit(self._send_part, client, begun, kept.get(index), source, index, stopped): part
+                pool.submit(self._send_part, client, begun, uploaded.get(index), source, index, stopped): part
                 for index, part in enumerate(source.parts)
             }
             try:
@@ -159,20 +159,20 @@ class MultipartUpload:
         self,
         client: "S3Client",
         begun: BegunUpload,
-        kept: "PartTypeDef | None",
+        uploaded: "PartTypeDef | None",
         source: UploadSource,
         index: int,
         stopped: Event,
     ) -> "CompletedPartTypeDef":
         part, number = source.parts[index], index + 1
         crc = source.crc32(part)
-        if kept is not None and kept["Size"] == len(part) and _is_same(kept, crc, source, part):
-            return {"PartNumber": number, "ETag": kept["ETag"], "ChecksumCRC32": crc}
+        if uploaded is not None and uploaded["Size"] == len(part) and _is_same(uploaded, crc, source, part):
+            return {"PartNumber": number, "ETag": uploaded["ETag"], "ChecksumCRC32": crc}
         for attempt in range(1, self._limits.attempts + 1):
             body: Any = PartBody(source, part, stopped)
             try:
                 answer = client.upload_part(
-                    **self._place, UploadId=begun.id, PartNumber=number, Body=body, ChecksumCRC32=crc
+                    **self._object, UploadId=begun.id, PartNumber=number, Body=body, ChecksumCRC32=crc
                 )
             except boto.ClientError as error:
                 source.require_unchanged()
@@ -185,15 +185,15 @@ class MultipartUpload:
 
     def _complete(self, begun: BegunUpload, parts: list["CompletedPartTypeDef"]) -> None:
         try:
-            self._client.complete_multipart_upload(**self._place, UploadId=begun.id, MultipartUpload={"Parts": parts})
+            self._client.complete_multipart_upload(**self._object, UploadId=begun.id, MultipartUpload={"Parts": parts})
         except boto.ClientError:
             # boto3 retries a request without a response, and the retry fails if the first one succeeded.
-            if not self._is_there(begun):
+            if not self._was_completed(begun):
                 raise
 
-    def _is_there(self, begun: BegunUpload) -> bool:
+    def _was_completed(self, begun: BegunUpload) -> bool:
         try:
-            head = self._client.head_object(**self._place)
+            head = self._client.head_object(**self._object)
         except boto.ClientError as error:
             if error_code(error) in NO_SUCH_KEY:
                 return False
@@ -202,12 +202,12 @@ class MultipartUpload:
 
     def _abort(self, upload_id: str) -> None:
         try:
-            self._client.abort_multipart_upload(**self._place, UploadId=upload_id)
+            self._client.abort_multipart_upload(**self._object, UploadId=upload_id)
         except (boto.ClientError, boto.BotoCoreError) as error:  # usually it does not exist any more
-            log.debug("%s: an incomplete upload may remain: %s", self._place["Key"], error)
+            log.debug("%s: an incomplete upload may remain: %s", self._object["Key"], error)
 
 
-def _is_same(kept: "PartTypeDef", crc: str, source: UploadSource, part: range) -> bool:
-    if "ChecksumCRC32" in kept:
-        return kept["ChecksumCRC32"] == crc
-    return kept["ETag"].strip('"') == source.md5(part)
+def _is_same(uploaded: "PartTypeDef", crc: str, source: UploadSource, part: range) -> bool:
+    if "ChecksumCRC32" in uploaded:
+        return uploaded["ChecksumCRC32"] == crc
+    return uploaded["ETag"].strip('"') == source.md5(part)

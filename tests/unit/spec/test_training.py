@@ -57,8 +57,8 @@ def test_yaml_round_trip_of_a_list() -> None:
         ("data.train.1.weight=null", "data.train: set a weight for all sets or for none"),
         ("data.train=[]", "data.train: must contain a data set"),
         ("data.train={path: x}", "data.train: Input should be a valid string"),
-        ("data.train.2.weight=1", "'2' must be an index from 0 to 1"),
-        ("data.train.first.weight=1", "'first' must be an index from 0 to 1"),
+        ("data.train.2.weight=1", "'2' is not an index of this list with 2 members"),
+        ("data.train.first.weight=1", "'first' is not an index of this list with 2 members"),
     ],
 )
 def test_error_names_the_dotted_key(override: str, message: str) -> None:

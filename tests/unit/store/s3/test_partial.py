@@ -32,7 +32,7 @@ def fill(partial, *numbers: int) -> None:
         wanted = RANGES[number]
         partial.write(number, 0, CONTENT[wanted.start : wanted.start + 10])
         partial.write(number, 10, CONTENT[wanted.start + 10 : wanted.stop])
-        partial.keep(number)
+        partial.mark_complete(number)
 
 
 def interrupt(path: Path, *numbers: int, then: Callable[[PartialFile], object] = lambda _: None) -> None:
@@ -55,7 +55,7 @@ def beside(path: Path) -> list[str]:
 def test_all_ranges_make_the_file(path: Path) -> None:
     with opened(path) as partial:
         assert partial.ranges == RANGES
-        assert partial.whole == set()
+        assert partial.complete == set()
         fill(partial, 2, 0, 1)
         assert b"".join(partial.read(0)) == CONTENT[:100]
         assert not path.exists()
@@ -72,7 +72,7 @@ def test_empty_file(path: Path) -> None:
 def test_next_call_continues(path: Path) -> None:
     interrupt(path, 0, 2)
     with opened(path) as partial:
-        assert partial.whole == {0, 2}
+        assert partial.complete == {0, 2}
         fill(partial, 1)
     assert path.read_bytes() == CONTENT
     assert beside(path) == []
@@ -81,7 +81,7 @@ def test_next_call_continues(path: Path) -> None:
 def test_incomplete_range_is_missing(path: Path) -> None:
     interrupt(path, 0, then=lambda partial: partial.write(1, 0, CONTENT[100:200]))
     with opened(path) as partial:
-        assert partial.whole == {0}
+        assert partial.complete == {0}
         fill(partial, 1, 2)
 
 
@@ -89,7 +89,7 @@ def test_incomplete_range_is_missing(path: Path) -> None:
 def test_another_origin_starts_over(path: Path, other: dict) -> None:
     interrupt(path, 0, 1)
     with opened(path, **other) as partial:
-        assert partial.whole == set()
+        assert partial.complete == set()
         assert b"".join(partial.read(0)) == bytes(len(partial.ranges[0]))
 
 
@@ -99,7 +99,7 @@ def test_truncated_record_is_discarded(path: Path, length: int) -> None:
     (name,) = beside(path)
     os.truncate(path.with_name(name), length)
     with opened(path) as partial:
-        assert partial.whole == set()
+        assert partial.complete == set()
 
 
 def test_no_file_remains_without_complete_ranges(path: Path) -> None:
@@ -108,7 +108,7 @@ def test_no_file_remains_without_complete_ranges(path: Path) -> None:
 
 
 def test_no_file_remains_of_discarded_content(path: Path) -> None:
-    interrupt(path, 0, 1, 2, then=PartialFile.forget)
+    interrupt(path, 0, 1, 2, then=PartialFile.discard)
     assert beside(path) == []
 
 
@@ -129,7 +129,7 @@ def test_concurrent_calls_use_separate_files(path: Path) -> None:
     with opened(path) as first:
         fill(first, 0)
         with opened(path) as second:
-            assert second.whole == set()
+            assert second.complete == set()
             fill(second, 0, 1, 2)
         assert path.read_bytes() == CONTENT
         fill(first, 1, 2)
@@ -149,7 +149,7 @@ def test_files_with_long_names_are_not_confused(path: Path) -> None:
     one, other = path.with_name("长" * 70 + "1"), path.with_name("长" * 70 + "2")
     interrupt(one, 0, 1)
     with opened(other) as partial:
-        assert partial.whole == set()
+        assert partial.complete == set()
 
 
 def test_symlink_is_not_followed(path: Path, tmp_path: Path) -> None:
