@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import NamedTuple, Self
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -22,6 +21,7 @@ from cpmbee_job.errors import StoreError, UsageError
 
 READY_SECONDS = 60.0
 STARTS = 3
+_SERVICES = ("master", "master-grpc", "volume", "volume-grpc", "filer", "filer-grpc", "s3", "s3-grpc")
 _OPENER = build_opener(ProxyHandler({}))  # a proxy cannot reach the loopback interface
 
 
@@ -53,34 +53,23 @@ def embedded_s3(
     identities.write_text(_identities(access_key, secret_key), encoding="utf-8")
     log = directory / "seaweedfs.log"
     for _ in range(STARTS):  # another process may take a port before the server does
-        ports = _Ports.free()
+        ports = _free_ports()
         with _running([str(program), *_options(directory, identities, ports)], log, ports) as server:
             if _ready(server, ports, buckets):
-                yield EmbeddedS3(f"http://127.0.0.1:{ports.s3}", access_key, secret_key)
+                yield EmbeddedS3(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
                 return
             if server.poll() is None:
                 break  # it runs, but does not answer: a restart does not help
     raise StoreError("the embedded S3 server did not start", hint=f"see its log, {log}")
 
 
-class _Ports(NamedTuple):
-    master: int
-    master_grpc: int
-    volume: int
-    volume_grpc: int
-    filer: int
-    filer_grpc: int
-    s3: int
-    s3_grpc: int
-
-    @classmethod
-    def free(cls) -> Self:
-        """Return ports on which no process listens."""
-        with ExitStack() as held:
-            sockets = [held.enter_context(socket.socket()) for _ in cls._fields]
-            for candidate in sockets:
-                candidate.bind(("127.0.0.1", 0))
-            return cls(*(candidate.getsockname()[1] for candidate in sockets))
+def _free_ports() -> dict[str, int]:
+    """Return a port on which no process listens for each service."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in _SERVICES]
+        for candidate in sockets:
+            candidate.bind(("127.0.0.1", 0))
+        return {name: candidate.getsockname()[1] for name, candidate in zip(_SERVICES, sockets, strict=True)}
 
 
 def server_program() -> Path:
@@ -101,15 +90,17 @@ def _identities(access_key: str, secret_key: str) -> str:
     return json.dumps({"identities": [{"name": access_key, "credentials": credentials, "actions": actions}]})
 
 
-def _options(directory: Path, identities: Path, ports: _Ports) -> list[str]:
-    listening = [f"-{name.replace('_grpc', '')}.port{'.grpc' * name.endswith('_grpc')}" for name in ports._fields]
+def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[str]:
     return [
         "-logtostderr=true",
         "server",
         f"-dir={directory}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
-        *(f"{option}={port}" for option, port in zip(listening, ports, strict=True)),
+        *(
+            f"-{name.replace('-grpc', '')}.port{'.grpc' * name.endswith('-grpc')}={port}"
+            for name, port in ports.items()
+        ),
         "-filer=true",
         "-s3=true",
         f"-s3.config={identities}",
@@ -125,8 +116,8 @@ def _options(directory: Path, identities: Path, ports: _Ports) -> list[str]:
 
 
 @contextmanager
-def _running(command: list[str], log: Path, ports: _Ports) -> Iterator["subprocess.Popen[bytes]"]:
-    sockets = [f"/tmp/seaweedfs-{name.replace('_', '-')}-{port}.sock" for name, port in ports._asdict().items()]  # noqa: S108
+def _running(command: list[str], log: Path, ports: dict[str, int]) -> Iterator["subprocess.Popen[bytes]"]:
+    sockets = [f"/tmp/seaweedfs-{name}-{port}.sock" for name, port in ports.items()]  # noqa: S108
     with log.open("wb") as output:
         server = subprocess.Popen(
             command,
@@ -152,13 +143,13 @@ def _running(command: list[str], log: Path, ports: _Ports) -> Iterator["subproce
             Path(path).unlink(missing_ok=True)
 
 
-def _ready(server: "subprocess.Popen[bytes]", ports: _Ports, buckets: Sequence[str]) -> bool:
+def _ready(server: "subprocess.Popen[bytes]", ports: dict[str, int], buckets: Sequence[str]) -> bool:
     """Wait until S3 answers and the buckets are readable and writable; return false if the server exits or hangs."""
-    filer = f"http://127.0.0.1:{ports.filer}"
+    filer = f"http://127.0.0.1:{ports['filer']}"
     deadline = time.monotonic() + READY_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            _request("GET", f"http://127.0.0.1:{ports.s3}/", accept=403)  # unsigned requests are denied
+            _request("GET", f"http://127.0.0.1:{ports['s3']}/", accept=403)  # unsigned requests are denied
             for bucket in buckets:
                 _request("POST", f"{filer}/buckets/{bucket}/", accept=409)  # a bucket is a folder, which may exist
                 _request("PUT", f"{filer}/buckets/{bucket}/.ready", b"ready")

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
 from typing import BinaryIO
 from urllib.parse import unquote
 
@@ -27,7 +26,7 @@ LOCK = ".cpmbee-lock"
 COPY_BYTES = 4 << 20
 FOLDER_TRIES = 1000
 LONGEST_LOCK = 60.0  # seconds
-CACHED_FROM_BYTES = 1 << 20  # hash smaller files every time: one may be rewritten within a clock tick
+CACHED_FROM_BYTES = 1 << 20  # hash smaller files every time: they may be rewritten within a clock tick
 
 
 class FileStore:
@@ -37,7 +36,6 @@ class FileStore:
         self._url = url.rstrip("/") or "/"
         self.root = _folder(url)
         self._hashes: dict[tuple[int, ...], str] = {}
-        self._hashes_lock = Lock()
 
     @property
     def url(self) -> str:
@@ -186,14 +184,11 @@ class FileStore:
     def _etag(self, path: Path) -> str:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
-            if state.st_size < CACHED_FROM_BYTES:
-                return hashlib.file_digest(file, "sha256").hexdigest()
             identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-            with self._hashes_lock:
-                known = self._hashes.get(identity)
+            known = self._hashes.get(identity)
             if known is None:
                 known = hashlib.file_digest(file, "sha256").hexdigest()
-                with self._hashes_lock:
+                if state.st_size >= CACHED_FROM_BYTES:
                     self._hashes[identity] = known
             return known
 
