@@ -63,5 +63,5 @@ def test_many_ask_for_one_folder(shaky: S3Store, proxy: FaultProxy, tmp_path: Pa
 
 
 def test_folder_that_is_not_there(s3_storage: StorageSpec, bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no folder"):
+    with pytest.raises(NotFoundError, match="no such folder"):
         fetch_folder(f"{bucket}/nothing", s3_storage, tmp_path)
