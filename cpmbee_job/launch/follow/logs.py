@@ -3,7 +3,7 @@
 import heapq
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
@@ -62,90 +62,63 @@ def read_logs(
 
     Raises `NotFoundError` if no log matches.
     """
-    pods = {} if cluster is None else {name_of(p): index_of(p) for p in cluster.list(PODS, found.labels)}
-    if cluster is None or not pods:
-        if found.run is None:
-            why = found.store_problem or found.cluster_problem or "there are neither pods nor a folder in the store"
-            raise NotFoundError(f"{found.reference}: no logs: {why}")
-        on_message(f"{found.cluster_problem or 'the pods are gone'}; these are the logs in the store")
-        yield from _stored_logs(found.run, selection, on_message)
-        return
-    gone, stored = _gone(found.run, pods, selection, on_message)
-    wanted = [name for name, index in sorted(pods.items(), key=_pod_index) if selection.matches(name, index)]
-    if not wanted and not gone:
-        raise NotFoundError(f"no pod {selection.pod}; there are {', '.join(sorted(pods)[:9])}")
-    if selection.pod is None and len(wanted) < len(pods):
+    pods = {} if cluster is None else {name_of(pod): index_of(pod) for pod in cluster.list(PODS, found.labels)}
+    attempts = _stored_attempts(found, pods, on_message)
+    names = {**{pod: index_in(pod) for pod in attempts}, **pods}
+    matching = {pod for pod, index in names.items() if selection.matches(pod, index)}
+    if selection.pod is None and len(matching) < len(names):
         on_message(HIDDEN)
-    if gone:
-        are = "is" if len(gone) == 1 else "are"
-        on_message(f"{', '.join(gone[:9])} {are} gone; showing the logs in the store")
+    live = sorted(matching & pods.keys(), key=lambda pod: pods[pod] or 0)
+    stored = {pod: logs[:-1] if selection.previous else logs for pod, logs in attempts.items() if pod in matching}
+    stored = {pod: logs for pod, logs in stored.items() if logs and naming.TRAIN_CONTAINER in selection.containers}
+    if not live and not stored:
+        what = selection.pod or ("an earlier attempt" if selection.previous else " and ".join(selection.containers))
+        existing = f"; the pods are {', '.join(sorted(names)[:9])}" if names else ""
+        raise NotFoundError(f"{found.reference}: no log of {what}{existing}")
+    if stored:
+        gone = f"gone: {', '.join(sorted(stored)[:9])}" if pods else found.cluster_problem or "the pods are gone"
+        on_message(f"{gone}; showing the logs in the store")
     without_log: list[str] = []
-    logs = [
-        _whole_log(cluster, pod, container, selection, without_log.append)
-        for pod in wanted
-        for container in selection.containers
-    ]
-    found_lines = False
-    for line in _merged([*logs, *stored], selection):
-        found_lines = True
+    logs: list[Iterator[LogLine]] = []
+    if cluster is not None:
+        containers = [(pod, container) for pod in live for container in selection.containers]
+        logs += [_live_log(cluster, *one, selection, without_log.append) for one in containers]
+    if found.run is not None:
+        logs += [_stored_log(found.run, pod, kept) for pod, kept in stored.items()]
+    has_lines = False
+    for line in _merged(logs, selection):
+        has_lines = True
         yield line
-    if not found_lines and not gone and len(without_log) == len(logs):
+    if not has_lines and not stored and len(without_log) == len(logs):
         raise NotFoundError("\n".join(dict.fromkeys(without_log)))
 
 
-def _stored_logs(run: Run, selection: LogSelection, on_message: Callable[[str], None]) -> Iterator[LogLine]:
-    """Yield the training logs of all attempts in the store; with `previous`, without the newest attempt's."""
-    attempts = _attempts(run)
-    selected = _selected(attempts, selection)
-    if not selected:
-        existing = f"; there is {', '.join(sorted(attempts)[:9])}" if attempts else ""
-        what = selection.pod or ("an earlier attempt" if selection.previous else " and ".join(selection.containers))
-        raise NotFoundError(f"{run.url}: no log of {what} in the store{existing}")
-    if selection.pod is None and not all(selection.matches(pod, index_in(pod)) for pod in attempts):
-        on_message(HIDDEN)
-    yield from _merged([_stored(run, pod, logs) for pod, logs in selected.items()], selection)
-
-
-def _gone(
-    run: Run | None, pods: Container[str], selection: LogSelection, on_message: Callable[[str], None]
-) -> tuple[list[str], list[Iterator[LogLine]]]:
-    """Return the names of the pods that are gone, and their logs in the store."""
-    if run is None:
-        return [], []
-    try:
-        attempts = {pod: logs for pod, logs in _attempts(run).items() if pod not in pods}
-    except StoreError as error:
-        on_message(f"cannot read the logs of other pods in the store: {error.message}")
-        return [], []
-    selected = _selected(attempts, selection)
-    return sorted(selected), [_stored(run, pod, logs) for pod, logs in selected.items()]
-
-
-def _attempts(run: Run) -> dict[str, list[ObjectInfo]]:
-    """Return the logs in the store by pod, the oldest attempt first."""
+def _stored_attempts(
+    found: FoundRun, pods: Collection[str], on_message: Callable[[str], None]
+) -> dict[str, list[ObjectInfo]]:
+    """Return the training logs in the store by pod, the oldest attempt first, of all but the existing `pods`. The logs
+    of init containers are not stored."""
     attempts: dict[str, list[ObjectInfo]] = {}
-    for entry in run.store.list("logs/"):
-        match = re.fullmatch(r"logs/([^/]+)/\d+\.log", entry.key)
-        if match:
-            attempts.setdefault(match[1], []).append(entry)
-    return attempts
-
-
-def _selected(attempts: dict[str, list[ObjectInfo]], selection: LogSelection) -> dict[str, list[ObjectInfo]]:
-    if naming.TRAIN_CONTAINER not in selection.containers:  # logs of the init container are not stored
+    try:
+        for entry in () if found.run is None else found.run.store.list("logs/"):
+            match = re.fullmatch(r"logs/([^/]+)/\d+\.log", entry.key)
+            if match and match[1] not in pods:
+                attempts.setdefault(match[1], []).append(entry)
+    except StoreError as error:
+        if not pods:
+            raise
+        on_message(f"cannot read the logs of other pods in the store: {error.message}")
         return {}
-    selected = {pod: logs for pod, logs in attempts.items() if selection.matches(pod, index_in(pod))}
-    return {pod: logs[:-1] for pod, logs in selected.items() if logs[:-1]} if selection.previous else selected
+    if found.run is None and not pods:
+        why = found.store_problem or found.cluster_problem or "there are neither pods nor a folder in the store"
+        raise NotFoundError(f"{found.reference}: no logs: {why}")
+    return attempts
 
 
 def _merged(logs: list[Iterator[LogLine]], selection: LogSelection) -> Iterator[LogLine]:
     for line in heapq.merge(*logs, key=attrgetter("time")):
         if selection.since is None or line.time >= selection.since:
             yield line
-
-
-def _pod_index(pod: tuple[str, int | None]) -> int:
-    return pod[1] or 0
 
 
 class LogPosition:
@@ -202,8 +175,8 @@ def utc(stamp: str) -> str | None:
     return f"{seconds}.{fraction or '':0<9}Z"
 
 
-def _whole_log(
-    cluster: Cluster, pod: str, container: str, selection: LogSelection, on_silence: Callable[[str], None]
+def _live_log(
+    cluster: Cluster, pod: str, container: str, selection: LogSelection, on_missing: Callable[[str], None]
 ) -> Iterator[LogLine]:
     """Yield a container's log up to its current end, reopening interrupted streams."""
     position, breaks = LogPosition(selection.since), 0
@@ -215,7 +188,7 @@ def _whole_log(
                     breaks = 0
                     yield line
         except NotFoundError as error:
-            on_silence(error.message)
+            on_missing(error.message)
         except UnreachableError:
             breaks += 1
             if breaks > 3:
@@ -224,7 +197,8 @@ def _whole_log(
         return
 
 
-def _stored(run: Run, pod: str, logs: list[ObjectInfo]) -> Iterator[LogLine]:
+def _stored_log(run: Run, pod: str, logs: list[ObjectInfo]) -> Iterator[LogLine]:
+    """Yield the lines of a pod's attempts. A line without a time gets that of the line before it."""
     time = ""
     for log in logs:
         rest = b""
