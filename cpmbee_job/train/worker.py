@@ -165,8 +165,8 @@ class _Worker:
             engine.load_state(checkpoint.engine)
             self.state = LoopState.from_record(checkpoint.progress)
             resumed = f", resuming after step {self.state.step}"
-            if checkpoint.modified is not None:
-                metrics.CHECKPOINT.labels(attempt.run_name).set(checkpoint.modified)
+            if checkpoint.stored.modified is not None:
+                metrics.CHECKPOINT.labels(attempt.run_name).set(checkpoint.stored.modified)
 
         # Train
         if world.rank == 0:
@@ -211,20 +211,20 @@ class _Worker:
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         """Return the same checkpoint on all ranks. Rank 0 chooses, because an earlier attempt may still write some."""
-        chosen: list[Checkpoint] = []
+        own: list[Checkpoint] = []
 
         def choose() -> StoredCheckpoint | None:
-            found = newest_checkpoint(self.run.store, warn=log.warning)
-            record_begin(self.run.store, self.attempt.number, None if found is None else found.pointer)
-            if found is None:
+            newest = newest_checkpoint(self.run.store, warn=log.warning)
+            record_begin(self.run.store, self.attempt.number, None if newest is None else newest.pointer)
+            if newest is None:
                 return None
-            chosen.append(found)
-            return StoredCheckpoint(found.attempt, found.step, found.modified)
+            own.append(newest)
+            return newest.stored
 
         stored = self.world.broadcast_object(choose)
         if stored is None:
             return None
-        return chosen[0] if chosen else read_checkpoint(self.run.store, stored)
+        return own[0] if own else read_checkpoint(self.run.store, stored)
 
     def fail(self, error: CpmbeeError) -> Failure:
         """Record the failure. Fail the run too if another attempt cannot help."""

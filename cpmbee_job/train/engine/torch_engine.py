@@ -92,8 +92,8 @@ class TorchEngine:
 
         # Update
         sizes = [master.numel() for master in self.masters.values()]
-        for master, part in zip(self.masters.values(), torch.split(gradient, sizes), strict=True):
-            master.grad = part.view_as(master)
+        for master, own_gradient in zip(self.masters.values(), torch.split(gradient, sizes), strict=True):
+            master.grad = own_gradient.view_as(master)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
         self._copy_masters_to_model()

@@ -50,17 +50,14 @@ def write_checkpoint(store: Store, step: int, attempt: int, state: EngineState, 
 class Checkpoint:
     """A checkpoint that has been read."""
 
-    step: int
-    attempt: int
+    stored: StoredCheckpoint
     engine: EngineState
     progress: dict[str, Any]
     """The record of a `LoopState`."""
-    modified: float | None = None
-    """When its manifest was written, in seconds since 1970 by the store's clock."""
 
     @property
     def pointer(self) -> CheckpointPointer:
-        return CheckpointPointer(step=self.step, attempt=self.attempt)
+        return CheckpointPointer(step=self.stored.step, attempt=self.stored.attempt)
 
 
 def read_checkpoint(store: Store, stored: StoredCheckpoint) -> Checkpoint:
@@ -71,7 +68,7 @@ def read_checkpoint(store: Store, stored: StoredCheckpoint) -> Checkpoint:
     header_length = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + header_length])["__metadata__"]["cpmbee"])
     state = EngineState(safetensors.torch.load(data), header["engine"])
-    return Checkpoint(stored.step, stored.attempt, state, header["progress"], stored.modified)
+    return Checkpoint(stored, state, header["progress"])
 
 
 def newest_checkpoint(store: Store, warn: Callable[[str], None]) -> Checkpoint | None:

@@ -1,4 +1,4 @@
-"""Attempt numbers, and the failures that end a run."""
+"""Failures in the container and in the store, and which of them fail the run."""
 
 from pathlib import Path
 

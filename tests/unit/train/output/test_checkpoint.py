@@ -37,7 +37,7 @@ def test_a_written_checkpoint_is_read(store: Store) -> None:
     write(store, 7)
     found = newest_checkpoint(store, warn=pytest.fail)
     assert found is not None
-    assert (found.step, found.attempt) == (7, 1)
+    assert (found.stored.step, found.stored.attempt) == (7, 1)
     assert found.engine.tensors["parameter/a"].tolist() == [7.0, 7.0, 7.0]
     assert found.engine.values == {"loss_scale": {"value": 2.0}}
     assert json.loads(store.get(keys.LATEST)) == {"step": 7, "attempt": 1}
