@@ -11,7 +11,7 @@ from benchmarks.measure import Curve, Figure, duration, megabytes, run_sampled, 
 _SIZES = (1, 4, 16)
 _LINEAR = 1.1
 _LONG_ROW = 1_500  # tokens
-_CHECK_GROWTH = 16  # bytes per example that `data check` may use to find duplicates
+_CHECK_GROWTH = 20  # bytes per example that `data check` may use to find duplicates
 
 
 def figures(quick: bool) -> Iterator[Figure]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cpmbee_job.data.dataset.collate import collate_examples
-from cpmbee_job.data.dataset.eval_digest import EvalDigest, encoded_arrays
+from cpmbee_job.data.dataset.eval_digest import EvalDigest
 from cpmbee_job.data.encode.encoder import Encoded, encode_example
 from cpmbee_job.data.encode.examples import ANSWER, Example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
@@ -108,7 +108,7 @@ class Evaluator:
         filled = 0
         for location, example in examples:
             encoding = self._encode(location, example)
-            self.digest.add(encoded_arrays(encoding.variants[encoding.answer]))
+            self.digest.add(encoding.variants[encoding.answer].arrays)
             if batch and filled + encoding.num_tokens > self.token_budget:
                 yield from self._score(batch)
                 batch, filled = [], 0

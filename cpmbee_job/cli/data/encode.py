@@ -18,7 +18,7 @@ def encode(
 
     Example: cpmbee-job data encode --vocab models/cpm-bee-10b/vocab.txt --input examples/train.jsonl
     """
-    from cpmbee_job.data.encode.encoder import encode_example
+    from cpmbee_job.data.encode.encoder import ARRAYS, encode_example
     from cpmbee_job.data.encode.tokenizer import LITERAL_WARNING, Tokenizer
     from cpmbee_job.data.read.reader import Rejection, read_source
 
@@ -34,11 +34,7 @@ def encode(
         warnings[LITERAL_WARNING] += encoded.literals
         line = {
             "data": record.content,
-            "input_ids": encoded.input_ids.tolist(),
-            "input_id_subs": encoded.input_id_subs.tolist(),
-            "context": encoded.context.tolist(),
-            "segment_ids": encoded.segment_ids.tolist(),
-            "segment_rel": encoded.segment_rel.tolist(),
+            **{name: array.tolist() for name, array in zip(ARRAYS, encoded.arrays, strict=True)},
             "num_segments": encoded.num_segments,
             "ext_table": encoded.ext_table,
         }

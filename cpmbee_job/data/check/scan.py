@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from operator import itemgetter
 
 from cpmbee_job.data.check import lengths
 from cpmbee_job.data.check.answers import AnswerCounter
@@ -82,7 +83,7 @@ class Check:
             unknown=self._unknown.report(),
             answers=self._answers.report(),
             duplicates=within(self.fingerprints),
-            views=tuple(self._view(location, example) for _, location, example in sorted(self._drawn, key=_number)),
+            views=tuple(self._view(*drawn) for _, *drawn in sorted(self._drawn, key=itemgetter(0))),
             warnings=dict(sorted(self._warnings.items())),
             num_errors=self.errors.count,
             errors=tuple(error.message for error in self.errors.named),
@@ -141,10 +142,6 @@ class Check:
     def _view(self, location: Location, example: Example) -> ExampleView:
         encoded = encode_example(self._tokenizer, example, answer_order=answer_order(example), strict=self._strict)
         return view(self._tokenizer, encoded, str(location))
-
-
-def _number(drawn: tuple[int, Location, Example]) -> int:
-    return drawn[0]
 
 
 def report_on(train: Check, evaluation: Check | None = None) -> CheckReport:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee_job.data.dataset.shards import PackedDataset
-from cpmbee_job.data.encode.encoder import ARRAYS, Encoded
+from cpmbee_job.data.encode.encoder import ARRAYS
 from cpmbee_job.process import activity
 
 _ROWS_PER_READ = 1024
@@ -25,7 +25,7 @@ class EvalDigest:
         self._examples = self._sum = 0
 
     def add(self, arrays: Iterable[NDArray[Any]]) -> None:
-        """Add one example: its arrays in the order of `ARRAYS`."""
+        """Add one example, `Encoded.arrays`."""
         own = hashlib.blake2b(digest_size=16)
         for array in arrays:
             data = np.ascontiguousarray(array, dtype="<i4")
@@ -37,11 +37,6 @@ class EvalDigest:
         """Return 16 hex digits."""
         whole = self._examples.to_bytes(8, "little") + self._sum.to_bytes(16, "little")
         return hashlib.sha256(whole).hexdigest()[:16]
-
-
-def encoded_arrays(example: Encoded) -> tuple[NDArray[Any], ...]:
-    """Return the arrays of an example that `EvalDigest.add` takes."""
-    return tuple(getattr(example, name) for name in ARRAYS)
 
 
 def dataset_digest(dataset: PackedDataset) -> str:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpmbee_job.data.dataset.shards import PackedWriter
 from cpmbee_job.data.dataset.table import Table
 from cpmbee_job.data.encode.encoder import Encoded
 from cpmbee_job.data.encode.examples import Example
@@ -101,14 +101,6 @@ class _Unpacked:
             self._small_example = next(self._next_small, None)
 
 
-class TableWriter(Protocol):
-    """Stores packed examples; a `PackedWriter`."""
-
-    def write(self, table: Table) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Packer:
     """Packs the examples of an input piece into rows, `window` tokens at a time.
 
@@ -118,7 +110,7 @@ class Packer:
 
     def __init__(
         self,
-        writer: TableWriter | None,
+        writer: PackedWriter | None,
         max_length: int,
         window: int,
         in_context: InContext | None = None,

@@ -9,7 +9,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,11 @@ class Encoded:
     """For each base token: the sub number of each of its extended ids."""
     literals: int
     """Number of `<` read as plain text."""
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The arrays named in `ARRAYS`."""
+        return tuple(getattr(self, name) for name in ARRAYS)
 
     @property
     def num_tokens(self) -> int:

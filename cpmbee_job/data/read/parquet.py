@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpmbee_job.data.read.sources import SourceSlice
-from cpmbee_job.data.read.streams import object_name, open_object
+from cpmbee_job.data.read.streams import ObjectStream, object_name
 from cpmbee_job.errors import DataError
 from cpmbee_job.store.base import Store
 
@@ -24,7 +24,7 @@ def read_parquet(store: Store, part: SourceSlice) -> Iterator[tuple[int, dict[st
     """
     info = part.object
     name = object_name(store, info.key)
-    with open_object(store, info.key, info.size) as raw, _explained(name):
+    with ObjectStream(store, info.key, info.size, 0, info.size) as raw, _explained(name):
         file = pq.ParquetFile(io.BufferedReader(raw, _BUFFER_BYTES), buffer_size=_BUFFER_BYTES, pre_buffer=False)
         columns = file.schema_arrow.names
         if repeated := {column for column in columns if columns.count(column) > 1}:

@@ -39,7 +39,7 @@ def open_slice(
 
     `on_bytes` receives the number of bytes of the object as they are read. Raises `DataError` for invalid compression.
     """
-    with _ObjectStream(store, key, size, start, end, on_bytes) as raw:
+    with ObjectStream(store, key, size, start, end, on_bytes) as raw:
         plain: IO[bytes] = io.BufferedReader(raw, _CHUNK_BYTES)
         try:
             if key.lower().endswith(".gz"):
@@ -55,21 +55,18 @@ def open_slice(
             ) from error
 
 
-def open_object(store: Store, key: str, size: int) -> io.RawIOBase:
-    """Open an object for random access, without decompression."""
-    return _ObjectStream(store, key, size, 0, size, no_progress)
-
-
 def count_lines(store: Store, key: str, end: int) -> int:
     """Count the line ends in the first `end` bytes of an uncompressed object."""
-    with _ObjectStream(store, key, end, 0, end, no_progress) as raw:
+    with ObjectStream(store, key, end, 0, end) as raw:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: raw.read(8 * _CHUNK_BYTES), b""))
 
 
-class _ObjectStream(io.RawIOBase):
+class ObjectStream(io.RawIOBase):
     """An object of a store, read from its local file if it has one, else by ranges."""
 
-    def __init__(self, store: Store, key: str, size: int, start: int, end: int, on_bytes: Progress) -> None:
+    def __init__(
+        self, store: Store, key: str, size: int, start: int, end: int, on_bytes: Progress = no_progress
+    ) -> None:
         self._store, self._key, self._size, self._end, self._on_bytes = store, key, size, end, on_bytes
         self._position = start
         path = store.local_path(key)

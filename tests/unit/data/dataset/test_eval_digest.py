@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cpmbee_job.data.dataset.eval_digest import EvalDigest, dataset_digest, encoded_arrays
+from cpmbee_job.data.dataset.eval_digest import EvalDigest, dataset_digest
 from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.data.encode.encoder import answer_order, encode_example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
@@ -64,5 +64,5 @@ def test_cut_examples_are_others(digest_of):
 def test_examples_one_by_one_have_the_digest_of_the_prepared_ones(digest_of, tiny_vocab):
     tokenizer, digest = Tokenizer.from_file(tiny_vocab), EvalDigest()
     for example in EXAMPLES:
-        digest.add(encoded_arrays(encode_example(tokenizer, example, answer_order=answer_order(example))))
+        digest.add(encode_example(tokenizer, example, answer_order=answer_order(example)).arrays)
     assert digest.hexdigest() == digest_of(EXAMPLES)
