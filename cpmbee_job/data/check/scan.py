@@ -68,6 +68,7 @@ class Check:
             self.errors.add(DataError(f"{self.source.url}: no examples"))
 
     def report(self) -> SetReport:
+        drawn = sorted(self._drawn, key=itemgetter(0))  # in input order
         return SetReport(
             url=self.source.url,
             rows=self.num_records,
@@ -83,7 +84,7 @@ class Check:
             unknown=self._unknown.report(),
             answers=self._answers.report(),
             duplicates=within(self.fingerprints),
-            views=tuple(self._view(*drawn) for _, *drawn in sorted(self._drawn, key=itemgetter(0))),
+            views=tuple(self._view(location, example) for _, location, example in drawn),
             warnings=dict(sorted(self._warnings.items())),
             num_errors=self.errors.count,
             errors=tuple(error.message for error in self.errors.named),

@@ -123,18 +123,15 @@ def _all_shards(preparation: Preparation, out: Store) -> tuple[ShardInfo, ...]:
     first = preparation.pod_index * len(source.pieces) // preparation.num_pods
     pieces = [*source.pieces[first:], *source.pieces[:first]]
     shards: dict[int, ShardInfo] = {}
-    examples = bytes_done = bytes_of_piece = 0
+    examples = bytes_done = 0
 
     def on_bytes(num_bytes: int) -> None:
-        nonlocal bytes_of_piece
-        bytes_of_piece += num_bytes
-        preparation.progress(examples, min(bytes_done + bytes_of_piece, source.num_bytes), source.num_bytes)
+        preparation.progress(examples, min(bytes_done + num_bytes, source.num_bytes), source.num_bytes)
 
     for number, shard in make_shards(preparation.shard_maker(out.url), pieces, preparation.workers, on_bytes):
         shards[number] = shard
         examples += shard.examples
         bytes_done += source.pieces[number].num_bytes
-        bytes_of_piece = 0
         on_bytes(0)
     return tuple(shards[number] for number in sorted(shards))
 

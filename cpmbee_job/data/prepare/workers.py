@@ -22,13 +22,24 @@ def make_shards(
 ) -> Iterator[tuple[int, ShardInfo]]:
     """Yield the number and the shard of each piece as it completes.
 
-    `on_bytes` receives the bytes as they are read, if this process makes the shards.
+    `on_bytes` receives the bytes read of the current piece, if this process makes the shards.
     """
     if workers > 1 and len(pieces) > 1:
         yield from _in_processes(maker, pieces, workers)
         return
     for piece in pieces:
-        yield piece.number, maker.make(piece, on_bytes)
+        yield piece.number, maker.make(piece, _accumulated(on_bytes, piece.num_bytes))
+
+
+def _accumulated(report: Progress, most: int) -> Progress:
+    done = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done = min(done + num_bytes, most)
+        report(done)
+
+    return count
 
 
 def _in_processes(maker: ShardMaker, pieces: list[SourcePiece], workers: int) -> Iterator[tuple[int, ShardInfo]]:

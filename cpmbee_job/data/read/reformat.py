@@ -70,7 +70,7 @@ def _require_writable(outputs: list[Path]) -> None:
             raise RefusedError(f"{final}: is a folder", hint="choose another output folder")
         for folder in final.parents:
             if folder.exists() and not folder.is_dir():
-                raise PreflightError(f"{folder}: is not a folder", hint="a file is where a folder should be")
+                raise PreflightError(f"{folder}: is not a folder", hint="a file has the name of a folder")
 
 
 def _converted(
