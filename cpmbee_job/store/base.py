@@ -29,7 +29,7 @@ class ObjectInfo:
     size: int
     etag: str
     sha256: str | None = field(default=None, compare=False)
-    """SHA-256 of the content in hex, if the store knows it; not in listings."""
+    """SHA-256 of the content in hex, if available; not in listings."""
     modified: float | None = field(default=None, compare=False)
     """When it was written, in seconds since 1970 by the store's clock; in listings."""
 

@@ -32,8 +32,8 @@ from cpmbee_job.store.s3.responses import (
     BrokenBodyError,
     error_code,
     no_bucket,
-    pause,
     translate_s3_errors,
+    tries,
 )
 from cpmbee_job.store.s3.upload import MultipartUpload
 
@@ -94,7 +94,7 @@ class S3Store:
             return
         wanted = f"bytes={start}-{start + length - 1}"
         with self._translated(key):
-            for attempt in range(1, self._limits.attempts + 1):
+            for is_last in tries(self._limits.attempts):
                 try:
                     answer = self._client.get_object(
                         Bucket=self._bucket, Key=self._key(key), Range=wanted, IfMatch=f'"{etag}"'
@@ -108,9 +108,8 @@ class S3Store:
                         raise changed(self._name(key)) from error
                     raise
                 except (*BROKEN_BODY, BrokenBodyError) as error:
-                    if attempt == self._limits.attempts:
+                    if is_last:
                         raise StoreError(f"{self._name(key)}: arrived truncated or altered: {error}") from error
-                    pause(attempt)
                 else:
                     return
 
@@ -134,7 +133,7 @@ class S3Store:
             conditions["IfMatch"] = f'"{if_match}"'
         writer = uuid.uuid4().hex
         with self._translated(key):
-            for attempt in range(1, self._limits.attempts + 1):
+            for is_last in tries(self._limits.attempts):
                 try:
                     answer = self._client.put_object(
                         Bucket=self._bucket,
@@ -151,8 +150,7 @@ class S3Store:
                     if etag is not None:
                         return etag
                     code = error_code(error)
-                    if code == "ConditionalRequestConflict" and attempt < self._limits.attempts:
-                        pause(attempt)
+                    if code == "ConditionalRequestConflict" and not is_last:
                         continue
                     if conditions and code in LOST_CONDITION:
                         what = "exists already" if if_none_match else "changed since it was read"
@@ -236,7 +234,7 @@ class S3Store:
     def _read(self, key: str, **only: Any) -> tuple[bytes, str]:
         """Return the verified body (of a range, only its length is) and the ETag."""
         with self._translated(key):
-            for attempt in range(1, self._limits.attempts + 1):
+            for is_last in tries(self._limits.attempts):
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), **only)
                 try:
                     data = answer["Body"].read()
@@ -244,9 +242,8 @@ class S3Store:
                     if not only and expected is not None and hashlib.sha256(data).hexdigest() != expected:
                         raise BrokenBodyError("its SHA-256 differs from its metadata")
                 except (*BROKEN_BODY, BrokenBodyError) as error:
-                    if attempt == self._limits.attempts:
+                    if is_last:
                         raise self._broken(key, error) from error
-                    pause(attempt)
                 else:
                     return data, answer["ETag"].strip('"')
         raise AssertionError("the last attempt returns or raises")

@@ -13,7 +13,7 @@ from cpmbee_job.store.base import Progress
 from cpmbee_job.store.s3.checksums import Crc32, composite, part_size, strongest
 from cpmbee_job.store.s3.client import Limits
 from cpmbee_job.store.s3.partial import PartialFile, boot_id, partial_file
-from cpmbee_job.store.s3.responses import BROKEN_BODY, BrokenBodyError, pause
+from cpmbee_job.store.s3.responses import BROKEN_BODY, BrokenBodyError, tries
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -32,7 +32,7 @@ class Download:
 
     def to(self, path: Path) -> None:
         """Write the object to `path`. Raises boto's errors, and `BrokenBodyError` if it repeatedly arrives altered."""
-        for attempt in range(1, self._limits.attempts + 1):
+        for is_last in tries(self._limits.attempts):
             head = self._client.head_object(Bucket=self._bucket, Key=self._target, ChecksumMode="ENABLED")
             size, etag = head["ContentLength"], head["ETag"]
             range_size = part_size(head) or self._limits.size_of_parts(size)
@@ -44,9 +44,8 @@ class Download:
                 with partial_file(path, identity, size, range_size) as partial:
                     self._fetch(partial, head)
             except BrokenBodyError:
-                if attempt == self._limits.attempts:
+                if is_last:
                     raise
-                pause(attempt)
             else:
                 return
 
@@ -92,7 +91,7 @@ class Download:
     def _fetch_range(self, partial: PartialFile, number: int, etag: str) -> bytes:
         """Return the CRC-32 of the range, if the object is verified by parts."""
         wanted, offset, crc = partial.ranges[number], 0, Crc32()
-        for attempt in range(1, self._limits.attempts + 1):
+        for is_last in tries(self._limits.attempts):
             try:
                 for chunk in self._chunks(wanted[offset:], partial.size, etag):
                     partial.write(number, offset, chunk)
@@ -104,10 +103,9 @@ class Download:
                 if isinstance(error, FlexibleChecksumError):  # boto3 found a wrong checksum
                     self._progress(-offset)
                     offset, crc = 0, Crc32()
-                if attempt == self._limits.attempts:
+                if is_last:
                     self._progress(-offset)
                     raise
-                pause(attempt)
             else:
                 break
         partial.mark_complete(number)

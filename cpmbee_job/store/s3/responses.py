@@ -74,9 +74,11 @@ def translate_s3_errors(name: str, endpoint: str, no_such_bucket: AccessError) -
         raise StoreError(f"{name}: {_reason(error)}") from error
 
 
-def pause(attempt: int) -> None:
-    """Wait before the next attempt: exponential backoff with jitter."""
-    time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
+def tries(attempts: int) -> Iterator[bool]:
+    """Yield for each attempt whether it is the last one. Wait between attempts: exponential backoff with jitter."""
+    for attempt in range(1, attempts + 1):
+        yield attempt == attempts
+        time.sleep(random.uniform(0.5, 1) * min(0.1 * 2**attempt, 5))
 
 
 def _hint(error: boto.ClientError) -> str | None:

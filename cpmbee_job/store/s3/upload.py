@@ -19,7 +19,7 @@ from cpmbee_job.store.s3.begun_uploads import BegunUpload, UploadRecord, UploadR
 from cpmbee_job.store.s3.checksums import PART_SIZE
 from cpmbee_job.store.s3.client import Limits
 from cpmbee_job.store.s3.file_parts import PartBody, SourceChangedError, UploadSource
-from cpmbee_job.store.s3.responses import NO_SUCH_KEY, error_code, pause
+from cpmbee_job.store.s3.responses import NO_SUCH_KEY, error_code, tries
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -53,17 +53,16 @@ class MultipartUpload:
     def send(self, source: UploadSource, sha256: str | None) -> None:
         """Upload the source, with its SHA-256 if known. Raises boto's errors, and `SourceChangedError`."""
         with self._records.held(source.size, source.part_size, dict(self._encryption)) as record:
-            for attempt in range(1, self._limits.attempts + 1):
+            for is_last in tries(self._limits.attempts):
                 begun, uploaded = self._resume(record, source, sha256) or (self._begin(record, source, sha256), {})
                 try:
                     self._complete(begun, self._send_parts(begun, uploaded, source))
                 except boto.ClientError as error:
-                    if error_code(error) not in _LOST_UPLOAD or attempt == self._limits.attempts:
+                    if error_code(error) not in _LOST_UPLOAD or is_last:
                         raise
                     self._abort(begun.id)
                     if record is not None:
                         record.clear()
-                    pause(attempt)
                 except SourceChangedError:
                     self._abort(begun.id)
                     raise
@@ -168,7 +167,7 @@ class MultipartUpload:
         crc = source.crc32(part)
         if uploaded is not None and uploaded["Size"] == len(part) and _is_same(uploaded, crc, source, part):
             return {"PartNumber": number, "ETag": uploaded["ETag"], "ChecksumCRC32": crc}
-        for attempt in range(1, self._limits.attempts + 1):
+        for is_last in tries(self._limits.attempts):
             body: Any = PartBody(source, part, stopped)
             try:
                 answer = client.upload_part(
@@ -176,9 +175,8 @@ class MultipartUpload:
                 )
             except boto.ClientError as error:
                 source.require_unchanged()
-                if error_code(error) not in _ALTERED or attempt == self._limits.attempts:
+                if error_code(error) not in _ALTERED or is_last:
                     raise
-                pause(attempt)
             else:
                 return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": crc}
         raise AssertionError("the last attempt returns or raises")
