@@ -1,4 +1,4 @@
-"""A `Cluster` in memory. Tests put objects in and change them as kubelet and operator would."""
+"""A `Cluster` in memory. Tests create and change objects like the kubelet and the operator."""
 
 import copy
 import itertools
@@ -14,10 +14,9 @@ from cpmbee_job.launch.kube.protocol import ACCESS_REVIEWS, Change, Object, igno
 
 class FakeCluster:
     """`objects`: by kind and name. `failures`: errors that the next calls raise, one each. `lines`: logs by (pod,
-    container), those of the previous container by (pod, container, "previous"). `calls`: what was asked, in order.
-    `changes`: what a watch tells after the objects that are there (None: time passes); then it ends. `refusals`: errors
-    by (verb, kind), raised every time. `denied`: (verb, resource) that access reviews say no to. `warnings`: what the
-    server says at every creation.
+    container), and of previous containers by (pod, container, "previous"). `calls`: all requests in order. `changes`:
+    what a watch yields after the existing objects (None: no event), before it ends. `refusals`: errors by (verb, kind),
+    raised by every call. `denied`: (verb, resource) that access reviews deny. `warnings`: those of every creation.
     """
 
     def __init__(self, namespace: str = "default") -> None:
@@ -41,7 +40,7 @@ class FakeCluster:
         return datetime.now(UTC)
 
     def put(self, kind: str, item: Object) -> Object:
-        """As if it had been there before."""
+        """Add or replace an object."""
         item = copy.deepcopy(item)
         metadata = item.setdefault("metadata", {})
         metadata.setdefault("uid", str(uuid.uuid4()))
@@ -86,7 +85,7 @@ class FakeCluster:
             asked = manifest["spec"]["resourceAttributes"]
             resource = "/".join(filter(None, [asked["resource"], asked.get("subresource")]))
             return {**manifest, "status": {"allowed": (asked["verb"], resource) not in self.denied}}
-        with self._writing:  # a name is given once, whoever asks at the same time
+        with self._writing:  # makes concurrent creations of a name exclusive
             if name in self.objects.get(kind, {}):
                 raise ConflictError(f'{kind.rpartition("/")[2]} "{name}" already exists')
             return copy.deepcopy(manifest) if dry_run else copy.deepcopy(self.put(kind, manifest))

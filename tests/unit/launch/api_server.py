@@ -1,4 +1,4 @@
-"""An HTTP server that plays answers from a list, as an API server in good and bad health would give them."""
+"""An HTTP server that sends prepared responses, like a healthy or a failing API server."""
 
 import json
 import ssl
@@ -16,8 +16,8 @@ from cpmbee_job.launch.kube.protocol import Object
 
 @dataclass(frozen=True)
 class Answer:
-    """`body`: JSON, or bytes; a list is sent in chunks. `cut`: the connection is closed before the end of the body.
-    `hang`: nothing comes, until the client gives up."""
+    """`body`: JSON, or bytes; a list is sent in chunks. `cut`: close the connection before the end of the body.
+    `hang`: send nothing until the client times out."""
 
     status: int = 200
     body: Any = field(default_factory=dict)
@@ -31,7 +31,7 @@ def status(code: int, message: str = "", **more: Any) -> Answer:
 
 
 class ApiServer:
-    """`answers`: what comes next; when there are none left, the last one again. `requests`: what was asked."""
+    """`answers`: the next responses; the last one is repeated. `requests`: those received."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -60,7 +60,7 @@ class ApiServer:
 
 @contextmanager
 def api_server(certificate: Path | None = None) -> Iterator[ApiServer]:
-    """`certificate`: a file with key and certificate, to speak TLS."""
+    """`certificate`: a file with key and certificate, to enable TLS."""
     script = ApiServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -115,5 +115,5 @@ def api_server(certificate: Path | None = None) -> Iterator[ApiServer]:
 
 
 def pod(name: str, version: int = 1) -> Object:
-    """A pod, as far as lists and watches look at one."""
+    """A pod with the fields that lists and watches read."""
     return {"metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": str(version)}}

@@ -1,4 +1,4 @@
-"""A `FakeCluster` in which time passes: watches go on, logs are followed, streams break."""
+"""A `FakeCluster` with live watches and logs, and streams that are interrupted."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,8 @@ TICK = 0.002
 
 
 class LiveCluster(FakeCluster):
-    """`breaks`: after how many lines the next streams of (pod, container) break off. `streams`: most that were open at
-    once. `over` ends all streams."""
+    """`breaks`: the numbers of lines after which the next streams of (pod, container) are interrupted. `streams`: the
+    maximum number of open streams. `over` ends all streams."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ STATES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def worker(index: int, state: str = "running", *, restarts: int = 0, uid: str = "") -> Object:
-    """Worker `index` of the run `ccpm/abc`, whose init step is done unless it is `waiting`."""
+    """Worker `index` of the run `ccpm/abc`. Its init container has completed unless `state` is `waiting`."""
     phase, main = STATES[state]
     name = f"ccpm-abc-worker-{index}"
     prepared = {"waiting": {}} if state == "waiting" else {"terminated": {"exitCode": 0}}

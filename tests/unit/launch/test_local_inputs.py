@@ -13,7 +13,7 @@ from cpmbee_job.store.files import FileStore
 
 @pytest.fixture
 def job(tmp_path):
-    """A spec whose data lie on this machine and whose model does not."""
+    """A spec with local data and a remote model."""
     (tmp_path / "train.jsonl").write_text("{}\n")
     text = "name: a\nmodel: s3://m/\ndata: {train: train.jsonl}\noutput: s3://out/runs/\n"
     return lambda *overrides: parse_spec(text, source="job.yaml", overrides=overrides, base=tmp_path)
@@ -25,7 +25,7 @@ def store(tmp_path):
 
 
 class Bars:
-    """Bars that note what they are told."""
+    """Progress bars that record totals and progress."""
 
     def __init__(self):
         self.totals = {}
@@ -57,7 +57,7 @@ def folder(root, **files):
     return root
 
 
-def test_a_file_goes_to_a_place_named_by_its_content(job, store):
+def test_the_url_of_a_file_contains_its_digest(job, store):
     spec, uploads = hashed(job())
     upload_inputs(uploads, store)
     (entry,) = store.list()
@@ -65,7 +65,7 @@ def test_a_file_goes_to_a_place_named_by_its_content(job, store):
     assert store.get(entry.key) == b"{}\n"
 
 
-def test_the_same_content_has_the_same_place_wherever_it_lies(job, tmp_path):
+def test_equal_content_has_the_same_url(job, tmp_path):
     folder(tmp_path / "elsewhere", **{"train.jsonl": "{}\n"})
     first, _ = hashed(job())
     assert hashed(job("data.train=elsewhere/train.jsonl"))[0].data.train == first.data.train
@@ -73,7 +73,7 @@ def test_the_same_content_has_the_same_place_wherever_it_lies(job, tmp_path):
     assert hashed(job("data.train=elsewhere/train.jsonl"))[0].data.train != first.data.train
 
 
-def test_a_folder_keeps_its_names_without_hidden_ones(job, store, tmp_path):
+def test_a_folder_keeps_its_names_without_hidden_files(job, store, tmp_path):
     folder(tmp_path / "d", a="1", b__c="2", _x="3", _y__z="4")
     folder(tmp_path / "d", **{".hidden": "5"})
     spec, uploads = hashed(job("data.train=d/"))
@@ -82,12 +82,12 @@ def test_a_folder_keeps_its_names_without_hidden_ones(job, store, tmp_path):
     assert names(store) == ["a", "b/c"]
 
 
-def test_file_urls_are_this_machine_s_too(job, tmp_path):
+def test_file_urls_are_local(job, tmp_path):
     spec, _ = hashed(job(f"data.train=file://{tmp_path}/train.jsonl"))
     assert spec.data.train == hashed(job())[0].data.train
 
 
-def test_of_a_model_only_files_directly_in_the_folder_go(job, store, tmp_path):
+def test_only_the_files_directly_in_a_model_folder_are_uploaded(job, store, tmp_path):
     folder(tmp_path / "m", **{"vocab.txt": "v", "config.json": "{}", "pytorch_model.bin": "w", "runs__x": "no"})
     spec, uploads = hashed(job("model=m/", "data.train=s3://d/"))
     upload_inputs(uploads, store)
@@ -95,13 +95,13 @@ def test_of_a_model_only_files_directly_in_the_folder_go(job, store, tmp_path):
     assert spec.model.startswith("s3://out/runs/uploads/")
 
 
-def test_a_folder_that_is_no_model_is_not_uploaded(job, tmp_path):
+def test_a_folder_that_is_not_a_model_is_rejected(job, tmp_path):
     folder(tmp_path / "m", **{"config.json": "{}", "weights.zip": "w"})
     with pytest.raises(ModelError, match=r"^model: "):
         find_inputs(job("model=m/"))
 
 
-def test_a_delta_file_takes_its_manifest_along(job, store, tmp_path):
+def test_a_delta_file_is_uploaded_with_its_manifest(job, store, tmp_path):
     folder(tmp_path / "delta", **{"best.pt": "p", "manifest.json": "{}", "other.pt": "no"})
     spec, uploads = hashed(job("lora.init_from=delta/best.pt", "data.train=s3://d/"))
     upload_inputs(uploads, store)
@@ -110,7 +110,7 @@ def test_a_delta_file_takes_its_manifest_along(job, store, tmp_path):
     assert spec.lora.init_from.endswith("/best.pt")
 
 
-def test_of_a_run_s_folder_the_best_delta_is_meant(job, store, tmp_path):
+def test_the_folder_of_a_run_stands_for_its_best_delta(job, store, tmp_path):
     best = json.dumps({"prefix": "delta/7.1/"})
     folder(tmp_path / "run", delta__BEST=best, **{"delta/7.1/manifest.json": "{}", "delta/9.1/manifest.json": "{ }"})
     _, uploads = hashed(job("lora.init_from=run/", "data.train=s3://d/"))
@@ -118,13 +118,13 @@ def test_of_a_run_s_folder_the_best_delta_is_meant(job, store, tmp_path):
     assert names(store) == ["manifest.json"]
 
 
-def test_what_is_there_is_not_sent_again(job, store):
+def test_existing_objects_are_not_uploaded_again(job, store):
     _, uploads = hashed(job())
     assert upload_inputs(uploads, store) == 3
     assert upload_inputs(uploads, store) == 0
 
 
-def test_what_is_there_but_is_something_else_is_mended(job, store):
+def test_a_different_object_is_replaced(job, store):
     _, uploads = hashed(job())
     upload_inputs(uploads, store)
     (entry,) = store.list()
@@ -133,21 +133,21 @@ def test_what_is_there_but_is_something_else_is_mended(job, store):
     assert store.get(entry.key) == b"{}\n"
 
 
-def test_progress_is_told_of_both_steps(job, store):
+def test_both_steps_report_progress(job, store):
     bars = Bars()
     _, uploads = hashed(job(), bars)
     upload_inputs(uploads, store, bars)
     assert bars.totals == bars.moved == {"hash": 3, "upload": 3}
 
 
-def test_a_file_that_changes_before_it_is_hashed_is_refused(job, tmp_path):
+def test_a_file_that_changes_before_hashing_is_refused(job, tmp_path):
     places = find_inputs(job())
     (tmp_path / "train.jsonl").write_text("longer than before\n")
     with pytest.raises(StoreError, match=r"train\.jsonl: changed"):
         hash_inputs(job(), places)
 
 
-def test_a_file_that_changes_before_it_is_sent_is_refused_and_leaves_nothing(job, store, tmp_path):
+def test_a_file_that_changes_before_the_upload_is_refused_and_deleted(job, store, tmp_path):
     _, uploads = hashed(job())
     (tmp_path / "train.jsonl").write_text("[]\n")
     os.utime(tmp_path / "train.jsonl", (1, 1))
@@ -156,7 +156,7 @@ def test_a_file_that_changes_before_it_is_sent_is_refused_and_leaves_nothing(job
     assert names(store) == []
 
 
-def test_nothing_is_written_before_it_is_asked_for(job, store):
+def test_hashing_writes_nothing(job, store):
     hashed(job())
     assert names(store) == []
 
@@ -170,7 +170,7 @@ def test_nothing_is_written_before_it_is_asked_for(job, store):
         ("lora.init_from=train.jsonl", r"^lora\.init_from: .*not a delta"),
     ],
 )
-def test_a_path_that_can_t_be_uploaded_is_named_with_its_key(job, tmp_path, override, words):
+def test_an_invalid_path_is_rejected_with_its_key(job, tmp_path, override, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".keep").touch()
     with pytest.raises(SpecError, match=words):
@@ -189,7 +189,7 @@ def test_links_to_files_are_followed_and_links_to_folders_refused(job, store, tm
 
 
 @pytest.mark.parametrize("kind", ["dangling", "loop", "pipe"])
-def test_what_is_no_file_is_refused(job, tmp_path, kind):
+def test_other_than_regular_files_are_rejected(job, tmp_path, kind):
     folder(tmp_path / "d", a="1")
     path = tmp_path / "d" / "b"
     if kind == "pipe":
@@ -200,7 +200,7 @@ def test_what_is_no_file_is_refused(job, tmp_path, kind):
         find_inputs(job("data.train=d/"))
 
 
-def test_a_name_that_no_object_can_have_is_refused(job, tmp_path):
+def test_an_invalid_object_key_is_rejected(job, tmp_path):
     Path(tmp_path / "d").mkdir()
     (tmp_path / "d" / "a\nb").write_text("1")
     with pytest.raises(SpecError, match="rename the file"):

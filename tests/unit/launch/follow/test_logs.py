@@ -1,4 +1,4 @@
-"""Logs of many pods as one: in order, nothing lost, nothing twice."""
+"""Logs of many pods in one stream: ordered, complete, without duplicates."""
 
 import random
 import threading
@@ -45,7 +45,7 @@ def stored(folder: Path) -> FoundRun:
 
 
 class Following:
-    """Follows in a thread; `shown` grows."""
+    """Follows logs in a thread that appends to `shown`."""
 
     def __init__(self, cluster: LiveCluster, selection: LogSelection | None = None) -> None:
         self.shown: list[str] = []
@@ -85,7 +85,7 @@ class Following:
 # Reading what is there
 
 
-def test_all_ranks_come_in_the_order_of_time(cluster: LiveCluster, messages: list[str]) -> None:
+def test_logs_of_all_pods_are_merged_by_time(cluster: LiveCluster, messages: list[str]) -> None:
     for index in (0, 1):
         cluster.put(PODS, worker(index))
     cluster.lines[W0, "prepare"] = [line(1, "prepare 0")]
@@ -96,27 +96,27 @@ def test_all_ranks_come_in_the_order_of_time(cluster: LiveCluster, messages: lis
     assert (lines[0].pod, lines[0].container) == (W0, "prepare")
 
 
-def test_times_of_all_zones_and_lengths_are_comparable() -> None:
+def test_times_are_normalized_to_utc_with_nine_digits() -> None:
     assert utc("2026-01-31T20:00:00.5+08:00") == "2026-01-31T12:00:00.500000000Z"
     assert utc("2026-01-31T12:00:00Z") == "2026-01-31T12:00:00.000000000Z"
     assert utc("unable") is None
 
 
 @pytest.mark.parametrize("name", [W1, "worker-1", "1"])
-def test_one_pod_is_chosen_by_its_name_or_its_end(cluster: LiveCluster, messages: list[str], name: str) -> None:
+def test_a_pod_is_selected_by_its_name_or_the_end_of_it(cluster: LiveCluster, messages: list[str], name: str) -> None:
     for index in (0, 1, 11):
         cluster.put(PODS, worker(index))
         cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [line(1, f"from {index}")]
     assert [one.text for one in read_logs(found(), cluster, LogSelection(pod=name), messages.append)] == ["from 1"]
 
 
-def test_an_unknown_pod_is_told_with_those_that_are_there(cluster: LiveCluster, messages: list[str]) -> None:
+def test_an_unknown_pod_is_an_error_with_the_existing_pods(cluster: LiveCluster, messages: list[str]) -> None:
     cluster.put(PODS, worker(0))
     with pytest.raises(NotFoundError, match=f"worker-7.*{W0}"):
         list(read_logs(found(), cluster, LogSelection(pod="worker-7"), messages.append))
 
 
-def test_the_log_before_a_restart_is_shown_on_request(cluster: LiveCluster, messages: list[str]) -> None:
+def test_previous_selects_the_log_before_a_restart(cluster: LiveCluster, messages: list[str]) -> None:
     cluster.put(PODS, worker(0, restarts=1))
     cluster.lines[W0, "pytorch"] = [line(2, "again")]
     cluster.lines[W0, "pytorch", "previous"] = [line(1, "crash")]
@@ -124,13 +124,13 @@ def test_the_log_before_a_restart_is_shown_on_request(cluster: LiveCluster, mess
     assert [one.text for one in read_logs(found(), cluster, selection, messages.append)] == ["crash"]
 
 
-def test_no_container_with_a_log_is_not_found(cluster: LiveCluster, messages: list[str]) -> None:
+def test_pods_without_a_log_are_an_error(cluster: LiveCluster, messages: list[str]) -> None:
     cluster.put(PODS, worker(0, "waiting"))
     with pytest.raises(NotFoundError, match="no log of pytorch"):
         list(read_logs(found(), cluster, LogSelection(), messages.append))
 
 
-def test_a_log_that_breaks_off_is_read_on(cluster: LiveCluster, messages: list[str]) -> None:
+def test_an_interrupted_log_is_continued(cluster: LiveCluster, messages: list[str]) -> None:
     cluster.put(PODS, worker(0))
     cluster.lines[W0, "pytorch"] = [line(1 + i / 10, f"{i}") for i in range(40)]
     cluster.breaks[W0, "pytorch"] = [10, 25, 15]
@@ -139,7 +139,7 @@ def test_a_log_that_breaks_off_is_read_on(cluster: LiveCluster, messages: list[s
     ]
 
 
-def test_of_many_pods_those_from_worker_0_on_are_shown(cluster: LiveCluster, messages: list[str]) -> None:
+def test_only_the_first_pods_are_shown(cluster: LiveCluster, messages: list[str]) -> None:
     for index in range(512):
         cluster.put(PODS, worker(index))
         cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [line(1, f"{index}")]
@@ -151,7 +151,9 @@ def test_of_many_pods_those_from_worker_0_on_are_shown(cluster: LiveCluster, mes
 # From the store
 
 
-def test_when_the_pods_are_gone_the_store_is_read(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
+def test_logs_of_a_run_without_pods_come_from_the_store(
+    cluster: LiveCluster, messages: list[str], tmp_path: Path
+) -> None:
     run = stored(tmp_path)
     assert run.run is not None
     run.run.store.put(log_key(W0, 1), b"2026-01-31 12:00:01,000 INFO one\nno time\n2026-01-31 12:00:04,000 INFO four")
@@ -163,9 +165,7 @@ def test_when_the_pods_are_gone_the_store_is_read(cluster: LiveCluster, messages
     assert "store" in messages[0]
 
 
-def test_of_a_pod_that_alone_is_gone_the_store_is_read(
-    cluster: LiveCluster, messages: list[str], tmp_path: Path
-) -> None:
+def test_logs_of_a_missing_pod_come_from_the_store(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
     run = stored(tmp_path)
     assert run.run is not None
     for pod in (W0, W1):
@@ -176,7 +176,7 @@ def test_of_a_pod_that_alone_is_gone_the_store_is_read(
     assert W1 in messages[0]
 
 
-def test_pod_and_since_hold_in_the_store_too(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
+def test_pod_and_since_apply_to_stored_logs(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
     run = stored(tmp_path)
     assert run.run is not None
     run.run.store.put(log_key(W0, 1), b"2026-01-31 12:00:01,000 INFO one\n2026-01-31 12:00:04,000 INFO four\n")
@@ -185,7 +185,7 @@ def test_pod_and_since_hold_in_the_store_too(cluster: LiveCluster, messages: lis
     assert [one.text for one in read_logs(run, cluster, selection, messages.append)] == ["INFO four"]
 
 
-def test_a_stored_log_longer_than_a_block_comes_whole(
+def test_a_stored_log_longer_than_a_block_is_complete(
     cluster: LiveCluster, messages: list[str], tmp_path: Path
 ) -> None:
     run = stored(tmp_path)
@@ -195,7 +195,7 @@ def test_a_stored_log_longer_than_a_block_comes_whole(
     assert [one.text for one in read_logs(run, cluster, LogSelection(), messages.append)] == texts
 
 
-def test_a_run_without_any_log_is_not_found(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
+def test_a_run_without_logs_is_an_error(cluster: LiveCluster, messages: list[str], tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no log"):
         list(read_logs(stored(tmp_path), cluster, LogSelection(), messages.append))
 
@@ -203,7 +203,7 @@ def test_a_run_without_any_log_is_not_found(cluster: LiveCluster, messages: list
 # Following
 
 
-def test_pods_are_waited_for_and_followed_to_the_end(cluster: LiveCluster) -> None:
+def test_follow_waits_for_pods_and_reads_to_the_end(cluster: LiveCluster) -> None:
     following = Following(cluster)
     cluster.put(PODS, worker(0, "waiting"))
     cluster.lines[W0, "prepare"] = [line(1, "prepared")]
@@ -218,7 +218,7 @@ def test_pods_are_waited_for_and_followed_to_the_end(cluster: LiveCluster) -> No
     assert following.end() == ["prepared", "step 1", "step 2", "last messages"]
 
 
-def test_what_was_said_before_is_merged_by_time(cluster: LiveCluster) -> None:
+def test_existing_lines_are_merged_by_time(cluster: LiveCluster) -> None:
     for index in (0, 1, 2):
         cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [
             line(i / 10 + index / 100, f"{i}.{index}") for i in range(300)
@@ -229,7 +229,7 @@ def test_what_was_said_before_is_merged_by_time(cluster: LiveCluster) -> None:
     assert following.end() == [f"{i}.{index}" for i in range(300) for index in range(3)]
 
 
-def test_streams_that_break_lose_nothing_and_repeat_nothing(cluster: LiveCluster) -> None:
+def test_interrupted_streams_lose_and_repeat_no_lines(cluster: LiveCluster) -> None:
     dice = random.Random(1)
     for index in (0, 1):
         name = f"ccpm-abc-worker-{index}"
@@ -250,7 +250,7 @@ def test_streams_that_break_lose_nothing_and_repeat_nothing(cluster: LiveCluster
         assert mine == [f"{index}: {i % 7} {i}" for i in range(200)]
 
 
-def test_a_container_that_restarts_is_read_on_from_its_last_words(cluster: LiveCluster) -> None:
+def test_a_restarted_container_is_followed_without_a_gap(cluster: LiveCluster) -> None:
     cluster.lines[W0, "pytorch"] = [line(1, "one")]
     cluster.put(PODS, worker(0))
     following = Following(cluster)
@@ -264,7 +264,7 @@ def test_a_container_that_restarts_is_read_on_from_its_last_words(cluster: LiveC
     assert following.end() == ["one", "dying", "again"]
 
 
-def test_a_crash_loop_is_followed_while_it_waits(cluster: LiveCluster) -> None:
+def test_a_crash_loop_is_followed_during_its_backoff(cluster: LiveCluster) -> None:
     cluster.lines[W0, "pytorch"] = [line(1, "crash 1")]
     cluster.put(PODS, worker(0, "restarting", restarts=1))
     following = Following(cluster)
@@ -276,7 +276,7 @@ def test_a_crash_loop_is_followed_while_it_waits(cluster: LiveCluster) -> None:
     assert following.end() == ["crash 1", "crash 2"]
 
 
-def test_a_replaced_pod_is_read_from_its_beginning(cluster: LiveCluster) -> None:
+def test_a_replaced_pod_is_read_from_its_start(cluster: LiveCluster) -> None:
     cluster.lines[W0, "pytorch"] = [line(1, "old pod")]
     cluster.put(PODS, worker(0))
     following = Following(cluster)
@@ -289,7 +289,7 @@ def test_a_replaced_pod_is_read_from_its_beginning(cluster: LiveCluster) -> None
     assert following.end() == ["old pod", "new pod"]
 
 
-def test_a_pod_that_vanishes_does_not_hold_up_the_end(cluster: LiveCluster) -> None:
+def test_a_vanished_pod_does_not_delay_the_end(cluster: LiveCluster) -> None:
     cluster.lines[W0, "pytorch"] = [line(1, "one")]
     cluster.put(PODS, worker(0))
     following = Following(cluster)
@@ -298,7 +298,7 @@ def test_a_pod_that_vanishes_does_not_hold_up_the_end(cluster: LiveCluster) -> N
     assert following.end() == ["one"]
 
 
-def test_an_api_that_is_away_is_waited_for(cluster: LiveCluster) -> None:
+def test_an_unreachable_api_is_retried(cluster: LiveCluster) -> None:
     cluster.lines[W0, "pytorch"] = [line(1, "one")]
     cluster.put(PODS, worker(0))
     cluster.failures = [UnreachableError("away")] * 5
@@ -308,7 +308,7 @@ def test_an_api_that_is_away_is_waited_for(cluster: LiveCluster) -> None:
     assert following.end() == ["one"]
 
 
-def test_a_refusal_is_told_once_and_waited_out(cluster: LiveCluster) -> None:
+def test_a_denied_request_is_reported_once_and_retried(cluster: LiveCluster) -> None:
     cluster.lines[W0, "pytorch"] = [line(1, "one")]
     cluster.put(PODS, worker(0))
     following = Following(cluster)
@@ -321,7 +321,7 @@ def test_a_refusal_is_told_once_and_waited_out(cluster: LiveCluster) -> None:
     assert following.messages == ["token has expired"]
 
 
-def test_a_refusal_from_the_first_is_an_error(cluster: LiveCluster) -> None:
+def test_a_denied_first_request_is_an_error(cluster: LiveCluster) -> None:
     cluster.put(PODS, worker(0))
     cluster.refusals["logs", W0] = ClusterError("pods/log is forbidden")
     lines = follow_logs(found(), cluster, LogSelection(), ended=lambda: False, on_message=lambda _: None, pause=0.005)
@@ -329,7 +329,7 @@ def test_a_refusal_from_the_first_is_an_error(cluster: LiveCluster) -> None:
         next(lines)
 
 
-def test_few_of_many_pods_are_followed(cluster: LiveCluster) -> None:
+def test_only_the_first_pods_are_followed(cluster: LiveCluster) -> None:
     for index in range(512):
         cluster.lines[f"ccpm-abc-worker-{index}", "pytorch"] = [line(1, f"{index}")]
         cluster.put(PODS, worker(index))
@@ -344,7 +344,7 @@ def test_few_of_many_pods_are_followed(cluster: LiveCluster) -> None:
     assert "--pod" in following.messages[0]
 
 
-def test_a_reader_that_is_slow_is_waited_for_in_bounded_memory(cluster: LiveCluster) -> None:
+def test_a_slow_reader_blocks_the_threads(cluster: LiveCluster) -> None:
     cluster.lines[W0, "pytorch"] = [line(1, f"{i}") for i in range(20_000)]
     cluster.put(PODS, worker(0))
     lines = follow_logs(found(), cluster, LogSelection(), ended=lambda: False, on_message=lambda _: None, pause=0.005)
@@ -358,7 +358,7 @@ def test_a_reader_that_is_slow_is_waited_for_in_bounded_memory(cluster: LiveClus
 # LogPosition
 
 
-def test_a_log_of_any_speed_is_known_again() -> None:
+def test_duplicates_are_dropped_at_any_rate() -> None:
     position = LogPosition(None)
     texts = [(f"2026-01-31T12:00:00.{i:09}Z", f"{i}") for i in range(3 * REMEMBERED)]
     for stamp, text in texts:
@@ -368,13 +368,13 @@ def test_a_log_of_any_speed_is_known_again() -> None:
     assert [one.text for one in again if one is not None] == ["new"]
 
 
-def test_a_line_of_the_second_before_since_is_none() -> None:
+def test_lines_before_since_are_dropped() -> None:
     position = LogPosition("2026-01-31T12:00:00.500000000Z")
     assert position.take("p", "c", "2026-01-31T12:00:00.4Z", "early") is None
     assert position.take("p", "c", "2026-01-31T12:00:00.5Z", "in time") is not None
 
 
-def test_two_equal_lines_of_one_time_are_two() -> None:
+def test_two_equal_lines_with_the_same_time_are_kept() -> None:
     position = LogPosition(None)
     same = ("2026-01-31T12:00:00Z", "same")
     assert position.take("p", "c", *same) is not None
@@ -382,15 +382,15 @@ def test_two_equal_lines_of_one_time_are_two() -> None:
     assert [position.take("p", "c", *same) is None for _ in range(2)] == [True, False]
 
 
-def test_a_line_written_late_is_not_lost() -> None:
-    """Both streams of a container are stamped before either is written."""
+def test_a_line_out_of_order_is_kept() -> None:
+    """The lines of stdout and stderr get their times before they are written."""
     position = LogPosition(None)
     position.take("p", "c", "2026-01-31T12:00:01.000002Z", "out")
     position.resume()
     assert position.take("p", "c", "2026-01-31T12:00:01.000001Z", "err") is not None
 
 
-def test_kubelets_excuse_is_told_once() -> None:
+def test_a_message_of_the_kubelet_is_returned_once() -> None:
     position = LogPosition("2026-01-31T12:00:00.000000000Z")
     taken = [position.take("p", "c", "unable", "to retrieve container logs") for _ in range(2)]
     assert taken[0] is not None

@@ -1,4 +1,4 @@
-"""Waiting: what ends it, what does not."""
+"""Waiting for the end of a run: what ends the wait, and what does not."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ def job(*conditions: str) -> Object:
 
 
 class Switched:
-    """A store that can be `away`."""
+    """A store that is unreachable while `away`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -55,7 +55,7 @@ class Switched:
 
 
 class Waiting:
-    """A wait in which time passes only in its pauses; `then` happens in them, one after the other."""
+    """A wait whose clock advances only in its pauses; each pause calls the next function of `then`."""
 
     def __init__(self, folder: Path) -> None:
         self.store = Switched(open_store(f"file://{folder}", StorageSpec()))
@@ -104,21 +104,21 @@ def waiting(tmp_path: Path) -> Waiting:
     return Waiting(tmp_path)
 
 
-def test_a_run_that_succeeds_ends_the_wait_with_0(waiting: Waiting) -> None:
+def test_a_successful_run_has_exit_code_0(waiting: Waiting) -> None:
     status = waiting.wait(lambda: None, waiting.succeed)
     assert (status.phase, status.exit_code) == ("succeeded", 0)
     assert as_error(status) is None
     assert len(waiting.phases) == 3
 
 
-def test_looks_become_rarer(waiting: Waiting) -> None:
+def test_pauses_grow(waiting: Waiting) -> None:
     waiting.wait(*[lambda: None] * 20, waiting.succeed)
     assert waiting.pauses[0] == 2
     assert waiting.pauses == sorted(waiting.pauses)
     assert waiting.pauses[-1] == 15
 
 
-def test_a_failed_run_ends_with_the_code_of_what_made_it_fail(waiting: Waiting) -> None:
+def test_a_failed_run_has_the_exit_code_of_its_error(waiting: Waiting) -> None:
     status = waiting.wait(lambda: waiting.run.finish("failed", "row 7 is bad", exit_code=3))
     error = as_error(status)
     assert isinstance(error, JobFailedError)
@@ -128,38 +128,38 @@ def test_a_failed_run_ends_with_the_code_of_what_made_it_fail(waiting: Waiting) 
     assert JobFailedError.exit_code == 100, "of the class, still"
 
 
-def test_a_cancelled_run_ends_with_103(waiting: Waiting) -> None:
+def test_a_cancelled_run_has_exit_code_103(waiting: Waiting) -> None:
     error = as_error(waiting.wait(lambda: waiting.run.finish("cancelled", "by me")))
     assert isinstance(error, CancelledError)
     assert error.exit_code == 103
 
 
-def test_a_job_that_failed_without_a_result_ends_with_100(waiting: Waiting) -> None:
+def test_a_failed_job_without_a_result_has_exit_code_100(waiting: Waiting) -> None:
     status = waiting.wait(lambda: waiting.cluster.put(PYTORCHJOBS, job("Running", "Failed")))
     error = as_error(status)
     assert error is not None
     assert error.exit_code == 100
 
 
-def test_after_the_timeout_the_problems_are_named(waiting: Waiting) -> None:
+def test_the_timeout_raises_unfinished(waiting: Waiting) -> None:
     with pytest.raises(UnfinishedError, match="did not end within 60 s") as caught:
         waiting.wait(timeout=60)
     assert waiting.now == 60
     assert caught.value.exit_code == 101
 
 
-def test_an_api_that_is_away_does_not_end_it(waiting: Waiting) -> None:
+def test_an_unreachable_api_does_not_end_the_wait(waiting: Waiting) -> None:
     waiting.cluster.failures = [UnreachableError("connection refused")] * 3 + [ClusterError("token has expired")] * 3
     assert waiting.wait(*[lambda: None] * 6, waiting.succeed).exit_code == 0
 
 
-def test_a_run_that_can_not_be_asked_about_is_not_lost(waiting: Waiting) -> None:
+def test_a_run_that_cannot_be_observed_is_not_lost(waiting: Waiting) -> None:
     waiting.cluster.refusals["get", PYTORCHJOBS] = UnreachableError("connection refused")
     with pytest.raises(UnfinishedError):
         waiting.wait(timeout=10 * GRACE)
 
 
-def test_a_success_without_its_delta_is_none(waiting: Waiting) -> None:
+def test_a_success_without_its_delta_fails(waiting: Waiting) -> None:
     status = waiting.wait(lambda: waiting.run.finish("succeeded", "done"))
     assert status.exit_code == 100
     assert status.reason is not None
@@ -168,7 +168,7 @@ def test_a_success_without_its_delta_is_none(waiting: Waiting) -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"{", b"{}", b"[]"])
-def test_a_success_whose_pointer_is_damaged_is_none(waiting: Waiting, damaged: bytes) -> None:
+def test_a_success_with_a_corrupt_pointer_fails(waiting: Waiting, damaged: bytes) -> None:
     waiting.run.store.put(keys.BEST, damaged)
     status = waiting.wait(lambda: waiting.run.finish("succeeded", "done"))
     assert status.exit_code == 100
@@ -176,26 +176,26 @@ def test_a_success_whose_pointer_is_damaged_is_none(waiting: Waiting, damaged: b
     assert f"no intact {keys.BEST}" in status.reason
 
 
-def test_a_success_is_not_believed_while_the_store_does_not_answer(waiting: Waiting) -> None:
+def test_a_success_is_not_confirmed_while_the_store_is_unreachable(waiting: Waiting) -> None:
     waiting.store.away = True
     waiting.cluster.put(PYTORCHJOBS, job("Succeeded"))
     back = [*[lambda: None] * 60, waiting.store_is_back, waiting.succeed]
     assert waiting.wait(*back).exit_code == 0
 
 
-def test_a_delta_that_appears_late_is_waited_for(waiting: Waiting) -> None:
+def test_a_late_delta_counts(waiting: Waiting) -> None:
     assert waiting.wait(lambda: waiting.run.finish("succeeded", "done"), waiting.succeed).exit_code == 0
     assert waiting.troubles
 
 
-def test_a_run_of_which_nothing_is_left_fails_after_a_grace(waiting: Waiting) -> None:
+def test_a_vanished_run_fails_after_the_grace_period(waiting: Waiting) -> None:
     status = waiting.wait(waiting.forget)
     assert (status.phase, status.exit_code) == ("failed", 100)
     assert "resume" in str(as_error(status))
     assert waiting.now >= GRACE
 
 
-def test_a_run_that_is_resumed_meanwhile_is_not_lost(waiting: Waiting) -> None:
+def test_a_run_resumed_meanwhile_is_not_lost(waiting: Waiting) -> None:
     status = waiting.wait(
         waiting.forget, lambda: None, lambda: waiting.cluster.put(PYTORCHJOBS, job("Running")), waiting.succeed
     )

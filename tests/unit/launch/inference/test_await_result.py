@@ -1,4 +1,4 @@
-"""Waiting for what an inference leaves: what ends it, and what is said meanwhile."""
+"""Waiting for the result of an inference: what ends the wait, and which states are reported."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ FOUND = FoundRun("ccpm", "evaluate-0a1b", "s3://o/inference/0a1b", None, None)
 
 
 class Waiting:
-    """A wait in which time passes only in its pauses; `then` happens in them, one after the other."""
+    """A wait whose clock advances only in its pauses; each pause calls the next function of `then`."""
 
     def __init__(self, folder: Path) -> None:
         self.store = open_store(str(folder))
@@ -74,7 +74,7 @@ def waiting(tmp_path: Path) -> Waiting:
     return Waiting(tmp_path)
 
 
-def test_what_is_in_the_store_ends_it_and_what_is_in_the_way_is_said(waiting: Waiting) -> None:
+def test_the_result_ends_the_wait_and_states_are_reported(waiting: Waiting) -> None:
     image = {"waiting": {"reason": "ErrImagePull", "message": "manifest unknown"}}
     waiting.put_job(suspend=True)
     waiting.then = [
@@ -92,7 +92,7 @@ def test_what_is_in_the_store_ends_it_and_what_is_in_the_way_is_said(waiting: Wa
     ]
 
 
-def test_a_pod_that_can_not_be_made_is_explained(waiting: Waiting) -> None:
+def test_the_reason_why_a_pod_cannot_be_created_is_reported(waiting: Waiting) -> None:
     waiting.put_job()
     refusal = {"reason": "FailedCreate", "message": 'Error creating: pods "x" is forbidden: no service account t'}
     waiting.cluster.put(EVENTS, {"metadata": {"name": "e"}, "involvedObject": {"uid": "j1"}, **refusal})
@@ -108,7 +108,7 @@ def test_a_pod_that_can_not_be_made_is_explained(waiting: Waiting) -> None:
         (2, 2, "code 2"),
     ],
 )
-def test_a_failure_is_told_by_the_pod_that_failed_last(waiting: Waiting, exit_code: int, code: int, words: str) -> None:
+def test_the_error_is_that_of_the_last_failed_pod(waiting: Waiting, exit_code: int, code: int, words: str) -> None:
     waiting.put_job("Failed")
     waiting.put_pod("z", "Failed", {"terminated": {"exitCode": 4}}, made="2026-01-31T11:00:00Z")
     waiting.put_pod("a", "Failed", {"terminated": {"exitCode": exit_code, "message": "bad row"}})
@@ -117,14 +117,14 @@ def test_a_failure_is_told_by_the_pod_that_failed_last(waiting: Waiting, exit_co
     assert failure.value.exit_code == code
 
 
-def test_a_failure_without_a_pod_is_told_by_the_job(waiting: Waiting) -> None:
+def test_without_a_pod_the_error_is_that_of_the_job(waiting: Waiting) -> None:
     waiting.put_job("Failed")
     with pytest.raises(JobFailedError, match="the limit is reached") as failure:
         waiting.run()
     assert failure.value.exit_code == 100
 
 
-def test_troubles_of_cluster_and_store_are_waited_out(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_cluster_and_store_do_not_end_the_wait(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting.put_job()
     waiting.cluster.failures = [UnreachableError("no answer"), ClusterError("not now")]
     looks = iter([StoreError("no route")])
@@ -146,7 +146,7 @@ def test_troubles_of_cluster_and_store_are_waited_out(waiting: Waiting, monkeypa
 
 
 @pytest.mark.parametrize("left", ["Complete", None])
-def test_an_end_without_a_result_is_believed_after_a_minute(waiting: Waiting, left: str | None) -> None:
+def test_an_end_without_a_result_fails_after_a_minute(waiting: Waiting, left: str | None) -> None:
     if left is not None:
         waiting.put_job(left)
     with pytest.raises(JobFailedError, match=r"has no scores\.json"):
@@ -154,7 +154,7 @@ def test_an_end_without_a_result_is_believed_after_a_minute(waiting: Waiting, le
     assert waiting.now >= GRACE
 
 
-def test_a_result_that_comes_late_is_one(waiting: Waiting) -> None:
+def test_a_late_result_counts(waiting: Waiting) -> None:
     waiting.put_job("Complete")
     waiting.then = [waiting.leave_scores]
     waiting.run()

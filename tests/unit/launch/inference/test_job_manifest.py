@@ -1,6 +1,6 @@
-"""The Job of `evaluate --on-cluster`. The golden manifests are reviewed by hand; after a change that is meant:
+"""The Job of `evaluate --on-cluster`. The golden manifests are reviewed by hand. To update them:
 
-PYTHONPATH=. python tests/unit/launch/manifest/test_inference.py
+PYTHONPATH=. python tests/unit/launch/inference/test_job_manifest.py
 """
 
 from typing import Any
@@ -41,12 +41,12 @@ def pod_of(job: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_job_is_the_reviewed_one(name: str) -> None:
+def test_the_job_equals_the_golden_one(name: str) -> None:
     assert to_yaml(rendered(name)) == (GOLDEN / name / "evaluate.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_pod_is_a_worker_with_other_work(name: str) -> None:
+def test_the_pod_is_a_worker_with_other_arguments(name: str) -> None:
     spec, job = asked(name), rendered(name)
     worker = render(spec, "r1")["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
     pod = pod_of(job)
@@ -66,7 +66,7 @@ def test_its_pod_is_a_worker_with_other_work(name: str) -> None:
     assert contract.SPEC_ENV not in str(pod)
 
 
-def test_what_predict_does_and_where_it_leaves_the_rows() -> None:
+def test_predict_writes_its_rows_to_the_store() -> None:
     spec = asked("minimal", **{"lora.init_from": None, "model": "s3://m/$(HOME)/"})
     job = render_inference(spec, "predict", ["--beam-size=3"], DIGEST, "team")
     (main,) = pod_of(job)["containers"]
@@ -78,7 +78,7 @@ def test_what_predict_does_and_where_it_leaves_the_rows() -> None:
     assert job["metadata"]["labels"]["cpmbee-job/command"] == "predict"
 
 
-def test_what_no_cluster_can_run_is_refused() -> None:
+def test_a_spec_that_cannot_run_on_a_cluster_is_rejected() -> None:
     with pytest.raises(SpecError, match=r"data\.train: .*a local folder"):
         render_inference(asked("minimal", **{"data.train": "/rows.jsonl"}), "evaluate", [], DIGEST)
     with pytest.raises(SpecError, match="image: missing"):
@@ -87,7 +87,7 @@ def test_what_no_cluster_can_run_is_refused() -> None:
 
 @settings(deadline=None)
 @given(name=st.from_regex(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True))
-def test_every_job_and_its_pods_can_be_named(name: str) -> None:
+def test_names_of_jobs_and_pods_are_valid(name: str) -> None:
     job = render_inference(asked("minimal", name=name), "evaluate", [], DIGEST)
     assert len(f"{job['metadata']['name']}-x7k2p") <= 63
     assert job["metadata"]["name"].endswith("-evaluate-0123456789ab")

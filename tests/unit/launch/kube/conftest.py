@@ -1,4 +1,4 @@
-"""A real HTTP server in the place of the API's, and a cluster whose tries wait for nothing."""
+"""A real HTTP server instead of the API server, and a cluster that retries without pauses."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which credentials the API gets, and where they come from."""
+"""The credentials that the API gets, and their sources."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from cpmbee_job.launch.kube.transport import Transport
 from tests.unit.launch.api_server import Answer, ApiServer, pod, status
 
 
-def test_an_expired_token_is_read_again(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_token_is_reloaded(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", server.kubeconfig(tmp_path))
     cluster = connect()
     server.kubeconfig(tmp_path, {"token": "new"})
@@ -26,9 +26,7 @@ def test_an_expired_token_is_read_again(server: ApiServer, tmp_path: Path, monke
     assert server.tokens() == ["Bearer old", "Bearer new"]
 
 
-def test_a_token_file_that_was_renewed_is_read_again(
-    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_renewed_token_file_is_reloaded(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / "token"
     token.write_text("old")
     monkeypatch.setenv("KUBECONFIG", server.kubeconfig(tmp_path, {"tokenFile": str(token)}))
@@ -40,7 +38,7 @@ def test_a_token_file_that_was_renewed_is_read_again(
 
 
 def plugin(folder: Path, expires: str) -> dict[str, Any]:
-    """A kubeconfig's user whose plugin gives token-1, token-2, ..."""
+    """A kubeconfig user whose credential plugin returns token-1, token-2, ..."""
     script = folder / "plugin.py"
     script.write_text(
         "import json, pathlib\n"
@@ -54,7 +52,7 @@ def plugin(folder: Path, expires: str) -> dict[str, Any]:
     return {"exec": {**command, "interactiveMode": "Never"}}
 
 
-def test_a_plugins_token_is_used_until_the_api_refuses_it(
+def test_the_token_of_a_plugin_is_used_until_the_api_rejects_it(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", server.kubeconfig(tmp_path, plugin(tmp_path, "2099-01-01T00:00:00Z")))
@@ -65,7 +63,7 @@ def test_a_plugins_token_is_used_until_the_api_refuses_it(
     assert server.tokens() == ["Bearer token-1", "Bearer token-1", "Bearer token-2"]
 
 
-def test_a_plugins_token_that_has_expired_is_renewed_before_it_is_refused(
+def test_an_expired_token_of_a_plugin_is_renewed_before_its_use(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", server.kubeconfig(tmp_path, plugin(tmp_path, "2020-01-01T00:00:00Z")))
@@ -75,7 +73,7 @@ def test_a_plugins_token_that_has_expired_is_renewed_before_it_is_refused(
     assert server.tokens() == ["Bearer token-2"]
 
 
-def test_threads_whose_token_expired_read_it_again_once(server: ApiServer, tmp_path: Path) -> None:
+def test_threads_reload_an_expired_token_once(server: ApiServer, tmp_path: Path) -> None:
     file, loads = server.kubeconfig(tmp_path), itertools.count(1)
     last = [0]
 
@@ -93,16 +91,14 @@ def test_threads_whose_token_expired_read_it_again_once(server: ApiServer, tmp_p
     assert last[0] == 2
 
 
-def test_credentials_that_stay_refused_are_told_with_what_to_do(cluster: ApiCluster, server: ApiServer) -> None:
+def test_rejected_credentials_raise_an_error_with_a_hint(cluster: ApiCluster, server: ApiServer) -> None:
     server.answers = [status(403, 'pods is forbidden: User "system:anonymous" cannot get')]
     with pytest.raises(ClusterError, match="log in again"):
         cluster.get(PODS, "a")
     assert len(server.requests) == 2, "once more after the kubeconfig was read again"
 
 
-def test_a_kubeconfig_that_has_become_unreadable_is_told(
-    cluster: ApiCluster, server: ApiServer, tmp_path: Path
-) -> None:
+def test_an_unreadable_kubeconfig_raises_an_error(cluster: ApiCluster, server: ApiServer, tmp_path: Path) -> None:
     (tmp_path / "kubeconfig").write_text("{")
     server.answers = [status(401)]
     with pytest.raises(ClusterError, match="reloading the kubeconfig failed"):
@@ -112,13 +108,15 @@ def test_a_kubeconfig_that_has_become_unreadable_is_told(
 # Kubeconfig
 
 
-def test_the_namespace_is_the_contexts(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_namespace_is_that_of_the_context(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KUBECONFIG", server.kubeconfig(tmp_path))
     assert connect().namespace == "team"
     assert connect(namespace="other").namespace == "other"
 
 
-def test_a_context_may_be_named_where_none_is_current(
+def test_a_context_can_be_chosen_without_a_current_one(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(server.kubeconfig(tmp_path))
@@ -128,14 +126,14 @@ def test_a_context_may_be_named_where_none_is_current(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "a: b", "contexts: 3"])
-def test_a_kubeconfig_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_an_invalid_kubeconfig_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     (tmp_path / "kubeconfig").write_text(text)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     with pytest.raises(PreflightError, match="cannot connect to a Kubernetes cluster"):
         connect()
 
 
-def test_no_kubeconfig_and_an_unknown_context_are_told(
+def test_a_missing_kubeconfig_and_an_unknown_context_raise_errors(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
@@ -146,7 +144,7 @@ def test_no_kubeconfig_and_an_unknown_context_are_told(
         connect("nosuch")
 
 
-def test_the_environments_proxy_is_used_but_for_its_exceptions(
+def test_the_proxy_of_the_environment_is_used_except_for_no_proxy(
     server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):

@@ -1,4 +1,4 @@
-"""The rights that verbs need, as rules of a Role, and that they are those of the calls in the launcher's source."""
+"""The permissions of our commands as rules of a Role, compared with the calls in the launcher's source."""
 
 import ast
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from cpmbee_job.launch.kube.permissions import CLUSTER_PERMISSIONS, OPTIONAL_PER
 
 KINDS = {name: kind for name, kind in vars(protocol).items() if str(kind).startswith(("api/", "apis/"))}
 OF_ALL = {"ACCESS_REVIEWS", "KUBEFLOW_VERSIONS", "KUEUE_VERSIONS"}
-"""Everybody may ask for these."""
+"""These require no permission."""
 NEVER_ALLOWED = {"SECRETS"}
-"""`doctor` goes without."""
+"""`doctor` works without it."""
 VERBS = {"get": ("get",), "get_metadata": ("get",), "list": ("list",), "watch": ("list", "watch")}
 VERBS |= {"create": ("create",), "delete": ("delete",)}
 Ask = tuple[str, str, bool]
-"""Verb, name of the kind, whether in all namespaces."""
+"""(RBAC verb, name of the kind, whether in all namespaces)."""
 
 
 def called(part: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    """Calls by the name of what is called."""
+    """Calls with the name of the function."""
     for node in ast.walk(part):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id, node
@@ -33,7 +33,7 @@ def names(call: ast.Call) -> set[str]:
 
 
 def asked(modules: list[ast.Module]) -> set[Ask]:
-    """What is asked of the API, also by functions that take the kind as an argument `kind`."""
+    """The requests to the API, including those of functions with a parameter `kind`."""
     helpers = {
         one.name: one
         for module in modules
@@ -64,7 +64,7 @@ def asked(modules: list[ast.Module]) -> set[Ask]:
 
 
 def resource(kind: str) -> tuple[str, str]:
-    """Its group and name, as RBAC has them."""
+    """The group and the resource in RBAC."""
     if kind == "LOGS":
         return "", "pods/log"
     _, *group, _, plural = KINDS[kind].split("/")
@@ -75,7 +75,7 @@ def allowed(*permissions: Permission) -> set[tuple[str, str, str]]:
     return {(one.group, one.resource, verb) for one in permissions for verb in one.verbs}
 
 
-def test_the_verbs_of_a_resource_make_one_rule():
+def test_the_verbs_of_a_resource_are_in_one_rule():
     asked = [
         Permission(("submit",), "kubeflow.org", "pytorchjobs", ("create", "get")),
         Permission(("cancel",), "kubeflow.org", "pytorchjobs", ("get", "delete")),
@@ -85,11 +85,11 @@ def test_the_verbs_of_a_resource_make_one_rule():
     ]
 
 
-def test_nobody_needs_to_read_secrets():
+def test_no_command_requires_secrets():
     assert not any(permission.resource == "secrets" for permission in PERMISSIONS)
 
 
-def test_the_roles_allow_what_the_source_asks_for_and_no_more():
+def test_the_roles_allow_exactly_the_calls_in_the_source():
     folder = Path(cpmbee_job.launch.__path__[0])
     modules = [ast.parse(path.read_text()) for path in folder.rglob("*.py") if path.parent.name != "kube"]
     in_namespace, in_cluster = set(), set()

@@ -37,7 +37,7 @@ def add_pod(cluster, uid="u1"):
 
 
 class Time:
-    """Passes only when it is waited for; then `happens`."""
+    """A clock that advances only in pauses; each pause calls `happens`."""
 
     def __init__(self, happens=lambda: None):
         self.now, self.happens = 0.0, happens
@@ -50,7 +50,7 @@ class Time:
         return {"clock": lambda: self.now, "pause": self.pause}
 
 
-def test_a_run_is_marked_first_then_its_job_goes_and_the_store_keeps_it(run, cluster):
+def test_cancel_writes_the_result_deletes_the_job_and_keeps_the_store(run, cluster):
     cancel(found(run, cluster), cluster, "cancelled by me")
     assert run.result()["state"] == "cancelled"
     assert run.result()["reason"] == "cancelled by me"
@@ -58,28 +58,28 @@ def test_a_run_is_marked_first_then_its_job_goes_and_the_store_keeps_it(run, clu
     assert run.store.info(keys.SPEC) is not None
 
 
-def test_a_cancel_that_died_before_the_deletion_is_completed(run, cluster):
+def test_an_interrupted_cancel_is_completed(run, cluster):
     run.finish("cancelled", "cancelled by me")
     cancel(found(run, cluster), cluster, "again")
     assert cluster.objects[PYTORCHJOBS] == {}
     assert run.result()["reason"] == "cancelled by me"
 
 
-def test_a_run_without_a_job_is_cancelled_too(run, cluster):
+def test_a_run_without_a_job_is_cancelled(run, cluster):
     cluster.objects[PYTORCHJOBS].clear()
     assert "no PyTorchJob" in cancel(found(run, cluster), cluster, "why")
     assert run.result()["state"] == "cancelled"
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed"])
-def test_a_run_that_has_ended_is_refused_saying_how(run, cluster, state):
+def test_an_ended_run_is_refused_with_its_reason(run, cluster, state):
     run.finish(state, "its own reason")
     with pytest.raises(RefusedError, match=f"already {state}: its own reason"):
         cancel(found(run, cluster), cluster, "why")
     assert "a-r1" in cluster.objects[PYTORCHJOBS]
 
 
-def test_without_the_store_nothing_is_deleted(run, cluster):
+def test_without_the_store_the_job_is_kept(run, cluster):
     blind = FoundRun("a", "r1", run.url, None, cluster.objects[PYTORCHJOBS]["a-r1"], store_problem="no credentials")
     with pytest.raises(StoreError, match="no credentials") as caught:
         cancel(blind, cluster, "why")
@@ -87,40 +87,40 @@ def test_without_the_store_nothing_is_deleted(run, cluster):
     assert "a-r1" in cluster.objects[PYTORCHJOBS]
 
 
-def test_without_the_cluster_nothing_is_marked(run, cluster):
+def test_without_the_cluster_no_result_is_written(run, cluster):
     with pytest.raises(ClusterError, match="forbidden"):
         cancel(FoundRun("a", "r1", run.url, run, None, cluster_problem="forbidden"), cluster, "why")
     assert run.result() is None
 
 
-def test_a_run_of_another_namespace_is_not_marked(run):
+def test_a_run_in_another_namespace_is_refused(run):
     elsewhere = FakeCluster("other")
     with pytest.raises(RefusedError, match="namespace team"):
         cancel(FoundRun("a", "r1", run.url, run, None), elsewhere, "why")
     assert run.result() is None
 
 
-def test_pods_are_waited_for(cluster):
+def test_remove_job_waits_for_the_pods(cluster):
     add_pod(cluster)
     time = Time(lambda: cluster.objects[PODS].clear())
     remove_job(cluster, cluster.objects[PYTORCHJOBS]["a-r1"], timeout=60, **time.how())
     assert time.now > 0
 
 
-def test_pods_that_stay_are_named_when_the_time_is_up(cluster):
+def test_remaining_pods_are_named_after_the_timeout(cluster):
     add_pod(cluster)
     with pytest.raises(UnfinishedError, match=r"after 60 s .*pod a-r1-worker-0"):
         remove_job(cluster, cluster.objects[PYTORCHJOBS]["a-r1"], timeout=60, **Time().how())
 
 
-def test_another_job_of_the_same_name_is_left_alone(cluster):
+def test_another_job_with_the_same_name_is_kept(cluster):
     old = {"metadata": {"name": "a-r1", "uid": "older", "labels": LABELS}}
     add_pod(cluster, uid="u1")
     remove_job(cluster, old, timeout=60, **Time().how())
     assert cluster.objects[PYTORCHJOBS]["a-r1"]["metadata"]["uid"] == "u1"
 
 
-def test_an_api_that_does_not_answer_meanwhile_is_waited_for(cluster):
+def test_an_unreachable_api_does_not_end_the_wait(cluster):
     add_pod(cluster)
     job = cluster.objects[PYTORCHJOBS]["a-r1"]
 

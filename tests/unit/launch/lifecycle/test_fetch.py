@@ -13,7 +13,7 @@ from cpmbee_job.store.files import FileStore
 
 @pytest.fixture
 def store(tmp_path):
-    """A run that has ended, with a best delta and a last one."""
+    """A run that ended, with a best delta and a last one."""
     store = FileStore(str(tmp_path / "runs" / "a" / "r1"))
     for key in (keys.SPEC, keys.METRICS, keys.RESULT, keys.STATUS):
         store.put(key, key.encode())
@@ -37,7 +37,7 @@ def there(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_a_run_has_left_comes_as_a_folder(store, tmp_path):
+def test_fetch_writes_a_folder(store, tmp_path):
     target = tmp_path / "new" / "a"
     names = fetch(store, target)
     delta = ["delta/BEST", "delta/delta.safetensors", "delta/manifest.json", "delta/mine.pt"]
@@ -47,34 +47,34 @@ def test_what_a_run_has_left_comes_as_a_folder(store, tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["a"]
 
 
-def test_the_last_delta_is_fetched_where_it_is_asked_for(store, tmp_path):
+def test_the_last_delta_can_be_fetched(store, tmp_path):
     fetch(store, tmp_path / "t", ["delta"], last=True)
     assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"pickle of 9"
 
 
-def test_the_folder_s_own_pointer_leads_to_its_delta(store, tmp_path):
+def test_the_folder_has_a_pointer_to_its_delta(store, tmp_path):
     fetch(store, tmp_path / "t", ["delta"])
     prefix = json.loads((tmp_path / "t" / keys.BEST).read_bytes())["prefix"]
     assert (tmp_path / "t" / prefix / "delta.safetensors").is_file()
 
 
-def test_only_what_is_named_comes(store, tmp_path):
+def test_only_the_given_kinds_are_fetched(store, tmp_path):
     assert fetch(store, tmp_path / "t", ["tensorboard", "status"]) == ["status.json", "tensorboard/00001/events"]
 
 
-def test_of_the_usual_things_what_is_not_there_yet_is_left_out(store, tmp_path):
+def test_missing_default_kinds_are_skipped(store, tmp_path):
     store.delete(keys.RESULT)
     assert "result.json" not in fetch(store, tmp_path / "t")
 
 
-def test_a_thing_that_is_named_must_be_there(store, tmp_path):
+def test_a_missing_given_kind_is_an_error(store, tmp_path):
     store.delete(keys.RESULT)
     with pytest.raises(NotFoundError, match="no result yet"):
         fetch(store, tmp_path / "t", ["metrics", "result"])
     assert not (tmp_path / "t").exists()
 
 
-def test_a_run_without_a_delta_says_so(store, tmp_path):
+def test_a_run_without_a_delta_is_an_error(store, tmp_path):
     store.delete(keys.BEST)
     with pytest.raises(NotFoundError, match="no delta yet") as caught:
         fetch(store, tmp_path / "t")
@@ -83,7 +83,7 @@ def test_a_run_without_a_delta_says_so(store, tmp_path):
     assert "metrics.jsonl" in fetch(store, tmp_path / "t", ["metrics", "logs"])
 
 
-def test_a_delta_that_is_not_what_its_manifest_says_is_refused(store, tmp_path):
+def test_a_delta_that_differs_from_its_manifest_is_damaged(store, tmp_path):
     store.put("delta/7.1/mine.pt", b"pickle of 8")
     with pytest.raises(DamagedError, match=r"mine\.pt: size or SHA-256 differs"):
         fetch(store, tmp_path / "t")
@@ -91,21 +91,21 @@ def test_a_delta_that_is_not_what_its_manifest_says_is_refused(store, tmp_path):
 
 
 @pytest.mark.parametrize("manifest", [b"no json", b"[]", b"{}", b'{"files": {"a": {"size": 1}}}'])
-def test_a_manifest_that_names_no_hashes_is_refused(store, tmp_path, manifest):
+def test_a_manifest_without_hashes_is_damaged(store, tmp_path, manifest):
     store.put("delta/7.1/manifest.json", manifest)
     with pytest.raises(DamagedError, match=r"manifest\.json"):
         fetch(store, tmp_path / "t")
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", "", "manifest.json"])
-def test_a_manifest_can_t_write_elsewhere(store, tmp_path, name):
+def test_a_manifest_cannot_write_outside_the_folder(store, tmp_path, name):
     store.put("delta/7.1/manifest.json", documents.to_json({"files": {name: {"size": 1, "sha256": "0"}}}))
     with pytest.raises(DamagedError, match="is not a valid name for a file of a delta"):
         fetch(store, tmp_path / "t")
 
 
 class Training(FileStore):
-    """A run that replaces its best delta just when that is fetched."""
+    """A run that replaces its best delta while that is fetched."""
 
     def download(self, key, path, progress=lambda _: None):
         if key.startswith("delta/7.1/"):
@@ -116,13 +116,13 @@ class Training(FileStore):
         super().download(key, path, progress)
 
 
-def test_a_delta_that_is_pruned_meanwhile_gives_way_to_the_better_one(store, tmp_path):
+def test_a_delta_pruned_meanwhile_is_replaced_by_the_new_best(store, tmp_path):
     fetch(Training(store.url), tmp_path / "t", ["delta"])
     assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"pickle of 8"
 
 
 class Cut(FileStore):
-    """A run's store that fails after so many downloads."""
+    """A run's store that fails after a number of downloads."""
 
     def __init__(self, url, downloads):
         super().__init__(url)
@@ -141,7 +141,7 @@ def cut(store, target, downloads):
         fetch(Cut(store.url, downloads), target)
 
 
-def test_after_a_cut_the_delta_s_files_that_are_there_do_not_come_again(store, tmp_path):
+def test_an_interrupted_download_is_continued(store, tmp_path):
     target = tmp_path / "new" / "a"
     cut(store, target, 2)
     assert not target.exists()
@@ -152,7 +152,7 @@ def test_after_a_cut_the_delta_s_files_that_are_there_do_not_come_again(store, t
     assert [path.name for path in target.parent.iterdir()] == ["a"]
 
 
-def test_what_a_cut_has_left_is_not_mixed_with_another_delta(store, tmp_path):
+def test_files_of_an_interrupted_download_are_not_mixed_with_another_delta(store, tmp_path):
     cut(store, tmp_path / "t", 4)
     put_delta(store, 8)
     store.put("delta/8.1/mine.pt", b"the only one")
@@ -164,7 +164,7 @@ def test_what_a_cut_has_left_is_not_mixed_with_another_delta(store, tmp_path):
     assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"the only one"
 
 
-def test_bytes_that_changed_since_the_cut_come_again(store, tmp_path):
+def test_files_changed_since_the_interruption_are_downloaded_again(store, tmp_path):
     cut(store, tmp_path / "t", 2)
     (kept,) = tmp_path.glob(".*/delta/mine.pt")
     kept.write_bytes(b"pickle of X")
@@ -172,12 +172,12 @@ def test_bytes_that_changed_since_the_cut_come_again(store, tmp_path):
     assert (tmp_path / "t" / "delta" / "mine.pt").read_bytes() == b"pickle of 7"
 
 
-def test_a_cut_before_anything_came_leaves_nothing(store, tmp_path):
+def test_an_interruption_before_the_first_file_leaves_nothing(store, tmp_path):
     cut(store, tmp_path / "new" / "a", 0)
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_two_at_once_end_with_the_same(store, tmp_path):
+def test_two_concurrent_fetches_have_the_same_result(store, tmp_path):
     target = tmp_path / "new" / "a"
 
     class Crowded(FileStore):
@@ -190,13 +190,13 @@ def test_two_at_once_end_with_the_same(store, tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["a"]
 
 
-def test_the_same_again_is_fine(store, tmp_path):
+def test_fetching_again_keeps_the_folder(store, tmp_path):
     fetch(store, tmp_path / "t")
     fetch(store, tmp_path / "t")
     assert "metrics.jsonl" in there(tmp_path / "t")
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(store, tmp_path):
+def test_a_folder_with_other_files_is_refused(store, tmp_path):
     fetch(store, tmp_path / "t")
     store.put(keys.METRICS, b"more")
     with pytest.raises(RefusedError, match="already exists"):
@@ -211,13 +211,13 @@ def test_an_empty_folder_is_filled(store, tmp_path):
     assert there(tmp_path / "t") == ["spec.yaml"]
 
 
-def test_a_file_is_no_folder_to_fetch_to(store, tmp_path):
+def test_a_file_as_target_is_refused(store, tmp_path):
     (tmp_path / "t").touch()
     with pytest.raises(RefusedError, match="is a file"):
         fetch(store, tmp_path / "t")
 
 
-def test_an_unknown_kind_is_named_with_those_there_are(store, tmp_path):
+def test_an_unknown_kind_is_rejected_with_the_valid_ones(store, tmp_path):
     with pytest.raises(UsageError, match="unknown kind checkpoints") as caught:
         fetch(store, Path(tmp_path / "t"), ["checkpoints"])
     assert "tensorboard" in str(caught.value)

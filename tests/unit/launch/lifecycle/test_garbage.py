@@ -1,4 +1,4 @@
-"""What `gc` takes for garbage, and all that it leaves alone."""
+"""What is garbage for `gc`, and what it keeps."""
 
 import json
 import os
@@ -44,19 +44,19 @@ def delta(run: Run, step: int, attempt: int = 1, *, whole: bool = True) -> None:
 
 
 def age(output: Path, days: float = 3) -> None:
-    """All that is there was written so long ago."""
+    """Set the time of modification of all files to some days ago."""
     for path in output.rglob("*"):
         if path.is_file():
             os.utime(path, (time.time() - days * DAY,) * 2)
 
 
 def found(output: Path) -> dict[str, str]:
-    """What may go, by its place below the output, and why."""
+    """The garbage by its path in the output, with the reason."""
     garbage = find_garbage(str(output), SETTINGS, time.time() - DAY).garbage
     return {one.url.removeprefix(f"{output}/"): one.why for one in garbage}
 
 
-def test_checkpoints_beyond_retention_and_halves_go(tmp_path: Path) -> None:
+def test_superseded_and_incomplete_checkpoints_are_garbage(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6, 8):
         checkpoint(run, step)
@@ -72,7 +72,7 @@ def test_checkpoints_beyond_retention_and_halves_go(tmp_path: Path) -> None:
     }
 
 
-def test_what_latest_names_stays(tmp_path: Path) -> None:
+def test_the_checkpoint_that_latest_names_is_kept(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
         checkpoint(run, step)
@@ -81,7 +81,7 @@ def test_what_latest_names_stays(tmp_path: Path) -> None:
     assert found(tmp_path) == {}
 
 
-def test_deltas_that_are_neither_named_nor_new_go(tmp_path: Path) -> None:
+def test_superseded_and_incomplete_deltas_are_garbage(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6, 8, 10):
         delta(run, step, whole=step != 10)
@@ -93,7 +93,7 @@ def test_deltas_that_are_neither_named_nor_new_go(tmp_path: Path) -> None:
     }
 
 
-def test_a_delta_that_another_run_begins_with_stays(tmp_path: Path) -> None:
+def test_a_delta_from_which_another_run_starts_is_kept(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6, 8):
         delta(run, step)
@@ -103,7 +103,7 @@ def test_a_delta_that_another_run_begins_with_stays(tmp_path: Path) -> None:
     assert set(found(tmp_path)) == {"a/r1/delta/2.1/"}
 
 
-def test_deltas_stay_where_a_pointer_is_damaged(tmp_path: Path) -> None:
+def test_deltas_are_kept_if_a_pointer_is_corrupt(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
         delta(run, step)
@@ -120,7 +120,7 @@ def share(output: Path, *digests: str) -> None:
         store.put(f"prepared/{digest}/index.json", b"{}")
 
 
-def test_prepared_data_stay_while_a_run_may_go_on_with_them(tmp_path: Path) -> None:
+def test_prepared_data_are_kept_while_a_run_can_resume_with_them(tmp_path: Path) -> None:
     share(tmp_path, "used", "failed", "done", "orphan")
     begin(tmp_path, "r1")
     begin(tmp_path, "r2", "failed").finish("failed", "why not")
@@ -129,7 +129,7 @@ def test_prepared_data_stay_while_a_run_may_go_on_with_them(tmp_path: Path) -> N
     assert set(found(tmp_path)) == {"prepared/done/", "prepared/orphan/"}
 
 
-def test_uploads_that_no_spec_names_go(tmp_path: Path) -> None:
+def test_uploads_that_no_spec_names_are_garbage(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     for digest in ("named", "nobody"):
         store.put(f"uploads/{digest}/train.jsonl", b"{}")
@@ -139,7 +139,7 @@ def test_uploads_that_no_spec_names_go(tmp_path: Path) -> None:
 
 
 def ask(output: Path, digest: str, *results: str, **inputs: str | None) -> Store:
-    """An inference's folder; its Job has left these."""
+    """The folder of an inference with these results."""
     store = open_store(f"{output}/inference/{digest}")
     asked = {"command": "evaluate", "model": "s3://m/", "delta": None, "data": "s3://d", **inputs}
     store.put(keys.REQUEST, documents.to_json(asked))
@@ -148,7 +148,7 @@ def ask(output: Path, digest: str, *results: str, **inputs: str | None) -> Store
     return store
 
 
-def test_inferences_that_left_no_result_go_and_results_stay(tmp_path: Path) -> None:
+def test_inferences_without_a_result_are_garbage(tmp_path: Path) -> None:
     ask(tmp_path, "scored", keys.PER_EXAMPLE, keys.SCORES)
     ask(tmp_path, "answered", keys.ROWS, command="predict")
     ask(tmp_path, "failed")
@@ -160,7 +160,7 @@ def test_inferences_that_left_no_result_go_and_results_stay(tmp_path: Path) -> N
     assert set(found(tmp_path)) == {"inference/killed/", "inference/cut/"}
 
 
-def test_an_inference_keeps_its_inputs_until_it_has_ended_or_is_given_up(tmp_path: Path) -> None:
+def test_a_recent_unfinished_inference_protects_its_inputs(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6, 8):
         delta(run, step)
@@ -180,7 +180,7 @@ def test_an_inference_keeps_its_inputs_until_it_has_ended_or_is_given_up(tmp_pat
 @pytest.mark.parametrize(
     "request_", [b"{", b'{"command": "of a newer release", "model": "m/", "delta": null, "data": "d"}']
 )
-def test_an_inference_that_cannot_be_read_stays_and_all_that_it_may_need(tmp_path: Path, request_: bytes) -> None:
+def test_an_unreadable_inference_is_kept_with_everything_it_may_need(tmp_path: Path, request_: bytes) -> None:
     share(tmp_path, "orphan")
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
@@ -192,7 +192,7 @@ def test_an_inference_that_cannot_be_read_stays_and_all_that_it_may_need(tmp_pat
     assert any("inference/x cannot be read" in note for note in findings.notes)
 
 
-def test_an_inference_that_has_gone_on_meanwhile_is_not_deleted(tmp_path: Path) -> None:
+def test_an_inference_that_continued_meanwhile_is_not_deleted(tmp_path: Path) -> None:
     for digest in ("1", "2", "3", "4"):
         ask(tmp_path, digest)
     age(tmp_path)
@@ -209,7 +209,7 @@ def test_an_inference_that_has_gone_on_meanwhile_is_not_deleted(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("state", ["not bound yet", "unreadable"])
-def test_what_runs_share_stays_while_it_is_not_known_what_one_needs(tmp_path: Path, state: str) -> None:
+def test_shared_folders_are_kept_while_the_needs_of_a_run_are_unknown(tmp_path: Path, state: str) -> None:
     share(tmp_path, "orphan")
     run = begin(tmp_path, "r1", prepared=None)
     if state == "unreadable":
@@ -220,7 +220,7 @@ def test_what_runs_share_stays_while_it_is_not_known_what_one_needs(tmp_path: Pa
     assert any("a/r1" in note and "keeping" in note for note in findings.notes)
 
 
-def test_what_was_written_lately_stays(tmp_path: Path) -> None:
+def test_recent_objects_are_kept(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
         checkpoint(run, step)
@@ -234,7 +234,7 @@ def test_what_was_written_lately_stays(tmp_path: Path) -> None:
     assert "prepared/orphan/" not in found(tmp_path)
 
 
-def test_hidden_files_of_writers_that_were_killed_go(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_writers_are_garbage(tmp_path: Path) -> None:
     begin(tmp_path, "r1")
     hidden = tmp_path / "a" / "r1" / f".state.123{TEMPORARY}"
     hidden.write_bytes(b"half")
@@ -245,7 +245,7 @@ def test_hidden_files_of_writers_that_were_killed_go(tmp_path: Path) -> None:
     assert not hidden.exists()
 
 
-def test_what_a_run_has_come_to_need_meanwhile_is_not_deleted(tmp_path: Path) -> None:
+def test_a_folder_that_a_run_needs_meanwhile_is_not_deleted(tmp_path: Path) -> None:
     share(tmp_path, "first", "second", "third")
     age(tmp_path)
     findings = find_garbage(str(tmp_path), SETTINGS, time.time() - DAY)
@@ -260,7 +260,7 @@ def test_what_a_run_has_come_to_need_meanwhile_is_not_deleted(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "prepared").iterdir()} == {"second"}
 
 
-def test_what_makes_others_count_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifests_are_deleted_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
         checkpoint(run, step)
@@ -272,7 +272,7 @@ def test_what_makes_others_count_goes_first(tmp_path: Path, monkeypatch: pytest.
     assert deleted == [keys.manifest_key(2, 1), keys.state_key(2, 1)]
 
 
-def test_a_run_goes_on_after_all_garbage_is_gone(tmp_path: Path) -> None:
+def test_a_run_is_intact_after_the_collection(tmp_path: Path) -> None:
     run = begin(tmp_path, "r1")
     for step in (2, 4, 6):
         checkpoint(run, step)

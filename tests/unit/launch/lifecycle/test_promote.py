@@ -25,7 +25,7 @@ DATA, OTHER = "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"
 
 @pytest.fixture
 def make_run(tmp_path):
-    """A run that has succeeded, with a delta of that loss on those examples."""
+    """A successful run with a delta that has this loss on these examples."""
 
     def make(run_id, loss=None, digest=DATA, *, ended=True):
         text = f"name: ccpm\nmodel: s3://m/\ndata: {{train: s3://d/}}\noutput: {tmp_path / 'runs'}\n"
@@ -51,7 +51,7 @@ def target(tmp_path):
 
 
 def in_use(target):
-    """What the folder stands for."""
+    """The delta that the folder contains."""
     return read_delta(target, json.loads(target.get(keys.BEST))["prefix"])
 
 
@@ -59,7 +59,7 @@ def evaluated(store, prefix, digest, loss):
     record_score(read_delta(store, prefix), digest, {"loss": loss})
 
 
-def test_the_first_is_promoted_whatever_its_score(make_run, target):
+def test_the_first_delta_is_promoted_with_any_score(make_run, target):
     run = make_run("a")
     done = promote(run, target)
     assert (done.promoted, done.changed, done.incumbent) == (True, True, None)
@@ -68,7 +68,7 @@ def test_the_first_is_promoted_whatever_its_score(make_run, target):
     assert target.get(f"{delta.prefix}mine.pt") == b"pickle of a"
 
 
-def test_the_same_again_changes_nothing(make_run, target):
+def test_promoting_the_same_delta_again_changes_nothing(make_run, target):
     run = make_run("a", 0.5)
     promote(run, target)
     before = target.get(keys.BEST)
@@ -77,7 +77,7 @@ def test_the_same_again_changes_nothing(make_run, target):
     assert target.get(keys.BEST) == before
 
 
-def test_a_better_one_takes_its_place_and_names_it(make_run, target):
+def test_a_better_delta_replaces_the_incumbent(make_run, target):
     first, second = make_run("a", 0.5), make_run("b", 0.25)
     promote(first, target)
     before = in_use(target)
@@ -92,7 +92,7 @@ def test_a_better_one_takes_its_place_and_names_it(make_run, target):
 @pytest.mark.parametrize(
     ("loss", "min_gain", "better"), [(0.75, 0, False), (0.5, 0, False), (0.25, 0.25, True), (0.25, 0.3, False)]
 )
-def test_only_a_gain_of_what_is_asked_for_counts(make_run, target, loss, min_gain, better):
+def test_a_gain_below_min_gain_is_refused(make_run, target, loss, min_gain, better):
     promote(make_run("a", 0.5), target)
     done = promote(make_run("b", loss), target, min_gain=min_gain)
     assert done.promoted == better
@@ -104,7 +104,7 @@ def test_only_a_gain_of_what_is_asked_for_counts(make_run, target, loss, min_gai
         assert caught.value.exit_code == 5
 
 
-def test_an_incumbent_with_another_eval_digest_is_left_and_the_mend_is_named(make_run, target):
+def test_an_incumbent_with_another_eval_digest_is_kept_with_a_hint(make_run, target):
     promote(make_run("a", 0.5, OTHER), target)
     run = make_run("b", 0.25)
     with pytest.raises(RefusedError, match=f"0.250000 .* {DATA}.* 0.500000 on {OTHER}") as caught:
@@ -115,13 +115,13 @@ def test_an_incumbent_with_another_eval_digest_is_left_and_the_mend_is_named(mak
     assert promote(run, target).promoted
 
 
-def test_what_an_evaluation_has_found_counts_more_than_training(make_run, target):
+def test_a_recorded_evaluation_overrides_the_score_of_the_run(make_run, target):
     promote(make_run("a", 0.5), target)
     evaluated(target, in_use(target).prefix, DATA, 0.2)
     assert not promote(make_run("b", 0.25), target).promoted
 
 
-def test_the_examples_that_decide_can_be_chosen(make_run, target):
+def test_eval_digest_chooses_the_examples(make_run, target):
     first, second = make_run("a", 0.5), make_run("b", 0.25)
     evaluated(first.store, "delta/7.1/", OTHER, 1.0)
     promote(first, target)
@@ -132,14 +132,14 @@ def test_the_examples_that_decide_can_be_chosen(make_run, target):
     assert in_use(target).scores[OTHER].loss == 2.0
 
 
-def test_a_delta_that_was_never_scored_can_t_be_better(make_run, target):
+def test_a_delta_without_a_score_is_refused(make_run, target):
     promote(make_run("a", 0.5), target)
     with pytest.raises(RefusedError, match=r"has no score.*0\.500000 on") as caught:
         promote(make_run("b", digest=None), target).require_promoted()
     assert "--record" in str(caught.value)
 
 
-def test_one_that_only_evaluations_know_is_judged_by_the_one_there_is(make_run, target):
+def test_the_only_recorded_evaluation_decides(make_run, target):
     promote(make_run("a", 0.5), target)
     run = make_run("b", digest=None)
     evaluated(run.store, "delta/7.1/", DATA, 0.25)
@@ -151,7 +151,7 @@ def test_one_that_only_evaluations_know_is_judged_by_the_one_there_is(make_run, 
         promote(run, target)
 
 
-def test_a_run_that_has_not_succeeded_is_not_promoted(make_run, target):
+def test_an_unsuccessful_run_is_not_promoted(make_run, target):
     run = make_run("a", 0.5, ended=False)
     with pytest.raises(UnfinishedError):
         promote(run, target)
@@ -161,7 +161,7 @@ def test_a_run_that_has_not_succeeded_is_not_promoted(make_run, target):
     assert list(target.list()) == []
 
 
-def test_a_run_s_folder_is_no_place_to_promote_to(make_run):
+def test_the_folder_of_a_run_is_refused_as_target(make_run):
     first, second = make_run("a", 0.5), make_run("b", 0.25)
     with pytest.raises(RefusedError, match="a run's folder"):
         promote(second, first.store)
@@ -175,13 +175,13 @@ def test_damaged_files_are_not_promoted(make_run, target):
     assert target.info(keys.BEST) is None
 
 
-def test_a_pointer_to_nothing_is_told(make_run, target):
+def test_a_pointer_to_a_missing_delta_is_damaged(make_run, target):
     target.put(keys.BEST, documents.to_json({"prefix": "delta/gone/"}))
     with pytest.raises(DamagedError, match="does not point to a delta"):
         promote(make_run("a", 0.5), target)
 
 
-def test_a_run_without_a_delta_has_nothing_to_promote(make_run, target):
+def test_a_run_without_a_delta_is_not_found(make_run, target):
     run = make_run("a")
     run.store.delete(keys.BEST)
     with pytest.raises(NotFoundError, match="no delta"):
@@ -189,7 +189,7 @@ def test_a_run_without_a_delta_has_nothing_to_promote(make_run, target):
 
 
 class DyingStore(FileStore):
-    """Fails at the write of that number."""
+    """A store that fails after a number of writes."""
 
     def __init__(self, url, last):
         super().__init__(url)
@@ -210,7 +210,7 @@ class DyingStore(FileStore):
 
 
 @pytest.mark.parametrize("last", range(4))
-def test_one_that_is_killed_leaves_the_old_delta_and_is_completed_by_the_next(make_run, target, last):
+def test_an_interrupted_promote_keeps_the_old_delta_and_is_completed_by_the_next(make_run, target, last):
     promote(make_run("a", 0.5), target)
     run = make_run("b", 0.25)
     with pytest.raises(StoreError, match="killed"):
@@ -222,7 +222,7 @@ def test_one_that_is_killed_leaves_the_old_delta_and_is_completed_by_the_next(ma
 
 
 class LateStore(FileStore):
-    """Somebody else promotes right before this one's pointer is put."""
+    """A store in which another promote completes just before this one's pointer is written."""
 
     def __init__(self, url, meanwhile):
         super().__init__(url)
@@ -237,7 +237,7 @@ class LateStore(FileStore):
 
 @pytest.mark.parametrize(("other", "promoted"), [(0.1, False), (0.3, True)])
 @pytest.mark.parametrize("empty", [True, False])
-def test_the_later_of_two_has_to_be_better_than_the_first_of_them(make_run, target, other, promoted, empty):
+def test_the_second_of_two_concurrent_promotes_is_compared_with_the_first(make_run, target, other, promoted, empty):
     if not empty:
         promote(make_run("a", 0.5), target)
     done = promote(make_run("b", 0.2), LateStore(target.url, make_run("c", other)))

@@ -13,7 +13,7 @@ def job(folder, *overrides):
     return parse_spec(text, source="job.yaml", overrides=overrides, base=folder)
 
 
-def test_paths_of_this_machine_are_what_has_to_be_uploaded(tmp_path):
+def test_local_paths_are_uploaded(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n")
     assert list(require_submittable(job(tmp_path)).inputs) == ["data.train"]
 
@@ -22,13 +22,13 @@ def test_paths_of_this_machine_are_what_has_to_be_uploaded(tmp_path):
     ("override", "key"),
     [("output=runs/", "output"), ("output=file:///runs/", "output"), ("image=null", "image"), ("model=m/", "model")],
 )
-def test_what_no_cluster_could_run_is_named_with_its_key(tmp_path, override, key):
+def test_a_spec_that_cannot_run_on_a_cluster_is_rejected_with_the_key(tmp_path, override, key):
     (tmp_path / "train.jsonl").write_text("{}\n")
     with pytest.raises(SpecError, match=f"^{key}: "):
         require_submittable(job(tmp_path, override))
 
 
-def test_the_launcher_needs_nothing_of_the_extras():
+def test_the_launcher_imports_no_optional_dependency():
     program = (
         "import sys\nfrom cpmbee_job.launch.lifecycle import submit, resume, cancel, fetch\n"
         "print(*sys.modules, sep='\\n')"

@@ -1,4 +1,4 @@
-"""A raw piece of a pod template over ours."""
+"""Merging the pod overlay into the pod template."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ def test_null_removes_a_key_at_any_depth() -> None:
     assert merge({"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": None}, "d": None, "e": None}, "x") == {"a": {"c": 2}}
 
 
-def test_null_in_what_is_new_is_left_out() -> None:
+def test_null_in_a_new_value_is_dropped() -> None:
     assert merge({}, {"a": {"b": None, "c": [{"name": "n", "d": None}]}}, "x") == {"a": {"c": [{"name": "n"}]}}
 
 
-def test_lists_of_named_things_are_merged_by_name() -> None:
+def test_lists_of_named_items_are_merged_by_name() -> None:
     base = {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]}
     overlay = {"env": [{"name": "C", "value": "3"}, {"name": "A", "value": "4"}]}
     assert merge(base, overlay, "x")["env"] == [
@@ -48,7 +48,7 @@ def test_lists_of_named_things_are_merged_by_name() -> None:
         ("ports", [{"containerPort": 1, "name": "a"}], [{"containerPort": 1}], [{"containerPort": 1, "name": "a"}]),
     ],
 )
-def test_some_lists_tell_their_members_apart_otherwise(key: str, base: Any, overlay: Any, merged: Any) -> None:
+def test_some_lists_have_another_key(key: str, base: Any, overlay: Any, merged: Any) -> None:
     assert merge({key: base}, {key: overlay}, "x") == {key: merged}
 
 
@@ -61,7 +61,7 @@ def test_some_lists_tell_their_members_apart_otherwise(key: str, base: Any, over
         ([{"name": "a"}], [{"name": "c"}, {"name": "c"}]),
     ],
 )
-def test_a_list_whose_members_have_no_name_of_their_own_is_replaced(base: Any, overlay: Any) -> None:
+def test_a_list_without_unique_names_is_replaced(base: Any, overlay: Any) -> None:
     assert merge({"x": base}, {"x": overlay}, "x") == {"x": overlay}
 
 
@@ -77,12 +77,12 @@ def test_a_list_whose_members_have_no_name_of_their_own_is_replaced(base: Any, o
         ),
     ],
 )
-def test_another_kind_of_value_is_refused_with_its_path(overlay: Any, words: str) -> None:
+def test_a_value_of_another_type_is_rejected_with_its_path(overlay: Any, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         merge({"spec": {"containers": [{"name": "a", "image": "i"}]}}, overlay, "x")
 
 
-def test_neither_side_is_changed() -> None:
+def test_the_arguments_are_not_changed() -> None:
     base, overlay = {"a": [{"name": "n", "v": 1}]}, {"a": [{"name": "n", "v": None}]}
     merge(base, overlay, "x")
     assert (base, overlay) == ({"a": [{"name": "n", "v": 1}]}, {"a": [{"name": "n", "v": None}]})

@@ -1,4 +1,4 @@
-"""The PyTorchJob of a spec. The golden manifests are reviewed by hand; after a change that is meant:
+"""The PyTorchJob of a spec. The golden manifests are reviewed by hand. To update them after an intended change:
 
 for job in tests/golden/*/job.yaml; do cpmbee-job render $job > ${job%job.yaml}pytorchjob.yaml; done
 """
@@ -50,19 +50,19 @@ def env_of(manifest: Any, kind: str) -> dict[str, Any]:
 
 
 def everything(value: Any) -> list[Any]:
-    """The value and all values in it."""
+    """The value and all nested values."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [value, *(found for item in inner for found in everything(item))]
 
 
 @pytest.mark.parametrize("job", GOLDEN, ids=lambda job: job.parent.name)
-def test_the_manifest_is_the_reviewed_one(job: Path) -> None:
+def test_the_manifest_equals_the_golden_one(job: Path) -> None:
     spec = load_spec(job)
     assert to_yaml(render(spec, default_run_id(spec))) == job.with_name("pytorchjob.yaml").read_text()
 
 
 @pytest.mark.parametrize("job", GOLDEN, ids=lambda job: job.parent.name)
-def test_what_the_operator_stumbles_over_is_never_made(job: Path) -> None:
+def test_fields_that_break_the_operator_are_not_rendered(job: Path) -> None:
     spec = load_spec(job)
     manifest = render(spec, default_run_id(spec))
     assert not [value for value in everything(manifest) if value in ([], None, "auto")]
@@ -80,38 +80,38 @@ def test_what_the_operator_stumbles_over_is_never_made(job: Path) -> None:
     name=st.from_regex(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True),
     run_id=st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", fullmatch=True),
 )
-def test_pods_and_services_of_every_job_can_be_named(name: str, run_id: str) -> None:
+def test_names_of_pods_and_services_are_valid(name: str, run_id: str) -> None:
     worker = f"{naming.job_name(name, run_id)}-worker-9998"
     assert len(worker) <= 63
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", worker)
 
 
-def test_run_ids_that_fit_no_name_have_names_apart() -> None:
+def test_run_ids_that_are_no_valid_names_have_distinct_names() -> None:
     assert naming.job_name("a", "Run.1") != naming.job_name("a", "run.1")
 
 
-def test_an_id_that_other_readers_take_for_a_number_is_quoted() -> None:
+def test_an_id_that_other_parsers_read_as_a_number_is_quoted() -> None:
     text = to_yaml(render(parse(), "123456789e12"))
     assert "cpmbee-job/run: '123456789e12'" in text
 
 
 @pytest.mark.parametrize("text", ["0x1f", "0o17", "1_000", ".5", "-1", "1e3", "y", "N", "yes", "null", "~", "12:30"])
-def test_a_text_that_looks_like_something_else_is_quoted(text: str) -> None:
+def test_a_string_that_looks_like_another_type_is_quoted(text: str) -> None:
     assert to_yaml({"x": text}) == f"x: '{text}'\n"
 
 
-def test_texts_of_several_lines_are_blocks() -> None:
+def test_multi_line_strings_are_blocks() -> None:
     assert to_yaml({"x": "a: 1\nb: 2\n"}) == "x: |\n  a: 1\n  b: 2\n"
 
 
-def test_the_namespace_asked_for_counts_more_than_the_specs() -> None:
+def test_the_namespace_argument_overrides_the_spec() -> None:
     spec = parse("cluster.namespace=a")
     assert render(spec, "r1")["metadata"]["namespace"] == "a"
     assert render(spec, "r1", "b")["metadata"]["namespace"] == "b"
     assert "namespace" not in render(parse(), "r1")["metadata"]
 
 
-def test_pods_begin_the_run_with_the_very_spec() -> None:
+def test_pods_get_exactly_the_spec() -> None:
     spec = parse("cluster.env={X: 'a$(POD_NAME)$$b'}")
     text = env_of(render(spec, "r1"), "initContainers")["CPMBEE_SPEC"]
     seen_by_the_pod = text.replace("$$", "$")  # as Kubernetes reads a doubled sign
@@ -119,27 +119,27 @@ def test_pods_begin_the_run_with_the_very_spec() -> None:
     assert re.search(r"(?<!\$)(\$\$)*\$\(", text) is None  # nothing that it would expand
 
 
-def test_pods_know_the_store_and_no_path_of_this_machine() -> None:
+def test_pods_get_the_storage_settings_without_local_paths() -> None:
     manifest = rendered("storage={endpoint_url: 'http://s3:1', ca_bundle: /home/me/ca.pem, sse_kms_key_id: 'a$(b)'}")
     storage = env_of(manifest, "containers")["CPMBEE_STORAGE"]
     assert "$" not in storage
     assert StorageSpec.model_validate_json(storage) == StorageSpec(endpoint_url="http://s3:1", sse_kms_key_id="a$(b)")
 
 
-def test_the_certificates_of_the_config_map_are_what_pods_trust() -> None:
+def test_pods_trust_the_certificates_of_the_config_map() -> None:
     manifest = rendered("storage={ca_config_map: ca, ca_bundle: /home/me/ca.pem}")
     storage = StorageSpec.model_validate_json(env_of(manifest, "containers")["CPMBEE_STORAGE"])
     (mount,) = [mount for mount in pod_of(manifest)["containers"][0]["volumeMounts"] if mount["name"] == "ca"]
     assert storage.ca_bundle == f"{mount['mountPath']}/ca.crt"
 
 
-def test_only_the_training_container_asks_for_devices() -> None:
+def test_only_the_training_container_requests_gpus() -> None:
     pod = pod_of(rendered("workers={gpus: 2, resources: {rdma/hca: 1}}"))
     assert pod["containers"][0]["resources"]["limits"].items() >= {"nvidia.com/gpu": "2", "rdma/hca": "1"}.items()
     assert set(pod["initContainers"][0]["resources"]["limits"]) == {"cpu", "memory", "ephemeral-storage"}
 
 
-def test_only_the_training_container_serves_metrics_on_the_port_that_its_policy_lets_in() -> None:
+def test_only_the_training_container_serves_metrics_on_the_port_of_the_network_policy() -> None:
     manifest = rendered()
     assert "CPMBEE_METRICS_PORT" not in env_of(manifest, "initContainers")
     (container,) = pod_of(manifest)["containers"]
@@ -154,13 +154,13 @@ def test_only_the_training_container_serves_metrics_on_the_port_that_its_policy_
     assert env_of(off, "containers")["CPMBEE_METRICS_PORT"] == ""
 
 
-def test_the_limit_of_restarts_grows_with_the_pods_that_it_sums() -> None:
+def test_the_backoff_limit_grows_with_the_number_of_pods() -> None:
     assert rendered()["spec"]["runPolicy"]["backoffLimit"] == 3
     assert rendered("workers={count: 2, max: 8}")["spec"]["runPolicy"]["backoffLimit"] == 24
     assert rendered("cluster.backoff_limit=5", "workers.count=9")["spec"]["runPolicy"]["backoffLimit"] == 5
 
 
-def test_a_gang_is_as_large_as_training_needs() -> None:
+def test_min_available_is_the_number_of_pods_that_training_requires() -> None:
     policy = rendered("workers={count: 4, min: 2}", "cluster.scheduling_policy={queue: q}")["spec"]["runPolicy"]
     assert policy["schedulingPolicy"] == {"queue": "q", "minAvailable": 2}
 
@@ -186,24 +186,24 @@ def test_a_gang_is_as_large_as_training_needs() -> None:
         ),
     ],
 )
-def test_what_no_cluster_can_run_is_refused_with_its_key(override: str, words: str) -> None:
+def test_a_spec_that_cannot_run_on_a_cluster_is_rejected_with_the_key(override: str, words: str) -> None:
     with pytest.raises(SpecError, match=re.escape(words)):
         rendered(override)
 
 
 @pytest.mark.parametrize("image", ["train", "reg:5000/train", "reg/train:latest"])
-def test_an_image_that_names_no_version_is_remarked_on(image: str) -> None:
+def test_an_image_without_a_version_gets_a_remark(image: str) -> None:
     (remark,) = remarks(parse(f"image={image}"))
     assert f"image: {image} does not name a version" in remark
     assert not remarks(parse(f"image={image}", "cluster.image_pull_policy=Always"))
 
 
 @pytest.mark.parametrize("image", ["reg:5000/train:1", f"train@sha256:{'0' * 64}"])
-def test_an_image_that_names_a_version_is_not(image: str) -> None:
+def test_an_image_with_a_version_gets_none(image: str) -> None:
     assert not remarks(parse(f"image={image}"))
 
 
-def test_the_verb_prints_the_manifest_and_nothing_else(tmp_path: Path) -> None:
+def test_render_prints_only_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB)
     command = [sys.executable, "-m", "cpmbee_job.cli", "render", "job.yaml", "--run-id", "r1", "-n", "b"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -211,7 +211,7 @@ def test_the_verb_prints_the_manifest_and_nothing_else(tmp_path: Path) -> None:
     assert yaml.safe_load(done.stdout) == render(parse(), "r1", "b")
 
 
-def test_validate_warns_of_what_is_likely_a_mistake(tmp_path: Path) -> None:
+def test_validate_prints_the_remarks(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB.replace("train:1", "train:latest"))
     command = [sys.executable, "-m", "cpmbee_job.cli", "validate", "job.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
