@@ -95,8 +95,8 @@ check: setup  ## Format, lint, types, import rules, generated files, language, d
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
-	-$(BIN)/python docs/language.py
-	-$(BIN)/codespell
+	$(BIN)/python docs/language.py
+	$(BIN)/codespell
 	$(SITE)
 
 format: setup  ## Format the code and apply the linter's fixes

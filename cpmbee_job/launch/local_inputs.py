@@ -1,7 +1,7 @@
 """Upload the local inputs of a spec to the object store, where the pods can read them.
 
-Object keys contain a digest of the content. Files are hashed first, so the same files have the same URL whoever uploads
-them, and existing objects are not uploaded again.
+Object keys contain a digest of the content. Files are hashed first, so the same files always have the same URL,
+and existing objects are not uploaded again.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Write results to stdout, a file or a folder, locally or in S3: completely or not at all."""
+"""Write results to stdout, a file or a folder, locally or in S3. A target appears complete or does not appear."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Download what a run wrote to the store. The target folder appears complete or not at all."""
+"""Download what a run wrote to the store. The target folder appears only when it is complete."""
 
 import fcntl
 import filecmp
