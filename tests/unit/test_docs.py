@@ -31,5 +31,15 @@ def test_links_point_to_existing_files_and_headings(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    new = set(re.findall(r"^`(cpmbee_job/[\w/]+\.py)`:$", text, flags=re.MULTILINE))  # the examples of CONTRIBUTING.md
+    for name in set(re.findall(r"`((?:cpmbee_job|tests|benchmarks|docs|helm|k8s|locks)/[\w./-]+)`", text)) - new:
+        assert (ROOT / name).exists(), name
+    for name in set(re.findall(r"`(test_\w+\.py)`", text)):
+        assert list((ROOT / "tests").rglob(name)), name
+
+
 def test_the_readme_fits_160_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
