@@ -274,9 +274,9 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--on-cluster"], 2, "--job job.yaml says so"),
+        (["--on-cluster"], 2, "name a job spec with --job"),
         (["--on-cluster", "--delta", "s3://tests/nowhere/run"], 2, "--delta: s3://tests/nowhere/run: no run there"),
-        (["--timeout", "5m"], 2, "without --on-cluster"),
+        (["--timeout", "5m"], 2, "--timeout requires --on-cluster"),
         (["--on-cluster", "--job", "JOB", "--delta", "/nowhere"], 3, "--delta: /nowhere: no such file or folder"),
         (["--on-cluster", "--job", "JOB", "--data", "s3://tests/nowhere/rows.jsonl"], 4, "--data: s3://tests/nowhere"),
     ],
