@@ -31,6 +31,17 @@ def run_python(
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
 
 
+def install_client(program: Path) -> int:
+    """Write a program that does what `cpmbee-job` does, likewise without its imports; scripts that call it must inherit
+    the file descriptor that is returned. No signal reaches the command."""
+    fd = _server().fileno()
+    client = ROOT / "tests" / "fork_client.py"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -I -S {client} {fd} "$@"\n')
+    program.chmod(0o755)
+    return fd
+
+
 @functools.cache
 def _server() -> "ForkServer":
     return ForkServer()
@@ -45,6 +56,10 @@ class ForkServer:
         with theirs:
             command = [sys.executable, "-m", "tests.fork_server"]
             subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+    def fileno(self) -> int:
+        """The socket for requests."""
+        return self._requests.fileno()
 
     def matches(self, environment: dict[str, str]) -> bool:
         """Whether that environment differs from the server's only in what nobody reads at import."""

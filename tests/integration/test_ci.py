@@ -24,11 +24,12 @@ from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.urls import open_store
 from tests.fake_cluster import FakeCluster
 from tests.integration.conftest import CREDENTIALS
-from tests.integration.jobs import install, make_job
+from tests.integration.jobs import make_job
 from tests.integration.kubelet import kubelet
 from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import jobs
 from tests.paths import DOCS
+from tests.processes import install_client
 
 pytestmark = pytest.mark.timeout(900)  # several trainings each
 
@@ -47,6 +48,8 @@ class Pipeline:
     kubeconfig: Path
     bucket: str
     storage: StorageSpec
+    inherited: int
+    """A file descriptor that `cpmbee-job` needs."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, script: str, shell: tuple[str, ...] = ("sh", "-e"), **variables: str) -> int:
@@ -60,7 +63,9 @@ class Pipeline:
             **self.environment,
             **variables,
         }
-        return subprocess.run([*shell, "-c", script], cwd=self.folder, env=environment, check=False).returncode
+        command, inherited = [*shell, "-c", script], (self.inherited,)
+        done = subprocess.run(command, cwd=self.folder, env=environment, pass_fds=inherited, check=False)
+        return done.returncode
 
     @property
     def production(self) -> str:
@@ -94,9 +99,9 @@ def pipeline(cluster: FakeCluster, tmp_path: Path, bucket: str, s3_storage: Stor
     spec["storage"] = {"endpoint_url": s3_storage.endpoint_url, "secret": "s3"}
     spec["train"] |= {"epochs": 1, "eval_interval": 2}
     path.write_text(yaml.safe_dump(spec))
-    install(tmp_path / "bin")
+    inherited = install_client(tmp_path / "bin" / "cpmbee-job")
     with kubernetes_api(cluster, tmp_path) as kubeconfig:
-        yield Pipeline(tmp_path, cluster, kubeconfig, bucket, s3_storage)
+        yield Pipeline(tmp_path, cluster, kubeconfig, bucket, s3_storage, inherited)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from tests.integration.jobs import descendants, make_job, wait_for, wait_until_gone, workers
+from tests.ports import free_port
 from tests.processes import run_python
 
 
@@ -123,9 +123,7 @@ def two_pods(tmp_path: Path, pod: dict[str, str]) -> Iterator[tuple[Path, list["
     """The run's folder and two entrypoints with what the training operator puts into elastic pods, training."""
     run = begin(tmp_path, "train.epochs=200", "train.early_stop_patience=0", "data.eval=null")
     assert prepare(run.url, pod).returncode == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     pod |= {
         "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}",
         "PET_RDZV_BACKEND": "c10d",

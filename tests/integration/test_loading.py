@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +19,7 @@ from cpmbee_job.model.weights.saving import save_pickled, save_weights
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.s3.bucket import S3Store
 from tests.integration.faults import FaultProxy
+from tests.ports import free_port
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(vocab_size=6000, dim_model=256, num_heads=4, dim_head=64, dim_ff=640, num_layers=4)
@@ -68,9 +68,7 @@ def load(url: str, endpoint_url: str):
 
 def world(size: int, *arguments: str, caches: list[Path] | None = None) -> list[dict]:
     """What the ranks of a world print that loads the model together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = []
     for rank in range(size):
         env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}

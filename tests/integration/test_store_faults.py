@@ -23,17 +23,18 @@ from tests.integration.disk import small_disk
 from tests.integration.faults import METHODS, FaultProxy
 from tests.integration.jobs import cli, losses, make_job, metrics, start
 
-OUTAGE = 60.0
+STALL_TIMEOUT = 20
+OUTAGE = 2.0 * STALL_TIMEOUT
 """Seconds."""
 
 
-def test_training_goes_on_through_bursts_of_errors_and_an_outage_of_a_minute(
+def test_training_goes_on_through_bursts_of_errors_and_an_outage_longer_than_the_stall_timeout(
     bucket: str, proxy: FaultProxy, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
     """Steps go on while the store is away; what they made is there when it is back, and drawn as without all that."""
     job = make_job(tmp_path)
     target = ["--set", f"output={bucket}", "--set", f"storage.endpoint_url={proxy.url}"]
-    target += ["--set", "train.stall_timeout=20"]  # which the wait for the store is not
+    target += ["--set", f"train.stall_timeout={STALL_TIMEOUT}"]  # which the wait for the store is not
     process = start("local", job, "--run-id", "shaken", "--processes", 2, "--set", "train.epochs=4", *target)
     store = open_store(f"{bucket}/weather/shaken", s3_storage)
     while store.info(keys.manifest_key(2, 1)) is None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from cpmbee_job.data.prepare.job_data import prepare_job
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import load_spec
 from cpmbee_job.store.files import LOCK
+from tests.ports import free_port
 
 PATIENCE = 60.0
 """Seconds after which a world that has not ended by itself is ended, as a watchdog would."""
@@ -76,9 +76,7 @@ class RankServer:
         return self._process.stdout.readline()
 
     def start(self, run: Run, size: int, *faults: Fault, sharded: bool = False) -> World:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         by_rank = {fault.rank: fault.order() for fault in faults}
         common = {"url": run.url, "world_size": size, "port": port, "log": str(self.log), "sharded": sharded}
         world = World([], self)

@@ -1,7 +1,6 @@
 """The watchdog ends a process that makes no progress, but not one that waits for an active peer."""
 
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from cpmbee_job.errors import ExitCode
+from tests.ports import free_port
 
 PREAMBLE = """
     import threading, time
@@ -112,9 +112,7 @@ RANK = """
 @pytest.mark.parametrize(("other", "status"), [("moves", 0), ("stops", ExitCode.STALLED)])
 def test_a_rank_waits_for_a_peer_while_the_peer_is_active(other: str, status: int) -> None:
     """The peer also hosts the store with the shared counter."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(RANK), other]
     ranks = [subprocess.Popen(command, env={**os.environ, **world, "RANK": rank}) for rank in ("0", "1")]
