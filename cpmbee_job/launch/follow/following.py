@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
 from cpmbee_job.launch.follow.logs import HIDDEN, LogLine, LogPosition, LogSelection, read_logs, utc
@@ -53,21 +54,18 @@ def follow_logs(
         yield from read_logs(found, cluster, selection, on_message)
 
 
+@dataclass
 class _Follower:
     """Watches the pods, and starts a thread for each selected one."""
 
-    def __init__(
-        self,
-        found: FoundRun,
-        cluster: Cluster,
-        selection: LogSelection,
-        merged: LineMerger,
-        ended: Callable[[], bool],
-        pause: float,
-    ) -> None:
-        self.cluster, self.selection, self.merged, self.pause = cluster, selection, merged, pause
-        self._labels = found.labels
-        self._ended = ended
+    found: FoundRun
+    cluster: Cluster
+    selection: LogSelection
+    merged: LineMerger
+    ended: Callable[[], bool]
+    pause: float
+
+    def __post_init__(self) -> None:
         self._ended_at: float | None = None
         self._pods: dict[str, Object] = {}
         self._new: deque[Object] = deque()
@@ -86,7 +84,7 @@ class _Follower:
                 tail = _Tail(name, self)
                 self._tails[name] = threading.Thread(target=tail.run, name=name, daemon=True)
                 self._tails[name].start()
-        if self._ended_at is None and self._ended():
+        if self._ended_at is None and self.ended():
             self._ended_at = time.monotonic()
         if self._ended_at is None:
             return True
@@ -105,7 +103,7 @@ class _Follower:
     def _watch(self) -> None:
         while not self.merged.stopped.is_set():
             try:
-                for event in self.cluster.watch(PODS, self._labels):
+                for event in self.cluster.watch(PODS, self.found.labels):
                     if self.merged.stopped.is_set():
                         return
                     if event is not None:
@@ -232,7 +230,7 @@ def _version(pod: Object) -> str:
 
 def _has(pod: Object, container: str) -> bool:
     containers = objects_at(pod, "spec", "initContainers") + objects_at(pod, "spec", "containers")
-    return any(name == container for name in (text_at(one, "name") for one in containers))
+    return container in (text_at(one, "name") for one in containers)
 
 
 def _status(pod: Object, container: str) -> Object:

@@ -106,7 +106,7 @@ def submit(
     spec, uploads = hash_inputs(spec, submittable.inputs, hooks.bar)
     if not options.dry_run:
         upload_inputs(uploads, open_store(keys.uploads_url(spec.output), storage), hooks.bar)
-    spec = spec.with_fields({"cluster.namespace": cluster.namespace})  # tells readers of the store where it runs
+    spec = spec.with_fields({"cluster.namespace": cluster.namespace})  # for commands that find the run in the store
     of_run = identity.identity(spec, storage, options.key)
     submitter = _Submitter(spec, storage, cluster, of_run, options, hooks)
     return submitter.start_another() if options.new else submitter.find_or_start()

@@ -23,8 +23,8 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else None)
 
     def items(self, data: list[Any]) -> yaml.SequenceNode:
-        words = all(isinstance(item, str) and re.fullmatch(r"[\w./-]*", item) for item in data)
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=words)
+        plain = all(isinstance(item, str) and re.fullmatch(r"[\w./-]*", item) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=plain)
 
 
 _Dumper.add_representer(str, _Dumper.text)
