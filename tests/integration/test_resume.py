@@ -68,7 +68,7 @@ def test_a_running_run_is_left_alone_by_resume(job, cluster, s3_storage):
 def test_a_succeeded_run_is_not_resumed(job, cluster, s3_storage):
     first = submit(job(), cluster)
     run_of(first, s3_storage).finish("succeeded", "finished")
-    with pytest.raises(RefusedError, match="has succeeded"):
+    with pytest.raises(RefusedError, match="already succeeded"):
         resumed(first, cluster, s3_storage)
 
 
