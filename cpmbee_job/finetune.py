@@ -61,12 +61,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     inputs = parser.add_argument_group("inputs")
-    inputs.add_argument("--model-config", type=Path, required=True, help="model configuration (JSON)")
-    inputs.add_argument("--load", type=Path, required=True, help="weights: .bin, .pt or .safetensors file")
-    inputs.add_argument("--vocab", type=Path, help="vocabulary; default: vocab.txt beside the weights")
-    data = "output of preprocess or of the original, or JSON lines"
-    inputs.add_argument("--dataset", required=True, help=f"training data: {data}")
-    inputs.add_argument("--eval_dataset", help=f"evaluation data: {data}")
+    inputs.add_argument("--model-config", type=Path, required=True, help="Model configuration (JSON).")
+    inputs.add_argument("--load", type=Path, required=True, help="Weights: .bin, .pt or .safetensors file.")
+    inputs.add_argument("--vocab", type=Path, help="Vocabulary. Default: vocab.txt beside the weights.")
+    data = "output of preprocess or of the original, or JSON lines."
+    inputs.add_argument("--dataset", required=True, help=f"Training data: {data}")
+    inputs.add_argument("--eval_dataset", help=f"Evaluation data: {data}")
 
     train = parser.add_argument_group("training")
     train.add_argument("--epoch", type=int, default=1, help="Passes over the training data.")
@@ -85,10 +85,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         train.add_argument(f"--{name.replace('_', '-')}", *aliases, **options)
 
     results = parser.add_argument_group("results")
-    results.add_argument("--save", type=Path, default=Path("results"), help="folder for results")
-    results.add_argument("--resume", action="store_true", help="resume the newest run of this name in --save")
-    results.add_argument("--tensorboard", type=Path, help="folder for TensorBoard events")
-    results.add_argument("--log-dir", type=Path, help="folder for a copy of metrics.jsonl")
+    results.add_argument("--save", type=Path, default=Path("results"), help="Folder for results.")
+    results.add_argument("--resume", action="store_true", help="Resume the newest run of this name in --save.")
+    results.add_argument("--tensorboard", type=Path, help="Folder for TensorBoard events.")
+    results.add_argument("--log-dir", type=Path, help="Folder for a copy of metrics.jsonl.")
     return parser.parse_args(arguments)
 
 
