@@ -1,4 +1,4 @@
-"""Several training sets: an epoch of a mixture, in any world, over a kill."""
+"""Train on a mixture of datasets, with any world size and after a kill."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def undisturbed(job: Path) -> Path:
     return Path(done.out.strip())
 
 
-def test_what_each_set_gives_is_told(undisturbed: Path, job: Path) -> None:
+def test_the_counts_of_each_set_are_reported(undisturbed: Path, job: Path) -> None:
     record = json.loads((undisturbed / "data.json").read_text())["train"]
     first, second = record["sets"]
     assert (first["examples"], second["examples"], record["examples"]) == (200, 90, 290)
@@ -46,7 +46,7 @@ def test_what_each_set_gives_is_told(undisturbed: Path, job: Path) -> None:
     assert "more.parquet (weight 1): 90 examples" in said
 
 
-def test_killed_it_goes_on_in_the_middle_of_an_epoch_on_two_processes(job: Path, undisturbed: Path) -> None:
+def test_a_killed_run_resumes_within_an_epoch_on_two_processes(job: Path, undisturbed: Path) -> None:
     arguments = ["local", job, "--run-id", "killed"]
     run = undisturbed.parent / "killed"
     process = start(*arguments, "--processes", 1)

@@ -1,4 +1,4 @@
-"""Raw rows in S3 to packed rows in S3, by several processes."""
+"""Prepare data in S3 with several processes."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ def _lines(start, end):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def test_s3_and_the_disk_hold_the_same_rows(bucket, s3_storage, tiny_vocab, tmp_path):
+def test_s3_and_the_disk_contain_the_same_rows(bucket, s3_storage, tiny_vocab, tmp_path):
     tokenizer, settings = Tokenizer.from_file(tiny_vocab), PrepareSettings(max_length=64)
     data = open_store(f"{bucket}/data", s3_storage)
     for store in (data, FileStore(str(tmp_path / "data"))):
@@ -42,7 +42,7 @@ def test_s3_and_the_disk_hold_the_same_rows(bucket, s3_storage, tiny_vocab, tmp_
     assert len(list(read_source(data.url, s3_storage))) == 250
 
 
-def test_a_split_is_prepared_once(bucket, s3_storage, tiny_vocab):
+def test_a_dataset_is_prepared_once(bucket, s3_storage, tiny_vocab):
     tokenizer, settings = Tokenizer.from_file(tiny_vocab), PrepareSettings(max_length=64)
     open_store(bucket, s3_storage).put("train.jsonl", _lines(0, 20))
     folder, index = prepare_below(
@@ -61,7 +61,7 @@ def test_a_split_is_prepared_once(bucket, s3_storage, tiny_vocab):
     assert list(open_store(folder, s3_storage).list()) == listing
 
 
-def test_data_in_s3_and_on_the_disk_are_found_alike(bucket, s3_storage, tiny_vocab, tmp_path):
+def test_a_check_reports_the_same_in_s3_and_on_disk(bucket, s3_storage, tiny_vocab, tmp_path):
     data = open_store(f"{bucket}/data", s3_storage)
     for store in (data, FileStore(str(tmp_path / "data"))):
         store.put("train.jsonl", _lines(0, 200) + _lines(7, 9))

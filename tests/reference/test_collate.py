@@ -15,7 +15,7 @@ BATCH = 2
 
 
 def _packed_like_the_original(examples: list[Encoded]) -> list[list[list[Encoded]]]:
-    """Each example into the open row that it fills best; two rows leave as a batch when a third is opened."""
+    """Put each example into the open row that it fills best; a third row closes the first two as a batch."""
     batches, rows = [], []
     for example in examples:
         spaces = [(ROW - sum(e.input_ids.size for e in row), number) for number, row in enumerate(rows)]
@@ -31,7 +31,7 @@ def _packed_like_the_original(examples: list[Encoded]) -> list[list[list[Encoded
 
 
 def _in_the_order_drawn(example: dict) -> dict:
-    """The original shuffles the keys of an answer; of the one nested answer here it drew the second key first."""
+    """Return the example with the key order that the original drew for its nested answer: the second key first."""
     answer = example["<ans>"]
     return example if isinstance(answer, str) else {**example, "<ans>": dict(reversed(answer.items()))}
 
@@ -39,7 +39,7 @@ def _in_the_order_drawn(example: dict) -> dict:
 def _dense(
     collated: Collated, num_rows: int, vocab_size: int, columns: dict[tuple[int, int], int]
 ) -> dict[str, np.ndarray]:
-    """The original's arrays, one row beside the other, from ours."""
+    """Convert our arrays to the original's, with one line per row."""
     row_of_token = np.repeat(collated.rows, collated.lengths)
     lengths = np.bincount(row_of_token, minlength=num_rows)
     column = np.arange(row_of_token.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -81,7 +81,7 @@ def _dense(
 
 
 @needs_reference
-def test_packed_batches_equal_the_original_s(reference):
+def test_packed_batches_equal_the_originals(reference):
     tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
     lines = (reference / "reference" / "packed_rows.jsonl").read_text(encoding="utf-8").splitlines()
     examples = [encode_example(tokenizer, _in_the_order_drawn(json.loads(line))) for line in lines]
@@ -105,7 +105,7 @@ def test_packed_batches_equal_the_original_s(reference):
 
 
 @needs_reference
-def test_positions_begin_anew_with_every_example(reference):
+def test_positions_restart_with_every_example(reference):
     tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
     lines = (reference / "reference" / "packed_rows.jsonl").read_text(encoding="utf-8").splitlines()
     examples = [encode_example(tokenizer, json.loads(line)) for line in lines[:5]]

@@ -1,4 +1,4 @@
-"""Encoding against the original's answers."""
+"""Encode like the original."""
 
 import json
 from pathlib import Path
@@ -24,19 +24,19 @@ def read_rows(path: Path) -> list[Any]:
 @pytest.mark.parametrize("strict", [True, False])
 def test_every_example_has_the_originals_arrays(reference: Path, strict: bool) -> None:
     tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
-    for row in read_rows(reference / "reference" / "encode.jsonl"):
-        encoded = encode_example(tokenizer, check_example(row["data"]), strict=strict)
-        assert {name: getattr(encoded, name).tolist() for name in ARRAYS} == {name: row[name] for name in ARRAYS}
-        assert encoded.num_segments == row["num_segments"]
-        assert {str(token_id): token for token_id, token in encoded.ext_table.items()} == row["ext_table"]
+    for record in read_rows(reference / "reference" / "encode.jsonl"):
+        encoded = encode_example(tokenizer, check_example(record["data"]), strict=strict)
+        assert {name: getattr(encoded, name).tolist() for name in ARRAYS} == {name: record[name] for name in ARRAYS}
+        assert encoded.num_segments == record["num_segments"]
+        assert {str(token_id): token for token_id, token in encoded.ext_table.items()} == record["ext_table"]
 
 
-def test_all_of_ccpm_is_converted_and_keeps_its_words(reference: Path) -> None:
+def test_all_of_ccpm_is_converted_without_loss(reference: Path) -> None:
     for path in (reference / "data" / "ccpm").glob("*.jsonl"):
-        for row in read_rows(path):
-            example = ccpm_example(row)
+        for record in read_rows(path):
+            example = ccpm_example(record)
             options = example["options"]
             assert isinstance(options, dict)
             marked = "".join(f"[{number}]{option}" for number, option in enumerate(options.values()))
-            assert f"[翻译]{example['input']}{marked}[答案]" == row["input"]
-            assert example["<ans>"] == f"<option_{row['target']}>"
+            assert f"[翻译]{example['input']}{marked}[答案]" == record["input"]
+            assert example["<ans>"] == f"<option_{record['target']}>"

@@ -1,4 +1,4 @@
-"""A data set that the original code wrote."""
+"""Read a dataset that the original code wrote."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ from tests.conftest import needs_reference
 
 
 @needs_reference
-def test_the_originals_data_set_holds_the_examples_it_was_made_of(reference: Path) -> None:
+def test_the_originals_dataset_contains_its_examples(reference: Path) -> None:
     folder = open_store(str(reference / "reference" / "original_dataset"))
     records = list(read_original(folder))
-    rows = (reference / "reference" / "packed_rows.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [content for _, _, content in records] == [json.loads(row) for row in rows]
+    lines = (reference / "reference" / "packed_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [content for _, _, content in records] == [json.loads(line) for line in lines]
     assert records[3][0].endswith("data: block 0")
     assert records[3][1] == 3

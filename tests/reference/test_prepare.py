@@ -1,4 +1,4 @@
-"""All of CCPM, and the original's binary data set, through `prepare`."""
+"""Prepare all of CCPM, and the original's binary dataset."""
 
 from collections import Counter
 
@@ -33,7 +33,7 @@ def test_all_of_ccpm_fills_its_rows(reference, tmp_path):
 
 
 @needs_reference
-def test_the_tutorial_s_three_steps_make_the_same_rows(reference, tmp_path):
+def test_the_tutorials_three_steps_prepare_the_same_examples(reference, tmp_path):
     tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
     raw = reference / "data" / "ccpm" / "eval.jsonl"
     _, direct = prepare_below(
@@ -55,7 +55,7 @@ def test_the_tutorial_s_three_steps_make_the_same_rows(reference, tmp_path):
 
 
 @needs_reference
-def test_the_original_s_binary_data_set_holds_the_packed_rows(reference, tmp_path):
+def test_the_originals_binary_dataset_is_prepared_like_its_json_lines(reference, tmp_path):
     tokenizer = Tokenizer.from_file(reference / "model" / "vocab.txt")
     original = str(reference / "reference" / "original_dataset")
     lines = str(reference / "reference" / "packed_rows.jsonl")

@@ -1,4 +1,4 @@
-"""The tokenizer against the original's answers."""
+"""Tokenize like the original."""
 
 import json
 from pathlib import Path
@@ -17,18 +17,18 @@ def tokenizer(reference: Path) -> Tokenizer:
     return Tokenizer.from_file(reference / "model" / "vocab.txt")
 
 
-def test_every_text_has_the_originals_ids_and_comes_back_the_same(tokenizer: Tokenizer, reference: Path) -> None:
+def test_every_text_is_encoded_and_decoded_as_in_the_original(tokenizer: Tokenizer, reference: Path) -> None:
     for line in (reference / "reference" / "tokenizer.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if "error" in row:
+        record = json.loads(line)
+        if "error" in record:
             with pytest.raises(DataError):
-                tokenizer.encode(row["text"], strict=True)
-            tokenizer.encode(row["text"])
+                tokenizer.encode(record["text"], strict=True)
+            tokenizer.encode(record["text"])
             continue
-        ids, ext_table = tokenizer.encode(row["text"], strict=True)
-        assert ids == row["ids"]
-        assert {str(token_id): token for token_id, token in ext_table.items()} == row["ext_table"]
-        assert tokenizer.decode(ids, ext_table) == row["decoded"]
+        ids, ext_table = tokenizer.encode(record["text"], strict=True)
+        assert ids == record["ids"]
+        assert {str(token_id): token for token_id, token in ext_table.items()} == record["ext_table"]
+        assert tokenizer.decode(ids, ext_table) == record["decoded"]
 
 
 def test_the_tutorials_second_dialogue_form_is_read(tokenizer: Tokenizer) -> None:

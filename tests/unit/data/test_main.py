@@ -1,4 +1,4 @@
-"""How the init step of a pod finds its run."""
+"""The init step of a pod opens or creates its run."""
 
 from pathlib import Path
 
@@ -14,21 +14,21 @@ def spec_below(folder: Path, **changes: object) -> JobSpec:
     return parse_spec(text, source="test", overrides=[f"{key}={value}" for key, value in changes.items()])
 
 
-def test_the_run_of_a_manifest_begins_with_its_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_pod_creates_the_run_with_the_manifests_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_below(tmp_path)
     monkeypatch.setenv("CPMBEE_SPEC", spec.to_yaml())
     assert open_run(f"{tmp_path}/a/r1", StorageSpec()).spec == spec
     assert (tmp_path / "a" / "r1" / "spec.yaml").read_text() == spec.to_yaml()
 
 
-def test_a_run_that_has_begun_keeps_its_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_run_keeps_its_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "r1").mkdir(parents=True)
     (tmp_path / "a" / "r1" / "spec.yaml").write_text(spec_below(tmp_path).to_yaml())
     monkeypatch.setenv("CPMBEE_SPEC", spec_below(tmp_path, **{"train.seed": 7}).to_yaml())
     assert open_run(f"{tmp_path}/a/r1", StorageSpec()).spec == spec_below(tmp_path)
 
 
-def test_without_a_spec_there_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_run_without_a_spec_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CPMBEE_SPEC", raising=False)
     with pytest.raises(NotFoundError, match="no run there"):
         open_run(f"{tmp_path}/a/r1", StorageSpec())

@@ -30,7 +30,7 @@ def leakage(train: Sequence[Example], evaluation: Sequence[Example]) -> Duplicat
     return duplicates.leakage(known("train", train), known("eval", evaluation))
 
 
-def test_an_example_that_stands_three_times_is_repeated_twice() -> None:
+def test_an_example_that_occurs_three_times_is_repeated_twice() -> None:
     found = within(example("a", "1"), example("b", "1"), example("a", "1"), example("a", "1"))
     assert (found.repeated, found.contradicting) == (2, 0)
     assert found.repeated_at == (("file:1", "file:3"),)
@@ -43,7 +43,7 @@ def test_one_question_with_two_answers() -> None:
     assert found.contradicting_at == (("file:1", "file:3"),)
 
 
-def test_the_order_of_keys_makes_no_other_example() -> None:
+def test_examples_that_differ_in_the_order_of_keys_are_equal() -> None:
     assert within({"a": "1", "b": "2", "<ans>": "x"}, {"<ans>": "x", "b": "2", "a": "1"}).repeated == 1
 
 
@@ -51,13 +51,13 @@ def test_keys_and_texts_are_not_confused() -> None:
     assert within({"a": "b", "<ans>": ""}, {"a": {"b": ""}, "<ans>": ""}, {"a": "", "<ans>": "b"}).any is False
 
 
-def test_without_a_question_none_is_asked_twice() -> None:
+def test_examples_without_a_question_do_not_contradict() -> None:
     assert within({"<ans>": "a"}, {"<ans>": "b"}, {"<ans>": "b"}) == Duplicates(
         repeated=1, contradicting=0, repeated_at=(("file:2", "file:3"),)
     )
 
 
-def test_evaluation_examples_that_training_has() -> None:
+def test_evaluation_examples_in_the_training_data() -> None:
     train = [example("a", "1"), example("b", "1"), example("b", "2")]
     found = leakage(train, [example("c", "1"), example("b", "2"), example("a", "2"), example("b", "3")])
     assert found == Duplicates(
@@ -70,7 +70,7 @@ def test_evaluation_examples_that_training_has() -> None:
 
 @settings(deadline=None)
 @given(*2 * [st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12")), max_size=12)])
-def test_counts_and_places_are_those_of_a_plain_comparison(
+def test_counts_and_locations_equal_those_of_a_plain_comparison(
     train: list[tuple[str, str]], evaluation: list[tuple[str, str]]
 ) -> None:
     answers = defaultdict(set)

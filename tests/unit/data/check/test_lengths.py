@@ -24,7 +24,7 @@ def test_the_summary_is_that_of_the_lengths_one_by_one(lengths: list[int]) -> No
 
 @settings(deadline=None)
 @given(LENGTHS)
-def test_every_length_is_in_the_bin_that_says_so(lengths: list[int]) -> None:
+def test_every_length_is_in_its_bin(lengths: list[int]) -> None:
     bins = histogram(Counter(lengths))
     assert len(bins) <= 12
     assert all(one.last + 1 == following.first for one, following in pairwise(bins))
@@ -32,13 +32,13 @@ def test_every_length_is_in_the_bin_that_says_so(lengths: list[int]) -> None:
     assert sum(one.examples for one in bins) == len(lengths)
 
 
-def test_a_few_very_long_ones_leave_the_others_apart() -> None:
+def test_few_very_long_examples_do_not_widen_the_bins() -> None:
     bins = histogram(Counter(dict.fromkeys(range(40, 100), 100) | {20_000: 1}))
     assert [one.examples for one in bins[:-1]] == [1000] * 6
     assert (bins[-1].last, bins[-1].examples) == (20_000, 1)
 
 
-def test_one_very_long_one_of_a_few_leaves_them_apart_too() -> None:
+def test_one_very_long_example_of_a_few_does_not_widen_the_bins() -> None:
     bins = histogram(Counter(dict.fromkeys(range(41, 81), 1) | {20_000: 1}))
     assert bins[-1].examples <= 3
     assert bins[-1].first <= 81

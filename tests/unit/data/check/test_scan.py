@@ -25,8 +25,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(path: Path, rows: Iterable[Any], **options: Any) -> DataSource:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def write(path: Path, records: Iterable[Any], **options: Any) -> DataSource:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return open_source(str(path), **options)
 
 
@@ -36,8 +36,8 @@ def check(tokenizer: Tokenizer, source: DataSource, *, max_length: int = 2048, s
     return one
 
 
-def report(tokenizer: Tokenizer, folder: Path, *rows: Any, **options: Any) -> CheckReport:
-    return report_on(check(tokenizer, write(folder / "file", rows), **options))
+def report(tokenizer: Tokenizer, folder: Path, *records: Any, **options: Any) -> CheckReport:
+    return report_on(check(tokenizer, write(folder / "file", records), **options))
 
 
 def test_lengths_and_targets_are_counted_in_tokens(tokenizer: Tokenizer, folder: Path) -> None:
@@ -59,17 +59,17 @@ def test_lengths_and_targets_are_counted_in_tokens(tokenizer: Tokenizer, folder:
     assert found.rows == found.examples == sum(one.examples for one in found.histogram) == 2
 
 
-def test_too_long_examples_are_counted_and_named_and_still_examples(tokenizer: Tokenizer, folder: Path) -> None:
+def test_examples_that_are_too_long_are_counted_and_named(tokenizer: Tokenizer, folder: Path) -> None:
     found = report(tokenizer, folder, {"<ans>": "ab"}, {"<ans>": "abc"}, max_length=9)
     assert (found.too_long, found.examples, found.num_errors) == (1, 2, 0)
     assert [(one.location, one.tokens) for one in found.too_long_at] == [(f"{folder}/file:2", 10)]
 
 
 @pytest.mark.parametrize("max_length", [48, 64, 4000])
-def test_rows_are_those_that_prepare_makes(tiny_vocab: Path, folder: Path, max_length: int) -> None:
+def test_packing_equals_that_of_prepare(tiny_vocab: Path, folder: Path, max_length: int) -> None:
     lengths = random.Random(0)
-    rows = ({"q": "今天" * lengths.randrange(60), "<ans>": str(number)} for number in range(400))
-    source = write(folder / "train.jsonl", rows, piece_bytes=5000)
+    records = ({"q": "今天" * lengths.randrange(60), "<ans>": str(number)} for number in range(400))
+    source = write(folder / "train.jsonl", records, piece_bytes=5000)
     settings = PrepareSettings(max_length=max_length, too_long="skip")
     index = prepare(Preparation(source, settings, Tokenizer.from_file(tiny_vocab)), FileStore(str(folder / "out")))
     found = report_on(check(Tokenizer.from_file(tiny_vocab), source, max_length=max_length))
@@ -81,12 +81,12 @@ def test_rows_are_those_that_prepare_makes(tiny_vocab: Path, folder: Path, max_l
     assert found.too_long == index.skipped.get("too long", 0)
 
 
-def test_what_is_mended_is_counted_as_in_prepare(tokenizer: Tokenizer, folder: Path) -> None:
+def test_corrections_are_counted_as_in_prepare(tokenizer: Tokenizer, folder: Path) -> None:
     found = report(tokenizer, folder, {"q": "a<b<问题>", "n": 1, "<ans>": None})
     assert found.warnings == {"'<' taken as text": 2, "a number taken as text": 1, "null taken as text": 1}
 
 
-def test_strict_makes_errors_of_what_would_be_mended(tokenizer: Tokenizer, folder: Path) -> None:
+def test_strict_treats_corrections_as_errors(tokenizer: Tokenizer, folder: Path) -> None:
     found = report(tokenizer, folder, {"<ans>": "a<"}, {"<ans>": 1}, {"<ans>": ""}, strict=True)
     assert (found.rows, found.examples, found.bad_rows, found.num_errors) == (3, 1, 2, 2)
     assert found.errors[0].startswith(f"{folder}/file:1: <ans>: the '<' at character 2")
@@ -99,7 +99,7 @@ def test_a_file_without_examples_is_an_error(tokenizer: Tokenizer, folder: Path)
     assert (found.tokens, found.packing, found.views) == (None, None, ())
 
 
-def test_a_piece_that_breaks_off_leaves_the_others(tokenizer: Tokenizer, folder: Path) -> None:
+def test_an_unreadable_piece_does_not_affect_the_others(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "data").mkdir()
     (folder / "data" / "a.jsonl.gz").write_bytes(b"\x1f\x8b no gzip")
     source = write(folder / "data" / "b.jsonl", [{"<ans>": "a"}] * 3)
@@ -109,8 +109,8 @@ def test_a_piece_that_breaks_off_leaves_the_others(tokenizer: Tokenizer, folder:
 
 
 def test_three_examples_are_shown_in_the_order_of_the_file(tokenizer: Tokenizer, folder: Path) -> None:
-    rows = [{"q": "a", "<ans>": str(number)} for number in range(50)]
-    found, again = report(tokenizer, folder, *rows), report(tokenizer, folder, *rows)
+    records = [{"q": "a", "<ans>": str(number)} for number in range(50)]
+    found, again = report(tokenizer, folder, *records), report(tokenizer, folder, *records)
     lines = [int(one.location.rpartition(":")[2]) for one in found.views]
     assert len(set(lines)) == 3
     assert lines == sorted(lines)
@@ -118,20 +118,20 @@ def test_three_examples_are_shown_in_the_order_of_the_file(tokenizer: Tokenizer,
     assert found == again
 
 
-def test_of_two_examples_two_are_shown(tokenizer: Tokenizer, folder: Path) -> None:
+def test_a_dataset_of_two_examples_shows_both(tokenizer: Tokenizer, folder: Path) -> None:
     assert len(report(tokenizer, folder, {"<ans>": "a"}, {"<ans>": "b"}).views) == 2
 
 
-def test_unknown_characters_and_answers_are_looked_at(tokenizer: Tokenizer, folder: Path) -> None:
+def test_unknown_characters_and_answers_are_reported(tokenizer: Tokenizer, folder: Path) -> None:
     found = report(tokenizer, folder, {"q": "🙂", "<ans>": "a"}, {"q": "b", "<ans>": "a"})
     assert [(one.character, one.first) for one in found.unknown.most_frequent] == [("🙂", f"{folder}/file:1")]
     assert found.answers.constant[0].text == "a"
 
 
 def test_duplicates_are_named_by_file_and_line_across_pieces(tokenizer: Tokenizer, folder: Path) -> None:
-    rows = [{"q": f"row {number}", "<ans>": "a"} for number in range(300)]
-    rows[250] = rows[40]
-    source = write(folder / "file.jsonl", rows, piece_bytes=1000)
+    records = [{"q": f"row {number}", "<ans>": "a"} for number in range(300)]
+    records[250] = records[40]
+    source = write(folder / "file.jsonl", records, piece_bytes=1000)
     assert len(source.pieces) > 5
     found = report_on(check(tokenizer, source)).duplicates
     assert (found.repeated, found.repeated_at) == (1, ((f"{folder}/file.jsonl:41", f"{folder}/file.jsonl:251"),))
@@ -150,6 +150,6 @@ def test_training_and_evaluation_are_compared(tokenizer: Tokenizer, folder: Path
     assert found.leakage.contradicting_at == ((f"{folder}/eval:2", f"{folder}/train:1"),)
 
 
-def test_bad_rows_are_no_duplicates(tokenizer: Tokenizer, folder: Path) -> None:
+def test_invalid_records_are_not_duplicates(tokenizer: Tokenizer, folder: Path) -> None:
     found = report(tokenizer, folder, {"a": "b"}, {"a": "b"}, {"<ans>": "x"})
     assert (found.bad_rows, found.duplicates.any) == (2, False)

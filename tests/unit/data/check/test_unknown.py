@@ -21,7 +21,7 @@ def of(tokenizer: Tokenizer, *examples: Example) -> Unknown:
     return counter.report()
 
 
-def test_every_character_is_counted_as_often_as_it_stands(tokenizer: Tokenizer) -> None:
+def test_every_occurrence_of_a_character_is_counted(tokenizer: Tokenizer) -> None:
     found = of(
         tokenizer, {"q": "a", "<ans>": "b"}, {"q": "🙂🙃a🙂🙃a🙂", "<ans>": "<option_3>🙃"}, {"q": "🙂", "<ans>": ""}
     )
@@ -32,7 +32,7 @@ def test_every_character_is_counted_as_often_as_it_stands(tokenizer: Tokenizer) 
     ]
 
 
-def test_a_character_is_found_where_it_stands_first(tokenizer: Tokenizer) -> None:
+def test_the_first_location_of_a_character_is_reported(tokenizer: Tokenizer) -> None:
     found = of(tokenizer, {"<ans>": "a"}, {"<ans>": "🙂"}, {"<ans>": "🙃🙂"})
     assert {one.character: one.first for one in found.most_frequent} == {"🙂": "file:2", "🙃": "file:3"}
 

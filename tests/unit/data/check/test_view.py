@@ -33,29 +33,29 @@ def test_segments_in_their_tree_with_the_answer_as_target(tokenizer: Tokenizer) 
     ]
 
 
-def test_an_empty_answer_is_predicted_to_end_at_once(tokenizer: Tokenizer) -> None:
+def test_the_only_target_of_an_empty_answer_is_its_end(tokenizer: Tokenizer) -> None:
     assert of(tokenizer, {"<ans>": ""}).segments[-1].tokens == ("</s>",)
 
 
-def test_as_many_tokens_are_targets_as_are_counted(tokenizer: Tokenizer) -> None:
+def test_the_number_of_targets_is_the_number_of_target_tokens(tokenizer: Tokenizer) -> None:
     found = of(tokenizer, {"q": "a", "<ans>": {"a": "hello", "b": {"c": "", "d": "abc"}}})
     assert sum(len(one.tokens) for one in found.segments if one.target) == found.target_tokens == 7
 
 
-def test_what_the_vocabulary_lacks_is_marked(tokenizer: Tokenizer) -> None:
+def test_tokens_missing_from_the_vocabulary_are_marked(tokenizer: Tokenizer) -> None:
     found = of(tokenizer, {"q": "🙂a<mask_7><mask_2>🙃🙂", "<ans>": "🙂"})
     assert found.segments[2].tokens == ("<unk:🙂>", "a", "<mask_7>", "<mask_2>", "<unk:🙃🙂>")
     assert found.segments[-1].tokens == ("<unk:🙂>", "</s>")
 
 
-def test_the_keys_of_an_answer_stand_in_the_order_of_training(tokenizer: Tokenizer) -> None:
+def test_the_keys_of_an_answer_have_the_order_of_training(tokenizer: Tokenizer) -> None:
     example: Example = {"<ans>": {letter: letter for letter in "abcdefg"}}
     encoded = encode_example(tokenizer, example, answer_order=random.Random(1))
     letters = [one.tokens[0] for one in view(tokenizer, encoded, "x").segments if one.target]
     assert sorted(letters) == list("abcdefg") != letters
 
 
-def test_of_long_texts_and_many_segments_it_says_what_is_left_out(tokenizer: Tokenizer) -> None:
+def test_omitted_tokens_and_segments_are_counted(tokenizer: Tokenizer) -> None:
     found = of(tokenizer, {"q": "a" * 100, **{f"k{number}": "x" for number in range(50)}, "<ans>": "b"})
     assert len(found.segments) == 40
     assert found.more_segments == 1 + 2 * 52 - 40

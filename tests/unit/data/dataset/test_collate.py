@@ -22,7 +22,7 @@ def _collate(tokenizer, table: Table, **options) -> Collated:
 
 
 def _targets_one_by_one(tokenizer, encoded, columns):
-    """The rule, token by token: position j - 1 has the class of token j where it is not given."""
+    """The rule, token by token: position j - 1 has the class of token j if it is not given."""
     targets = []
     for j in range(1, encoded.input_ids.size + 1):
         if encoded.context[j - 1]:
@@ -79,7 +79,7 @@ def test_a_placeholder_where_no_token_needs_an_extra_column(tokenizer):
     assert (collated.ext_ids.tolist(), collated.ext_subs.tolist()) == ([0], [1])
 
 
-def test_an_example_s_targets_choose_among_its_own_columns(tokenizer):
+def test_an_examples_classes_are_its_own_columns(tokenizer):
     examples = [encode_example(tokenizer, example) for example in (PLAIN, CHOICE)]
     collated = collate_examples(examples, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     option = tokenizer.token_id("<option>")
@@ -89,7 +89,7 @@ def test_an_example_s_targets_choose_among_its_own_columns(tokenizer):
     assert collated.columns[~of_plain].tolist() == [[False, True]] * int((~of_plain).sum())
 
 
-def test_an_example_s_classes_do_not_depend_on_its_neighbours(tokenizer):
+def test_an_examples_classes_do_not_depend_on_the_batch(tokenizer):
     examples = [encode_example(tokenizer, example) for example in (PLAIN, CHOICE)]
     whole = _collate(tokenizer, Table.of(examples))
     alone = _collate(tokenizer, Table.of(examples[1:]))
@@ -98,7 +98,7 @@ def test_an_example_s_classes_do_not_depend_on_its_neighbours(tokenizer):
         np.testing.assert_array_equal(chosen, getattr(alone, name)[alone.columns[-1]])
 
 
-def test_rows_of_no_weight_have_no_targets(tokenizer):
+def test_rows_without_weight_have_no_targets(tokenizer):
     table = Table.of([encode_example(tokenizer, example) for example in (PLAIN, CHOICE, PLAIN)], np.array([0, 0, 1]))
     whole = _collate(tokenizer, table)
     first = _collate(tokenizer, table, weights=np.array([True, False]))

@@ -19,7 +19,7 @@ EXAMPLES = [
 
 @pytest.fixture
 def digest_of(tmp_path, tiny_vocab):
-    """Of examples in a file, prepared in pieces of so many bytes for rows of that length."""
+    """Prepare examples and return the digest of the dataset."""
 
     def prepared(examples, piece_bytes=500, max_length=128, **settings):
         path = tmp_path / "eval.jsonl"
@@ -34,7 +34,7 @@ def digest_of(tmp_path, tiny_vocab):
     return prepared
 
 
-def test_neither_order_nor_rows_nor_pieces_count(digest_of):
+def test_the_digest_does_not_depend_on_order_packing_or_pieces(digest_of):
     digest = digest_of(EXAMPLES)
     assert digest_of(EXAMPLES[::-1]) == digest
     assert digest_of(EXAMPLES, piece_bytes=100_000, max_length=512) == digest
@@ -55,7 +55,7 @@ def test_other_examples_have_another_digest(digest_of, others):
     assert digest_of(others) != digest_of(EXAMPLES)
 
 
-def test_cut_examples_are_others(digest_of):
+def test_truncated_examples_have_another_digest(digest_of):
     long = [{"input": "今天" * 200, "<ans>": "好"}]
     cut = digest_of(long, too_long="truncate-context")
     assert cut != digest_of(long, max_length=512)

@@ -18,7 +18,9 @@ from cpmbee_job.errors import DataError
     seed=st.integers(0, 2**70),
     epoch=st.integers(1, 5),
 )
-def test_every_row_counts_once_an_epoch_in_any_world(num_rows, global_batch_size, worlds, batch_size, seed, epoch):
+def test_every_row_counts_once_per_epoch_for_any_world_size(
+    num_rows, global_batch_size, worlds, batch_size, seed, epoch
+):
     order = Order(num_rows, global_batch_size, seed)
     seen = []
     for number in range(order.steps_per_epoch):
@@ -34,7 +36,7 @@ def test_every_row_counts_once_an_epoch_in_any_world(num_rows, global_batch_size
     assert sorted(seen) == list(range(num_rows))
 
 
-def test_the_order_is_the_same_for_ever():
+def test_the_order_never_changes():
     order = Order(10, 4, seed=1234)
     steps = [order.step(step)[1].tolist() for step in (1, 2, 3, 4)]
     assert steps == [[8, 3, 6, 7], [0, 5, 4, 9], [1, 2], [3, 4, 6, 0]]
@@ -59,7 +61,7 @@ def test_the_last_step_is_short():
     assert [order.step(step)[1].size for step in (1, 2, 3, 4)] == [4, 4, 2, 4]
 
 
-def test_drop_last_leaves_it_out():
+def test_drop_last_drops_the_short_step():
     order = Order(10, 4, seed=0, drop_last=True)
     assert order.steps_per_epoch == 2
     assert [order.step(step)[0] for step in (1, 2, 3)] == [1, 1, 2]
@@ -87,7 +89,7 @@ def test_more_ranks_than_rows():
     global_batch_size=st.integers(1, 20),
     seed=st.integers(0, 2**63 - 1),
 )
-def test_a_mixture_goes_through_every_set_evenly_in_the_proportions_of_its_weights(sets, global_batch_size, seed):
+def test_a_mixture_reads_every_set_evenly_in_proportion_to_its_weight(sets, global_batch_size, seed):
     num_rows = [rows for rows, _, _ in sets]
     num_examples = [rows * examples for rows, examples, _ in sets]
     weights = [weight for _, _, weight in sets]
@@ -116,7 +118,7 @@ def test_a_mixture_goes_through_every_set_evenly_in_the_proportions_of_its_weigh
         assert times[start:end].max() - times[start:end].min() <= 1, "no row of a set comes twice before all came once"
 
 
-def test_the_order_of_a_mixture_is_the_same_for_ever():
+def test_the_order_of_a_mixture_never_changes():
     order = Order(7, 4, seed=1234, mixture=(SetShare(4, 2), SetShare(3, 5)))
     straight = [order.step(step)[1].tolist() for step in (1, 2, 3, 4)]
     assert straight == [[6, 6, 1, 5], [4, 0, 5], [5, 6, 5, 3], [4, 4, 2]]

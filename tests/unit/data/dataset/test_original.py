@@ -16,7 +16,7 @@ BLOCK = 512
 
 
 def write_dataset(folder: Path, files: dict[str, list[list[bytes]]], **changes: object) -> None:
-    """A data set of the original format: for each file its blocks, for each block the pickles of its records."""
+    """Write a dataset in the original's format, from the pickles of each block of each file."""
     folder.mkdir(exist_ok=True)
     meta = []
     next_block = 0
@@ -59,12 +59,12 @@ def persistent_pickle() -> bytes:
     return out.getvalue()
 
 
-def test_records_come_in_order_with_their_places(tmp_path: Path) -> None:
-    rows = [{"input": f"今天{n}", "<ans>": {"a": "b"}} for n in range(5)]
-    pickles = [pickle.dumps(row) for row in rows]
+def test_records_are_read_in_order_with_their_blocks(tmp_path: Path) -> None:
+    records = [{"input": f"今天{n}", "<ans>": {"a": "b"}} for n in range(5)]
+    pickles = [pickle.dumps(record) for record in records]
     write_dataset(tmp_path, {"one": [pickles[:2], pickles[2:3]], "two": [pickles[3:]]})
     found = list(read_original(open_store(str(tmp_path))))
-    assert [content for _, _, content in found] == rows
+    assert [content for _, _, content in found] == records
     assert [f"{Path(block).name}, record {number}" for block, number, _ in found] == [
         "one: block 0, record 0", "one: block 0, record 1", "one: block 1, record 0",
         "two: block 0, record 0", "two: block 0, record 1",
@@ -73,12 +73,12 @@ def test_records_come_in_order_with_their_places(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_values_of_every_protocol_are_read(tmp_path: Path, protocol: int) -> None:
-    row = {"a": [1, -(2**70), 1.5, True, None, ("x", "y")], "b": {"c": "文"}}
-    write_dataset(tmp_path, {"data": [[pickle.dumps(row, protocol=protocol)]]})
-    assert contents(tmp_path) == [row | {"a": [*row["a"][:-1], ["x", "y"]]}]  # tuples come as lists
+    record = {"a": [1, -(2**70), 1.5, True, None, ("x", "y")], "b": {"c": "文"}}
+    write_dataset(tmp_path, {"data": [[pickle.dumps(record, protocol=protocol)]]})
+    assert contents(tmp_path) == [record | {"a": [*record["a"][:-1], ["x", "y"]]}]  # tuples come as lists
 
 
-def test_masked_files_are_left_out(tmp_path: Path) -> None:
+def test_masked_files_are_skipped(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"data": [[pickle.dumps("x")]]}, mask=True)
     assert contents(tmp_path) == []
 
@@ -88,7 +88,7 @@ def test_the_meta_file_names_the_data_files(tmp_path: Path) -> None:
     assert [file.name for file in read_meta(open_store(str(tmp_path)))] == ["data"]
 
 
-def test_a_record_that_would_run_code_is_named_and_nothing_has_run(tmp_path: Path) -> None:
+def test_a_record_that_would_run_code_is_named_and_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     harmless = pickle.dumps({"<ans>": ""})
     for function, arguments in (
@@ -141,7 +141,7 @@ def test_names_and_objects_are_never_looked_up(tmp_path: Path, record: bytes) ->
         b"\x80\x04" + b"(" * 10 + b".",
     ],
 )
-def test_damaged_records_are_refused_in_words(tmp_path: Path, record: bytes) -> None:
+def test_damaged_records_are_rejected(tmp_path: Path, record: bytes) -> None:
     write_dataset(tmp_path, {"part": [[pickle.dumps("x"), record]]})
     with pytest.raises(DataError, match="part: block 0, record 1: damaged"):
         contents(tmp_path)
@@ -163,14 +163,14 @@ def damage(path: Path, position: int, data: bytes) -> None:
         (BLOCK, b"\0" * BLOCK, r"part: must have 2 records as listed in meta\.bin \(got 1\)"),
     ],
 )
-def test_damaged_blocks_are_refused_in_words(tmp_path: Path, position: int, data: bytes, words: str) -> None:
+def test_damaged_blocks_are_rejected(tmp_path: Path, position: int, data: bytes, words: str) -> None:
     write_dataset(tmp_path, {"part": [[pickle.dumps("first")], [pickle.dumps("second")]]})
     damage(tmp_path / "part", position, data)
     with pytest.raises(DataError, match=words):
         contents(tmp_path)
 
 
-def test_a_file_cut_short_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     write_dataset(tmp_path, {"part": [[pickle.dumps("x")], [pickle.dumps("y")]]})
     (tmp_path / "part").write_bytes((tmp_path / "part").read_bytes()[:-1])
     with pytest.raises(DataError, match=r"part: must have 1024 bytes for 2 blocks \(got 1023\)"):
@@ -191,14 +191,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         {"block_size": 0}, {"block_size": "512"}, {"nlines": -1}, {"mask": 1}, {"block_begin": 1, "block_end": 2},
     ],
 )  # fmt: skip
-def test_a_meta_file_that_makes_no_sense_is_refused_with_its_line(tmp_path: Path, change: dict[str, object]) -> None:
+def test_an_invalid_line_of_a_meta_file_is_named(tmp_path: Path, change: dict[str, object]) -> None:
     write_dataset(tmp_path, {"part": [[pickle.dumps("x")]]}, **change)
     with pytest.raises(DataError, match=r"meta\.bin:1: "):
         contents(tmp_path)
 
 
 @pytest.mark.parametrize("meta", [b"", b"\n", b"not json\n", b"{}\n", b"[1]\n", pickle.dumps([1])])
-def test_a_file_that_is_no_meta_file_is_refused(tmp_path: Path, meta: bytes) -> None:
+def test_an_invalid_meta_file_is_rejected(tmp_path: Path, meta: bytes) -> None:
     (tmp_path / "meta.bin").write_bytes(meta)
     with pytest.raises(DataError, match=r"meta\.bin"):
         contents(tmp_path)

@@ -8,7 +8,7 @@ from cpmbee_job.data.dataset.pack import pack
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 64), max_size=200))
-def test_every_example_has_a_row_that_it_fits_in(lengths):
+def test_every_example_is_packed_into_a_row_that_it_fits(lengths):
     rows = pack(lengths, 64)
     assert rows.dtype == np.int32
     assert rows.size == len(lengths)
@@ -25,13 +25,13 @@ def test_same_lengths_same_rows(lengths):
 
 @pytest.mark.parametrize("low", [1, 20, 80])
 @pytest.mark.parametrize("high", [170, 700, 1200])
-def test_rows_are_nearly_as_few_as_can_be(low, high):
+def test_the_number_of_rows_is_almost_minimal(low, high):
     lengths = np.random.default_rng(0).integers(low, high, 4000)
     fewest = -(-lengths.sum() // 2048)
     assert pack(lengths, 2048).max() + 1 <= 1.01 * fewest
 
 
-def test_lengths_all_alike_leave_only_what_no_other_fits():
+def test_equal_lengths_leave_only_unavoidable_space():
     assert pack([90] * 45, 2048).max() + 1 == -(-45 // (2048 // 90))
 
 

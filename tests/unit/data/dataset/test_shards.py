@@ -27,7 +27,7 @@ EXAMPLES = [
 
 
 class AwayStore(FileStore):
-    """A folder whose objects have to be downloaded."""
+    """A folder whose objects must be downloaded."""
 
     downloads = 0
 
@@ -59,7 +59,7 @@ def prepared(tmp_path, tiny_vocab) -> FileStore:
 
 
 def _texts(tokenizer, table: Table) -> list[str]:
-    """What each example says, to compare sets of examples."""
+    """Return the text of each example, to compare sets of examples."""
     ends = np.cumsum(table.sample_lengths)
     return [tokenizer.decode(ids) for ids in np.split(table.input_ids, ends[:-1])]
 
@@ -75,7 +75,7 @@ def test_all_rows_together_hold_every_example_once(prepared, tokenizer):
     assert np.bincount(table.rows, weights=table.sample_lengths).max() <= 128
 
 
-def test_rows_come_in_the_order_asked_for(prepared):
+def test_rows_are_returned_in_the_given_order(prepared):
     dataset = PackedDataset.open(prepared)
     chosen = np.array([dataset.num_rows - 1, 0, 1, 0])
     table = dataset.table(chosen)
@@ -89,7 +89,7 @@ def test_rows_come_in_the_order_asked_for(prepared):
         assert values.dtype == getattr(singles[0], name).dtype
 
 
-def test_parts_away_from_the_disk_are_fetched_once(prepared, tmp_path):
+def test_remote_shards_are_fetched_once(prepared, tmp_path):
     away, cache = AwayStore(prepared.url), tmp_path / "cache"
     dataset = PackedDataset.open(away, cache=cache)
     assert away.downloads == len(dataset.indexes[0].parts)
@@ -111,7 +111,7 @@ def test_several_processes_share_the_cache(prepared, tmp_path):
 
 
 @pytest.mark.parametrize("store", [FileStore, AwayStore])
-def test_a_part_with_other_bytes_is_refused(prepared, tmp_path, store):
+def test_a_modified_shard_is_rejected(prepared, tmp_path, store):
     part = tmp_path / "prepared" / read_index(prepared).parts[1].key
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
@@ -121,20 +121,20 @@ def test_a_part_with_other_bytes_is_refused(prepared, tmp_path, store):
 
 
 @pytest.mark.parametrize("store", [FileStore, AwayStore])
-def test_a_missing_part_is_named(prepared, tmp_path, store):
+def test_a_missing_shard_is_named(prepared, tmp_path, store):
     part = tmp_path / "prepared" / read_index(prepared).parts[1].key
     part.unlink()
     with pytest.raises(DataError, match=rf"{part.name}: missing"):
         PackedDataset.open(store(prepared.url), cache=tmp_path / "cache")
 
 
-def test_data_without_an_index_are_not_prepared(prepared):
+def test_data_without_an_index_is_rejected(prepared):
     prepared.delete(INDEX)
     with pytest.raises(DataError, match=r"index\.json: missing"):
         PackedDataset.open(prepared)
 
 
-def test_an_index_of_another_version_is_refused(prepared):
+def test_an_index_of_another_version_is_rejected(prepared):
     document = json.loads(prepared.get(INDEX))
     prepared.put(INDEX, json.dumps({**document, "version": 2}).encode())
     with pytest.raises(DataError, match="format version 2, but this release reads version 1"):
@@ -142,12 +142,12 @@ def test_an_index_of_another_version_is_refused(prepared):
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"version": 1}', b"\xff"])
-def test_what_is_no_index(data):
+def test_an_invalid_index_is_rejected(data):
     with pytest.raises(DataError, match=r"place: (not an index|format version)"):
         Index.from_json(data, "place")
 
 
-def test_an_index_survives_the_way_to_the_store(prepared):
+def test_an_index_is_read_back_as_it_was_written(prepared):
     index = read_index(prepared)
     assert Index.from_json(index.to_json(), "place") == index
     document = json.loads(prepared.get(INDEX))

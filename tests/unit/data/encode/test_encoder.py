@@ -26,7 +26,7 @@ def relation(example: Example, tokenizer: Tokenizer, a: int, b: int) -> int:
     return int(encoded.segment_rel.reshape(encoded.num_segments, -1)[a, b])
 
 
-def test_every_segment_stands_between_bos_and_eos_but_the_answer(tokenizer: Tokenizer) -> None:
+def test_every_segment_except_the_answer_is_between_bos_and_eos(tokenizer: Tokenizer) -> None:
     encoded = encode_example(tokenizer, {"input": "a", "<ans>": "b"})
     words = [TINY_VOCAB[i] for i in encoded.input_ids]
     assert words == [
@@ -57,7 +57,7 @@ def test_arrays_have_the_types_of_the_original_or_smaller(tokenizer: Tokenizer) 
     assert encoded.segment_rel.dtype == np.uint8
 
 
-def test_numbered_tokens_are_told_apart_by_their_sub_id(tokenizer: Tokenizer) -> None:
+def test_numbered_tokens_have_different_sub_ids(tokenizer: Tokenizer) -> None:
     encoded = encode_example(tokenizer, {"input": "<mask_5><mask_2>🙂<mask_5>𠮷", "<ans>": "<mask_2>"})
     extended = encoded.segment_ids == 2
     mask, unk = TINY_VOCAB.index("<mask>"), TINY_VOCAB.index("<unk>")
@@ -80,7 +80,7 @@ def test_relations_are_levels_up_and_levels_down(tokenizer: Tokenizer) -> None:
     assert relation(example, tokenizer, 3, 5) == 3 * 8 + 2 + 1
 
 
-def test_levels_beyond_the_eighth_are_not_told_apart(tokenizer: Tokenizer) -> None:
+def test_levels_beyond_the_eighth_share_a_bucket(tokenizer: Tokenizer) -> None:
     deep: Example = {"k": "x"}
     for _ in range(12):
         deep = {"k": deep}
@@ -129,7 +129,7 @@ def test_keys_of_a_nested_answer_are_given_and_their_texts_predicted(tokenizer: 
     assert predicted == [3, 6]
 
 
-def test_an_answer_key_deeper_down_is_no_answer(tokenizer: Tokenizer) -> None:
+def test_a_nested_answer_key_is_not_the_answer(tokenizer: Tokenizer) -> None:
     encoded = encode_example(tokenizer, {"a": {"<ans>": "b"}, "<ans>": ""})
     assert sorted(set(encoded.segment_ids[encoded.context == 0].tolist())) == [5]
 
@@ -150,7 +150,7 @@ def test_literals_are_counted_for_each_example(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("text", ["<问题>", "a<", "<s_>x</n>"])
-def test_strict_names_the_place_and_not_the_text(tokenizer: Tokenizer, text: str) -> None:
+def test_strict_names_the_path_but_not_the_text(tokenizer: Tokenizer, text: str) -> None:
     with pytest.raises(DataError, match=r"^options\.first: ") as caught:
         encode_example(tokenizer, {"options": {"first": text}, "<ans>": ""}, strict=True)
     assert "问题" not in str(caught.value)
@@ -163,6 +163,6 @@ def test_unknown_pieces_that_look_like_special_tokens_are_unknown_pieces() -> No
     assert encoded.input_ids[encoded.segment_ids == 2].tolist() == [poor.bos_id, poor.unk_id, poor.eos_id]
 
 
-def test_strict_names_a_key_as_its_own_place(tokenizer: Tokenizer) -> None:
+def test_strict_names_the_path_of_a_key(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match=r"^options\.<问题>: "):
         encode_example(tokenizer, {"options": {"<问题>": "a"}, "<ans>": ""}, strict=True)

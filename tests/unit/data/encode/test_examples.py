@@ -49,7 +49,7 @@ def test_a_line_becomes_an_example() -> None:
         (json.dumps({"<ans>": {str(n): "" for n in range(5000)}}).encode(), "more than 4096 keys and texts"),
     ],
 )
-def test_what_is_no_example_is_refused_with_its_place(line: bytes, words: str) -> None:
+def test_an_invalid_example_is_rejected_with_its_path(line: bytes, words: str) -> None:
     with pytest.raises(DataError, match=words):
         parse_line(line)
 
@@ -58,7 +58,7 @@ def test_nesting_up_to_the_limit_is_accepted() -> None:
     assert parse_line('{"<ans>": ' + nested(63) + "}")
 
 
-def test_messages_hold_keys_but_no_text_of_the_example() -> None:
+def test_messages_contain_keys_but_no_texts_of_the_example() -> None:
     with pytest.raises(DataError) as caught:
         parse_line('{"key": ["secret"], "<ans>": "secret"}')
     assert "secret" not in str(caught.value)
@@ -79,25 +79,25 @@ def test_numbers_booleans_and_null_become_text_and_are_counted() -> None:
 
 
 @pytest.mark.parametrize("value", ["1", "2.5", "true", "null", "NaN"])
-def test_strict_refuses_them(value: str) -> None:
+def test_strict_rejects_values_that_are_not_text(value: str) -> None:
     with pytest.raises(DataError, match=r"^a: must be text, not"):
         parse_line(f'{{"a": {value}, "<ans>": ""}}', strict=True)
 
 
 @pytest.mark.parametrize("raw", [{1: "a", "<ans>": ""}, {"a": b"x", "<ans>": ""}, {"a": {"b"}, "<ans>": ""}, [], None])
-def test_objects_that_json_does_not_know_are_refused(raw: object) -> None:
+def test_objects_without_a_json_type_are_rejected(raw: object) -> None:
     with pytest.raises(DataError):
         check_example(raw)
 
 
-def test_an_object_that_holds_itself_ends_in_words() -> None:
+def test_an_object_that_contains_itself_is_rejected() -> None:
     raw: dict[str, object] = {"<ans>": ""}
     raw["a"] = raw
     with pytest.raises(DataError, match="nested"):
         check_example(raw)
 
 
-def test_an_object_that_unfolds_without_end_is_refused() -> None:
+def test_an_object_of_exponential_size_is_rejected() -> None:
     raw: object = ""
     for _ in range(40):
         raw = {"a": raw, "b": raw}
@@ -105,5 +105,5 @@ def test_an_object_that_unfolds_without_end_is_refused() -> None:
         check_example({"<ans>": raw})
 
 
-def test_a_raw_row_may_hold_anything_that_json_knows() -> None:
+def test_a_raw_record_may_contain_any_json() -> None:
     assert parse_object(b'{"choices": ["a", "b"], "answer": 1}') == {"choices": ["a", "b"], "answer": 1}

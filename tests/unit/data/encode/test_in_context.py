@@ -32,7 +32,7 @@ def extended(frequencies, max_length=1000, place=(3, 0)):
     return drawn.extend(list(zip(EXAMPLES, ENCODED, strict=True)), place), drawn.num_left_out
 
 
-def test_examples_get_others_with_the_frequencies_asked_for():
+def test_numbers_of_samples_have_the_given_frequencies():
     examples = [{"<ans>": str(number)} for number in range(3000)]
     many = [(example, encode_example(TINY, example)) for example in examples]
     drawn = InContext(TINY, (1, 2, 1), 1000).extend(many, (0,))
@@ -49,13 +49,13 @@ def test_an_example_never_sees_itself_nor_another_twice():
         assert samples[0] is ENCODED[number]
 
 
-def test_samples_are_given_whole_and_only_the_example_is_predicted():
+def test_only_the_example_is_predicted_and_its_samples_are_given():
     for samples in extended((0, 1))[0]:
         assert (samples[0].context == 0).any()
         assert (samples[1].context == 1).all()
 
 
-def test_what_the_vocabulary_lacks_keeps_its_number_from_sample_to_sample():
+def test_tokens_missing_from_the_vocabulary_keep_their_numbers_across_samples():
     first = {"a": "☀", "<ans>": "☂"}
     second = {"a": "☂", "<ans>": "☃"}
     after = encode_example(TINY, second, after=encode_example(TINY, first))
@@ -63,7 +63,7 @@ def test_what_the_vocabulary_lacks_keeps_its_number_from_sample_to_sample():
     assert subs == [1, 2]
 
 
-def test_the_draw_is_the_same_for_the_same_place_alone():
+def test_the_draw_depends_only_on_the_seed():
     def lengths(place):
         return [[sample.input_ids.tolist() for sample in samples] for samples in extended((1, 1, 1), place=place)[0]]
 
@@ -71,7 +71,7 @@ def test_the_draw_is_the_same_for_the_same_place_alone():
     assert lengths((3, 0)) != lengths((4, 0))
 
 
-def test_samples_that_a_row_has_no_room_for_are_counted():
+def test_samples_that_do_not_fit_are_counted():
     drawn, left_out = extended((0, 0, 0, 1), max_length=80)
     assert max(sum(sample.input_ids.size for sample in samples) for samples in drawn) <= 80
     assert left_out == sum(4 - len(samples) for samples in drawn) > 0

@@ -15,7 +15,7 @@ BRACKETED = st.lists(st.sampled_from([*"<>_0as今🙂 ", "<ans>", "<mask_0>", "<
 
 
 def greedy(text: str) -> list[str | int]:
-    """The rule in its plainest form: at each character the longest entry; characters without one, together."""
+    """The rule, character by character: the longest entry, or adjacent characters without an entry together."""
     vocabulary = {{"</n>": "\n", "</_>": " "}.get(token, token): i for i, token in enumerate(TINY_VOCAB)}
     pieces: list[str | int] = []
     position = 0
@@ -42,21 +42,21 @@ def tokens(text: str, *, strict: bool = False) -> list[str]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=st.sampled_from(list("今天气hello the\n𠮷🙂é>input_"))))
-def test_plain_text_is_cut_like_the_greedy_rule(text: str) -> None:
+def test_plain_text_is_split_by_the_greedy_rule(text: str) -> None:
     ids, ext_table = TINY.encode(text)
     assert [ext_table.get(token_id, token_id) for token_id in ids] == greedy(text)
 
 
 @settings(max_examples=300, deadline=None)
 @given(BRACKETED)
-def test_lenient_reading_takes_every_text_and_loses_nothing(text: str) -> None:
+def test_lenient_encoding_accepts_every_text_without_loss(text: str) -> None:
     decoded = TINY.decode(*TINY.encode(text))
     assert decoded.replace("<<", "<") == text.replace("<<", "<")
 
 
 @settings(max_examples=300, deadline=None)
 @given(BRACKETED)
-def test_what_lenient_reading_decodes_reads_the_same_when_strict(text: str) -> None:
+def test_decoded_text_is_encoded_the_same_when_strict(text: str) -> None:
     ids, ext_table = TINY.encode(text)
     assert TINY.encode(TINY.decode(ids, ext_table), strict=True) == (ids, ext_table)
 
@@ -66,25 +66,25 @@ def test_the_longest_entry_wins() -> None:
     assert tokens("今天天") == ["今天", "天"]
 
 
-def test_unknown_neighbours_are_one_piece_with_an_id_of_its_own() -> None:
+def test_adjacent_unknown_characters_are_one_piece_with_its_own_id() -> None:
     ids, ext_table = TINY.encode("a🙂𠮷b🙂c🙂𠮷")
     size = TINY.vocab_size
     assert ext_table == {size: "🙂𠮷", size + 1: "🙂"}
     assert [i for i in ids if i >= size] == [size, size + 1, size]
 
 
-def test_characters_beyond_the_basic_plane_do_not_shift_what_follows() -> None:
+def test_characters_beyond_the_basic_plane_do_not_shift_positions() -> None:
     assert tokens("🙂hello𠮷今天") == ["🙂", "hello", "𠮷", "今天"]
 
 
-def test_numbering_goes_on_from_a_given_table() -> None:
+def test_numbering_continues_from_a_given_table() -> None:
     size = TINY.vocab_size
     ids, ext_table = TINY.encode("<mask_1>🙂", {size: "🙂"})
     assert ids == [size + 1, size]
     assert ext_table == {size: "🙂", size + 1: "<mask_1>"}
 
 
-def test_a_given_table_is_left_alone() -> None:
+def test_a_given_table_is_not_modified() -> None:
     table: dict[int, str] = {}
     TINY.encode("🙂", table)
     assert table == {}
@@ -98,18 +98,18 @@ def test_special_tokens_of_the_vocabulary_keep_their_id() -> None:
     assert TINY.encode("<sep><ans>", strict=True) == ([TINY_VOCAB.index("<sep>"), TINY_VOCAB.index("<ans>")], {})
 
 
-def test_two_angle_brackets_are_one_of_plain_text() -> None:
+def test_two_angle_brackets_are_an_escaped_one() -> None:
     assert TINY.encode("a<<b", strict=True)[0] == [TINY_VOCAB.index(c) for c in "a<b"]
     assert TINY.decode(TINY.encode("a<<b")[0]) == "a<<b"
 
 
 @pytest.mark.parametrize("text", ["<", "a<", "<mask", "<a<b>", "<>", "<ans><"])
-def test_strict_refuses_a_token_without_an_end(text: str) -> None:
+def test_strict_rejects_a_token_without_an_end(text: str) -> None:
     with pytest.raises(DataError, match="without a closing '>'"):
         TINY.encode(text, strict=True)
 
 
-def test_strict_gives_any_other_token_an_id_of_its_own() -> None:
+def test_strict_encoding_gives_any_other_token_its_own_id() -> None:
     size = TINY.vocab_size
     assert TINY.encode("<new><>x>", strict=True) == ([size, size + 1], {size: "<new>", size + 1: "<>x>"})
 
@@ -128,9 +128,7 @@ def test_strict_gives_any_other_token_an_id_of_its_own() -> None:
         ("<option_7><sep><unk_2>", "<option_7><sep><unk_2>", 0),
     ],
 )
-def test_lenient_takes_what_is_no_token_of_the_model_as_text_and_counts_it(
-    text: str, escaped: str, literals: int
-) -> None:
+def test_lenient_encoding_counts_literal_angle_brackets(text: str, escaped: str, literals: int) -> None:
     tokenizer = Tokenizer.from_bytes("\n".join(TINY_VOCAB).encode())
     assert tokenizer.encode(text) == tokenizer.encode(escaped, strict=True)
     assert tokenizer.cut(text).literals == literals
@@ -140,13 +138,13 @@ def test_many_open_brackets_take_linear_time() -> None:
     assert len(TINY.encode("<a" * 200_000)[0]) == 400_000
 
 
-def test_decoding_leaves_out_negative_ids_and_refuses_unknown_ones() -> None:
+def test_decoding_skips_negative_ids_and_rejects_unknown_ones() -> None:
     assert TINY.decode([-100, TINY_VOCAB.index("a")]) == "a"
     with pytest.raises(DataError, match="not in the vocabulary"):
         TINY.decode([TINY.vocab_size])
 
 
-def test_blank_lines_and_line_ends_of_a_vocabulary_count_for_nothing(tiny_vocab: Path) -> None:
+def test_blank_lines_and_line_ends_of_a_vocabulary_are_ignored(tiny_vocab: Path) -> None:
     crlf = "\r\n\r\n".join(TINY_VOCAB).encode()
     for data in (crlf, tiny_vocab.read_bytes(), "\n".join(TINY_VOCAB).encode()):
         tokenizer = Tokenizer.from_bytes(data)
@@ -158,7 +156,7 @@ def test_the_digest_is_that_of_the_file(tiny_vocab: Path) -> None:
     assert Tokenizer.from_file(tiny_vocab).digest != Tokenizer.from_bytes(tiny_vocab.read_bytes() + b"new\n").digest
 
 
-def test_a_file_that_is_no_vocabulary_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_invalid_vocabulary_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nowhere"):
         Tokenizer.from_file(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"v.txt: .*</n>"):
@@ -167,12 +165,12 @@ def test_a_file_that_is_no_vocabulary_is_refused_in_words(tmp_path: Path) -> Non
         Tokenizer.from_bytes(b"\xff", source="v.txt")
 
 
-def test_an_entry_that_stands_twice_is_refused(tiny_vocab: Path) -> None:
+def test_a_repeated_entry_is_rejected(tiny_vocab: Path) -> None:
     with pytest.raises(DataError, match=rf"vocab.txt:{len(TINY_VOCAB) + 1}: '<mask>' is repeated"):
         Tokenizer.from_bytes("\n".join([*TINY_VOCAB, "<mask>"]).encode())
 
 
 @pytest.mark.parametrize("token", ["<s>", "<root>", "<ans>"])
-def test_a_vocabulary_without_a_token_that_every_example_has_is_refused(token: str) -> None:
+def test_a_vocabulary_without_a_required_token_is_rejected(token: str) -> None:
     with pytest.raises(DataError, match=f"missing {token}"):
         Tokenizer.from_bytes("\n".join(t for t in TINY_VOCAB if t != token).encode())

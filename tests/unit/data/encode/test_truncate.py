@@ -11,14 +11,14 @@ TINY = Tokenizer.from_bytes("\n".join(TINY_VOCAB).encode())
 
 
 def texts(encoded):
-    """The text of each segment."""
+    """Return the text of each segment."""
     return [
         TINY.decode(encoded.input_ids[encoded.segment_ids == segment].tolist())
         for segment in range(encoded.num_segments)
     ]
 
 
-def test_the_middle_of_the_longest_text_goes():
+def test_the_middle_of_the_longest_text_is_cut():
     encoded = encode_example(TINY, {"input": "0123456789", "question": "abcd", "<ans>": "ABCDEFGHIJ"})
     shortened = truncate_context(TINY, encoded, encoded.input_ids.size - 5)
     assert texts(shortened)[2] == "<s>01289</s>"
@@ -38,7 +38,7 @@ def test_keys_and_answer_alone_may_be_too_long():
 
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=6), answer=st.integers(0, 10), data=st.data())
-def test_it_becomes_as_long_as_asked_and_no_text_is_cut_below_a_shorter_one(lengths, answer, data):
+def test_the_example_gets_the_given_length_and_only_the_longest_texts_are_cut(lengths, answer, data):
     example = {f"k{n}": "天" * length for n, length in enumerate(lengths)} | {"<ans>": "好" * answer}
     encoded = encode_example(TINY, example)
     size = encoded.input_ids.size

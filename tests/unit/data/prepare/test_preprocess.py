@@ -62,7 +62,7 @@ def test_preprocess_without_a_vocabulary(tmp_path, train):
     assert (index.examples, index.tokens) == (200, 0)
 
 
-def test_preprocess_again_is_nothing_and_with_other_rows_anew(tmp_path, train, tokenizer):
+def test_preprocess_again_changes_nothing_unless_records_changed(tmp_path, train, tokenizer):
     def again():
         return run(tmp_path, train.parent, "data", tokenizer)[f"{tmp_path}/bin/train"]
 
@@ -75,16 +75,16 @@ def test_preprocess_again_is_nothing_and_with_other_rows_anew(tmp_path, train, t
     assert [record.content for record in read_source(f"{tmp_path}/bin/train")] == [example(1)]
 
 
-def test_preprocessed_data_are_prepared_like_the_rows_themselves(tmp_path, train, tokenizer):
+def test_preprocessed_data_is_prepared_like_the_raw_records(tmp_path, train, tokenizer):
     run(tmp_path, train.parent, "data", tokenizer)
-    rows = prepare(Preparation(open_source(str(train)), PACKED, tokenizer), FileStore(str(tmp_path / "rows")))
+    direct = prepare(Preparation(open_source(str(train)), PACKED, tokenizer), FileStore(str(tmp_path / "rows")))
     again = prepare(
         Preparation(open_source(f"{tmp_path}/bin/train"), PACKED, tokenizer), FileStore(str(tmp_path / "again"))
     )
-    assert again.content_digest == rows.content_digest
+    assert again.content_digest == direct.content_digest
 
 
-def test_a_folder_of_data_sets_asks_for_one_of_them(tmp_path, train):
+def test_a_folder_of_datasets_is_rejected_with_their_names(tmp_path, train):
     run(tmp_path, train.parent, "data")
     with pytest.raises(DataError, match="choose one of its datasets: train"):
         open_source(str(tmp_path / "bin"))

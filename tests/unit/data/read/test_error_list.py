@@ -4,7 +4,7 @@ from cpmbee_job.data.read.error_list import ErrorList
 from cpmbee_job.errors import DataError
 
 
-def test_of_many_errors_the_first_are_named_and_all_counted() -> None:
+def test_the_first_of_many_errors_are_named_and_all_are_counted() -> None:
     errors = ErrorList()
     for number in range(1, 31):
         errors.add(DataError("bad"), f"file:{number}")
@@ -14,5 +14,5 @@ def test_of_many_errors_the_first_are_named_and_all_counted() -> None:
     assert lines[19:] == ["file:20: bad", "and 10 more", "30 errors; nothing was written"]
 
 
-def test_no_errors_are_no_reason_to_refuse() -> None:
+def test_nothing_is_raised_without_errors() -> None:
     ErrorList().refuse("nothing was written")

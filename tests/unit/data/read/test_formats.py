@@ -7,7 +7,7 @@ import pytest
 from cpmbee_job.data.read.formats import ccpm_example, converter
 from cpmbee_job.errors import DataError, SpecError
 
-ROW = {"target": "1", "input": "[翻译]灯又亮了。[0]残灯灭[1]残灯明[答案]"}
+RECORD = {"target": "1", "input": "[翻译]灯又亮了。[0]残灯灭[1]残灯明[答案]"}
 EXAMPLE = {
     "input": "灯又亮了。",
     "options": {"<option_0>": "残灯灭", "<option_1>": "残灯明"},
@@ -16,8 +16,8 @@ EXAMPLE = {
 }
 
 
-def test_a_ccpm_row_becomes_the_tutorials_form() -> None:
-    example = ccpm_example(ROW)
+def test_a_ccpm_record_becomes_the_tutorials_form() -> None:
+    example = ccpm_example(RECORD)
     assert example == EXAMPLE
     assert list(example) == list(EXAMPLE)
 
@@ -30,14 +30,14 @@ def test_any_number_of_options_is_read(num_options: int) -> None:
     assert example["<ans>"] == f"<option_{num_options - 1}>"
 
 
-def test_brackets_that_hold_no_number_are_text() -> None:
+def test_brackets_without_a_number_are_text() -> None:
     example = ccpm_example({"input": "[翻译]甲[注]乙\n[0]丙[丁][1][][答案]", "target": 0})
     assert example["input"] == "甲[注]乙\n"
     assert example["options"] == {"<option_0>": "丙[丁]", "<option_1>": "[]"}
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("record", "words"),
     [
         ({"target": "0"}, "input: missing"),
         ({"input": ["x"], "target": "0"}, "input: missing or not text"),
@@ -46,22 +46,22 @@ def test_brackets_that_hold_no_number_are_text() -> None:
         ({"input": "[翻译]甲[答案]", "target": "0"}, "input: options must be numbered"),
         ({"input": "[翻译]甲[0]乙[2]丙[答案]", "target": "0"}, "input: options must be numbered"),
         ({"input": "[翻译]甲[1]乙[0]丙[答案]", "target": "0"}, "input: options must be numbered"),
-        (ROW | {"target": "2"}, "target: must be the number of one of the 2 options"),
-        (ROW | {"target": -1}, "target: must be the number of one of the 2 options"),
-        (ROW | {"target": True}, "target: must be the number of one of the 2 options"),
-        (ROW | {"target": 1.0}, "target: must be the number of one of the 2 options"),
-        (ROW | {"target": ""}, "target: must be the number of one of the 2 options"),
-        ({"input": ROW["input"]}, "target: must be the number of one of the 2 options"),
+        (RECORD | {"target": "2"}, "target: must be the number of one of the 2 options"),
+        (RECORD | {"target": -1}, "target: must be the number of one of the 2 options"),
+        (RECORD | {"target": True}, "target: must be the number of one of the 2 options"),
+        (RECORD | {"target": 1.0}, "target: must be the number of one of the 2 options"),
+        (RECORD | {"target": ""}, "target: must be the number of one of the 2 options"),
+        ({"input": RECORD["input"]}, "target: must be the number of one of the 2 options"),
     ],
 )
-def test_a_bad_ccpm_row_is_refused_with_the_reason(row: dict[str, Any], words: str) -> None:
+def test_an_invalid_ccpm_record_is_rejected_with_the_reason(record: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        ccpm_example(row)
+        ccpm_example(record)
 
 
-def test_a_function_of_the_users_is_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_function_is_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_own_format.py").write_text(
-        "def convert(row):\n    return {'input': row['text'], '<ans>': row['label']}\nnumber = 3\n"
+        "def convert(record):\n    return {'input': record['text'], '<ans>': record['label']}\nnumber = 3\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -85,7 +85,7 @@ def test_a_function_of_the_users_is_a_format(tmp_path: Path, monkeypatch: pytest
         ("json:", "import failed"),
     ],
 )
-def test_a_format_that_is_none_is_refused_in_words(name: str, words: str) -> None:
+def test_an_unknown_format_is_rejected(name: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
         converter(name)
     assert words in str(caught.value)

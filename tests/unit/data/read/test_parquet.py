@@ -14,11 +14,11 @@ from cpmbee_job.errors import DataError, StoreError
 from cpmbee_job.store.files import FileStore
 from tests.unit.data.read.test_reader import AwayStore
 
-ROWS = [{"input": f"row {number}", "<ans>": {"a": str(number), "b": "x"}} for number in range(100)]
+RECORDS = [{"input": f"row {number}", "<ans>": {"a": str(number), "b": "x"}} for number in range(100)]
 
 
-def write(path, rows, **options):
-    pq.write_table(pa.Table.from_pylist(rows), path, **options)
+def write(path, records, **options):
+    pq.write_table(pa.Table.from_pylist(records), path, **options)
     return path
 
 
@@ -30,28 +30,28 @@ def reasons(path):
     return [f"{place}: {content.error}" for place, content in read(path) if isinstance(content, Rejection)]
 
 
-def test_rows_and_their_numbers_over_row_groups(tmp_path):
-    path = write(tmp_path / "train.parquet", ROWS, row_group_size=7)
-    assert read(path) == [(f"{path}: record {number + 1}", row) for number, row in enumerate(ROWS)]
+def test_records_are_numbered_across_row_groups(tmp_path):
+    path = write(tmp_path / "train.parquet", RECORDS, row_group_size=7)
+    assert read(path) == [(f"{path}: record {number + 1}", record) for number, record in enumerate(RECORDS)]
 
 
 @pytest.mark.parametrize("store", [FileStore, AwayStore])
 @pytest.mark.parametrize("piece_bytes", [200, 3000, 1 << 20])
-def test_every_row_is_in_one_piece(tmp_path, store, piece_bytes):
-    path = write(tmp_path / "train.parquet", ROWS, row_group_size=7)
+def test_every_record_is_in_exactly_one_piece(tmp_path, store, piece_bytes):
+    path = write(tmp_path / "train.parquet", RECORDS, row_group_size=7)
     source = open_source(str(path), piece_bytes=piece_bytes)
     pieces = [list(Reader(store(str(tmp_path)), "raw").read(piece, Counter())) for piece in source.pieces]
-    assert [record.content for piece in pieces for record in piece] == ROWS
+    assert [record.content for piece in pieces for record in piece] == RECORDS
     assert (len(pieces) > 3) == (piece_bytes < 3000)
 
 
 def test_a_folder_of_lines_and_parquet(tmp_path):
-    write(tmp_path / "b.parquet", ROWS[:2])
+    write(tmp_path / "b.parquet", RECORDS[:2])
     (tmp_path / "a.jsonl").write_text('{"<ans>": "first"}\n')
-    assert [content for _, content in read(tmp_path)] == [{"<ans>": "first"}, *ROWS[:2]]
+    assert [content for _, content in read(tmp_path)] == [{"<ans>": "first"}, *RECORDS[:2]]
 
 
-def test_a_null_is_a_key_that_is_not_there(tmp_path):
+def test_a_null_is_a_missing_key(tmp_path):
     path = write(
         tmp_path / "a.parquet", [{"input": None, "<ans>": "x"}, {"input": "y", "o": {"p": None}, "<ans>": None}]
     )
@@ -81,13 +81,13 @@ def test_a_value_that_is_not_text_is_named(tmp_path, value, kind):
     assert f"{path}: record 1: " in reasons(path)[0]
 
 
-def test_a_format_converts_them(tmp_path):
+def test_a_format_converts_parquet_records(tmp_path):
     path = write(tmp_path / "a.parquet", [{"input": "[翻译]今天[0]好[1]坏[答案]", "target": "1"}])
     assert read(path, format_name="ccpm")[0][1]["<ans>"] == "<option_1>"
 
 
-def test_what_is_no_parquet_file_is_said(tmp_path):
-    path = write(tmp_path / "a.parquet", ROWS)
+def test_an_invalid_parquet_file_is_an_error(tmp_path):
+    path = write(tmp_path / "a.parquet", RECORDS)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(DataError, match=r"a\.parquet: invalid Parquet file"):
@@ -104,12 +104,12 @@ def test_two_columns_of_one_name(tmp_path):
         read(tmp_path / "a.parquet")
 
 
-def test_a_store_that_fails_says_so_itself(tmp_path):
+def test_errors_of_the_store_are_raised_unchanged(tmp_path):
     class Broken(AwayStore):
         def get_range(self, key, start, length):
             raise StoreError("away")
 
-    path = write(tmp_path / "a.parquet", ROWS)
+    path = write(tmp_path / "a.parquet", RECORDS)
     piece = open_source(str(path)).pieces[0]
     with pytest.raises(StoreError, match="away"):
         list(Reader(Broken(str(tmp_path)), "raw").read(piece, Counter()))
@@ -118,7 +118,7 @@ def test_a_store_that_fails_says_so_itself(tmp_path):
 def test_prepared_rows_do_not_depend_on_row_groups_of_one_piece(tmp_path, tiny_vocab):
     digests = set()
     for size in (3, 50):
-        path = write(tmp_path / f"{size}.parquet", ROWS, row_group_size=size)
+        path = write(tmp_path / f"{size}.parquet", RECORDS, row_group_size=size)
         out = FileStore(str(tmp_path / f"out{size}"))
         index = prepare(
             Preparation(open_source(str(path)), PrepareSettings(max_length=128), Tokenizer.from_file(tiny_vocab)), out

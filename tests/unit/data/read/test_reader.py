@@ -16,7 +16,7 @@ from cpmbee_job.store.files import FileStore
 
 
 class AwayStore(FileStore):
-    """A folder that is read as a bucket is: by ranges."""
+    """A folder that is read by ranges, like a bucket."""
 
     def local_path(self, _key):
         return None
@@ -69,7 +69,7 @@ def test_compressed_files(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_compression_that_ends_early_is_no_end_of_data(tmp_path, suffix):
+def test_truncated_compression_is_an_error(tmp_path, suffix):
     path = tmp_path / f"train.jsonl{suffix}"
     text = b"\n".join(json.dumps({"input": str(random.Random(n).random()), "<ans>": ""}).encode() for n in range(500))
     whole = zstandard.compress(text) if suffix == ".zst" else gzip.compress(text)
@@ -80,18 +80,18 @@ def test_compression_that_ends_early_is_no_end_of_data(tmp_path, suffix):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    rows=st.lists(st.integers(0, 60), max_size=40),
+    records=st.lists(st.integers(0, 60), max_size=40),
     ending=st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
     piece_bytes=st.integers(1, 400),
     last_ending=st.booleans(),
 )
-def test_pieces_of_any_size_hold_the_same_records(tmp_path_factory, rows, ending, piece_bytes, last_ending):
-    folder = tmp_path_factory.mktemp("rows")
-    lines = [json.dumps({"input": "é" * size, "<ans>": ""}, ensure_ascii=False).encode() for size in rows]
+def test_pieces_of_any_size_contain_the_same_records(tmp_path_factory, records, ending, piece_bytes, last_ending):
+    folder = tmp_path_factory.mktemp("records")
+    lines = [json.dumps({"input": "é" * size, "<ans>": ""}, ensure_ascii=False).encode() for size in records]
     (folder / "train.jsonl").write_bytes(ending.join(lines) + (ending if last_ending else b""))
     (folder / "more.jsonl").write_bytes(b"\n".join(_lines(3)))
     whole = _read(folder)
-    assert len(whole) == len(rows) + 3
+    assert len(whole) == len(records) + 3
     source = open_source(str(folder), piece_bytes=piece_bytes)
     assert max(piece.num_bytes for piece in source.pieces) <= piece_bytes
     assert [record for piece in _pieces(source) for record in piece] == whole
@@ -106,7 +106,7 @@ def test_many_small_files_share_a_piece(tmp_path):
     assert sum(len(piece) for piece in _pieces(source)) == 100
 
 
-def test_empty_files_hold_nothing(tmp_path):
+def test_empty_files_have_no_records(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "train.jsonl").write_bytes(b"\n".join(_lines(2)))
     assert len(_read(tmp_path)) == 2
@@ -122,7 +122,7 @@ def test_empty_files_hold_nothing(tmp_path):
         (b'{"input": ["a"], "<ans>": ""}', "no example", "input: must be text or an object, not a list"),
     ],
 )
-def test_a_bad_line_is_named_and_the_others_are_read(tmp_path, line, kind, reason):
+def test_an_invalid_line_is_named_and_the_others_are_read(tmp_path, line, kind, reason):
     path = tmp_path / "train.jsonl"
     good = _lines(2)
     path.write_bytes(good[0] + b"\n\n" + line + b"\n" + good[1])
@@ -135,7 +135,7 @@ def test_a_bad_line_is_named_and_the_others_are_read(tmp_path, line, kind, reaso
     assert records[2][1] == _example(1)
 
 
-def test_a_line_that_is_too_long_to_hold_is_named_and_passed_over(tmp_path):
+def test_a_line_that_is_too_long_is_named_and_skipped(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_bytes(b"x" * (MAX_LINE_BYTES + 10) + b"\n" + _lines(1)[0])
     (first, rejection), second = _read(path)
@@ -143,16 +143,19 @@ def test_a_line_that_is_too_long_to_hold_is_named_and_passed_over(tmp_path):
     assert second == (f"{path}:2", _example(0))
 
 
-def test_rows_are_converted_from_their_format(tmp_path):
+def test_records_are_converted_from_their_format(tmp_path):
     path = tmp_path / "raw.jsonl"
-    rows = [{"target": "1", "input": "[翻译]话[0]甲[1]乙[答案]"}, {"target": "7", "input": "[翻译]话[0]甲[1]乙[答案]"}]
-    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    records = [
+        {"target": "1", "input": "[翻译]话[0]甲[1]乙[答案]"},
+        {"target": "7", "input": "[翻译]话[0]甲[1]乙[答案]"},
+    ]
+    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
     (_, example), (_, rejection) = _read(path, format_name="ccpm")
     assert example["<ans>"] == "<option_1>"
     assert rejection.kind == "wrong format"
 
 
-def test_what_was_mended_is_counted(tmp_path):
+def test_corrections_are_counted(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"input": 1, "more": 2, "<ans>": "x"}')
     warnings = Counter()
@@ -160,13 +163,13 @@ def test_what_was_mended_is_counted(tmp_path):
     assert warnings.total() == 2
 
 
-def test_strict_reading_mends_nothing(tmp_path):
+def test_strict_reading_corrects_nothing(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"input": 1, "<ans>": "x"}')
     assert _read(path, strict=True)[0][1].kind == "no example"
 
 
-def test_an_object_that_changes_is_not_half_of_each(tmp_path):
+def test_an_object_that_changes_while_it_is_read_is_an_error(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_bytes(b"\n".join(_lines(2)))
     source = open_source(str(tmp_path))
@@ -194,7 +197,7 @@ class CountingStore(AwayStore):
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["", " ", "{}", "x" * 30]), max_size=30), st.integers(5, 60), st.booleans())
-def test_who_reads_all_pieces_in_order_names_lines_without_reading_again(tmp_path_factory, lines, piece_bytes, ended):
+def test_locations_cost_no_reading_if_all_pieces_are_read_in_order(tmp_path_factory, lines, piece_bytes, ended):
     folder = tmp_path_factory.mktemp("data")
     (folder / "a.jsonl").write_text("\n".join(lines) + "\n" * ended)
     (folder / "b.jsonl").write_text("{}\n")

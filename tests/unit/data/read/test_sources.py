@@ -19,14 +19,14 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     assert len(list(read_source(str(tmp_path)))) == 4
 
 
-def test_the_cut_depends_on_the_listing_alone(tmp_path):
+def test_the_pieces_depend_only_on_the_listing(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(LINE * 1000)
     sources = [open_source(str(tmp_path), piece_bytes=10_000) for _ in range(2)]
     assert sources[0].pieces == sources[1].pieces
     assert len(sources[0].pieces) > 3
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_url_is_an_error(tmp_path):
     with pytest.raises(NotFoundError):
         open_source(str(tmp_path / "nothing.jsonl"))
 
