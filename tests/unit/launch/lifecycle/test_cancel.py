@@ -1,10 +1,9 @@
 import pytest
 
-from cpmbee_job.errors import ClusterError, RefusedError, StoreError, UnfinishedError, UnreachableError
+from cpmbee_job.errors import ClusterError, RefusedError, StoreError
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS
 from cpmbee_job.launch.lifecycle.cancel import cancel
-from cpmbee_job.launch.lifecycle.cluster_jobs import remove_job
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run
@@ -29,25 +28,6 @@ def cluster():
 
 def found(run, cluster, **fields):
     return FoundRun("a", "r1", run.url, run, cluster.objects[PYTORCHJOBS].get("a-r1"), **fields)
-
-
-def add_pod(cluster, uid="u1"):
-    owner = {"kind": "PyTorchJob", "uid": uid}
-    cluster.put(PODS, {"metadata": {"name": "a-r1-worker-0", "labels": LABELS, "ownerReferences": [owner]}})
-
-
-class Time:
-    """A clock that advances only in pauses; each pause calls `happens`."""
-
-    def __init__(self, happens=lambda: None):
-        self.now, self.happens = 0.0, happens
-
-    def pause(self, seconds):
-        self.now += seconds
-        self.happens()
-
-    def how(self):
-        return {"clock": lambda: self.now, "pause": self.pause}
 
 
 def test_cancel_writes_the_result_deletes_the_job_and_keeps_the_store(run, cluster):
@@ -98,35 +78,3 @@ def test_a_run_in_another_namespace_is_refused(run):
     with pytest.raises(RefusedError, match="namespace team"):
         cancel(FoundRun("a", "r1", run.url, run, None), elsewhere, "why")
     assert run.result() is None
-
-
-def test_remove_job_waits_for_the_pods(cluster):
-    add_pod(cluster)
-    time = Time(lambda: cluster.objects[PODS].clear())
-    remove_job(cluster, cluster.objects[PYTORCHJOBS]["a-r1"], timeout=60, **time.how())
-    assert time.now > 0
-
-
-def test_remaining_pods_are_named_after_the_timeout(cluster):
-    add_pod(cluster)
-    with pytest.raises(UnfinishedError, match=r"after 60 s .*pod a-r1-worker-0"):
-        remove_job(cluster, cluster.objects[PYTORCHJOBS]["a-r1"], timeout=60, **Time().how())
-
-
-def test_another_job_with_the_same_name_is_kept(cluster):
-    old = {"metadata": {"name": "a-r1", "uid": "older", "labels": LABELS}}
-    add_pod(cluster, uid="u1")
-    remove_job(cluster, old, timeout=60, **Time().how())
-    assert cluster.objects[PYTORCHJOBS]["a-r1"]["metadata"]["uid"] == "u1"
-
-
-def test_an_unreachable_api_does_not_end_the_wait(cluster):
-    add_pod(cluster)
-    job = cluster.objects[PYTORCHJOBS]["a-r1"]
-
-    def happens():
-        cluster.refusals.clear()
-        cluster.objects[PODS].clear()
-
-    cluster.refusals["list", PODS] = UnreachableError("timed out")
-    remove_job(cluster, job, timeout=60, **Time(happens).how())

@@ -90,20 +90,6 @@ def test_run_ids_that_are_no_valid_names_have_distinct_names() -> None:
     assert naming.job_name("a", "Run.1") != naming.job_name("a", "run.1")
 
 
-def test_an_id_that_other_parsers_read_as_a_number_is_quoted() -> None:
-    text = to_yaml(render(parse(), "123456789e12"))
-    assert "cpmbee-job/run: '123456789e12'" in text
-
-
-@pytest.mark.parametrize("text", ["0x1f", "0o17", "1_000", ".5", "-1", "1e3", "y", "N", "yes", "null", "~", "12:30"])
-def test_a_string_that_looks_like_another_type_is_quoted(text: str) -> None:
-    assert to_yaml({"x": text}) == f"x: '{text}'\n"
-
-
-def test_multi_line_strings_are_blocks() -> None:
-    assert to_yaml({"x": "a: 1\nb: 2\n"}) == "x: |\n  a: 1\n  b: 2\n"
-
-
 def test_the_namespace_argument_overrides_the_spec() -> None:
     spec = parse("cluster.namespace=a")
     assert render(spec, "r1")["metadata"]["namespace"] == "a"
