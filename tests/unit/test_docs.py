@@ -32,13 +32,15 @@ def test_links_point_to_existing_files_and_headings(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_named_files_exist(page: Path) -> None:
+def test_named_files_and_tests_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     new = set(re.findall(r"^`(cpmbee_job/[\w/]+\.py)`:$", text, flags=re.MULTILINE))  # the examples of CONTRIBUTING.md
     for name in set(re.findall(r"`((?:cpmbee_job|tests|benchmarks|docs|helm|k8s|locks)/[\w./-]+)`", text)) - new:
         assert (ROOT / name).exists(), name
     for name in set(re.findall(r"`(test_\w+\.py)`", text)):
         assert list((ROOT / "tests").rglob(name)), name
+    for name in set(re.findall(r"`(test_\w+)`", text)):
+        assert any(f"def {name}(" in file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py")), name
 
 
 def test_the_readme_fits_160_lines() -> None:
