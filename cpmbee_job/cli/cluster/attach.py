@@ -18,7 +18,8 @@ from cpmbee_job.cli.shared import console
 from cpmbee_job.errors import ExitCode, NotFoundError
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.follow.logs import LogLine, LogSelection
+    from cpmbee_job.launch.follow.log_position import LogLine
+    from cpmbee_job.launch.follow.logs import LogSelection
     from cpmbee_job.launch.kube.protocol import Cluster
     from cpmbee_job.launch.runs.find import FoundRun
     from cpmbee_job.launch.runs.status import RunStatus

@@ -12,7 +12,7 @@ from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, seco
 from cpmbee_job.errors import UsageError
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.follow.logs import LogLine
+    from cpmbee_job.launch.follow.log_position import LogLine
 
 
 def logs(

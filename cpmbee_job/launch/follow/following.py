@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cpmbee_job.errors import ClusterError, NotFoundError, UnreachableError
-from cpmbee_job.launch.follow.logs import HIDDEN, LogLine, LogPosition, LogSelection, read_logs, utc
+from cpmbee_job.launch.follow.log_position import LogLine, LogPosition, utc
+from cpmbee_job.launch.follow.logs import HIDDEN, LogSelection, read_logs
 from cpmbee_job.launch.follow.merging import LineMerger
 from cpmbee_job.launch.kube.fields import integer, name_of, object_at, objects_at, text_at
 from cpmbee_job.launch.kube.protocol import PODS, Cluster, Object

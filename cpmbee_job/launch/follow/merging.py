@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from cpmbee_job.errors import ClusterError
-from cpmbee_job.launch.follow.logs import LogLine
+from cpmbee_job.launch.follow.log_position import LogLine
 
 QUEUE = 128
 """Maximum number of buffered lines of one thread."""
