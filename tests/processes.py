@@ -1,5 +1,6 @@
 """Run a module of the package as a process of its own, as `python -m` does, without waiting for its imports."""
 
+import atexit
 import functools
 import json
 import os
@@ -55,7 +56,12 @@ class ForkServer:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-m", "tests.fork_server"]
-            subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, cwd=ROOT)
+            self._process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, cwd=ROOT)
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        self._requests.close()
+        self._process.wait(30)
 
     def fileno(self) -> int:
         """The socket for requests."""
@@ -76,6 +82,7 @@ class ForkServer:
             for _, end in pipes:
                 os.close(end)
         out, err, answer = _read([start for start, _ in pipes])
+        assert answer, "tests.fork_server has ended; standard error has its reason"
         return subprocess.CompletedProcess(command, int(answer.split()[1]), out.decode(), err.decode())
 
 
