@@ -85,7 +85,7 @@ def test_runs_survive_launchers_upgrades_and_uninstall(release: Release) -> None
     (broken,) = eventually(lambda: release.ended("Failed"), "the broken spec's Job has failed")
     (pod,) = get("pods", "-n", release.namespace, "-l", f"job-name={broken}")["items"]
     said = pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"]
-    assert "workers: needs min <= count <= max, not 3 <= 3 <= 2" in said
+    assert "workers: must have min <= count <= max (got 3 <= 3 <= 2)" in said
 
     spec["workers"] = {key: value for key, value in spec["workers"].items() if key != "max"} | {"count": 1}
     spec["train"]["epochs"] = 12

@@ -98,5 +98,5 @@ def test_an_invalid_spec_fails_the_launcher_with_the_error(
     spec["workers"] |= {"count": 3, "max": 2}
     done = launch({"jobs": {"weather": {"spec": spec}}}, cluster, tmp_path)
     assert done.code == 3
-    assert "workers: needs min <= count <= max, not 3 <= 3 <= 2" in done.err
+    assert "workers: must have min <= count <= max (got 3 <= 3 <= 2)" in done.err
     assert jobs(cluster) == []
