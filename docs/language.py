@@ -31,6 +31,8 @@ BANNED = {
     r"at all": "(leave it out)",
     r"stands? still": "hangs, stalls",
     r"the very": "the same",
+    r"gets? on|for ever|in its turn|of its own accord": "continue, forever, then, automatically",
+    r"firings?": "scheduled Job",
     r"raw rows?": "raw record",
     r"(training|evaluation|bad|invalid) rows?": "record, or packed row",
 }

@@ -61,7 +61,7 @@ class DataSpec(Section):
     )
     eval: Place | None = Field(
         None,
-        description="Evaluation records, likewise. Without them there is no early stopping, and the last "
+        description="Evaluation records, in the same forms. Without them there is no early stopping, and the last "
         "delta is the best.",
     )
     format: RowFormat = Field(
