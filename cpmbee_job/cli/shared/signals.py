@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Signalled(BaseException):
+class Signaled(BaseException):
     """A signal arrived that cancels the run."""
 
 
@@ -39,10 +39,10 @@ class Signals:
         self._found, self._cluster, self._held = found, cluster, True
 
     def watch(self, found: "FoundRun", cluster: "Cluster | None") -> None:
-        """From now on, cancel this run at once. Raises `Signalled` if a signal was deferred."""
+        """From now on, cancel this run at once. Raises `Signaled` if a signal was deferred."""
         self._found, self._cluster, self._held = found, cluster, False
         if self.received:
-            raise Signalled
+            raise Signaled
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """The handler of SIGINT and SIGTERM."""
@@ -50,7 +50,7 @@ class Signals:
             return
         self.received = signal.Signals(number).name
         if not self._held:
-            raise Signalled
+            raise Signaled
 
     def cancel(self, on_status: "Callable[[RunStatus], None]") -> CpmbeeError:
         """Cancel the run, and pass its status to `on_status`. Returns the error that ends the command."""
