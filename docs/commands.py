@@ -55,15 +55,19 @@ def _paragraphs(command: Any) -> list[str]:
 
 
 def _options(command: Any, path: str) -> list[str]:
-    """A table of arguments and options."""
+    """A table of arguments and options for each panel of the help."""
     context = click.Context(command, info_name=path)
-    rows = ["| argument or option | what it does |", "|---|---|"]
+    tables: dict[str, list[str]] = {}
     for parameter in command.params:
         record = parameter.get_help_record(context)
         if record is not None:
             name, text = record
-            rows.append(f"| `{_cell(name)}` | {_cell(' '.join(_description(text)))} |")
-    return rows if len(rows) > 2 else []
+            panel = getattr(parameter, "rich_help_panel", None) or "Arguments and options"
+            tables.setdefault(panel, []).append(f"| `{_cell(name)}` | {_cell(' '.join(_description(text)))} |")
+    lines = []
+    for panel, rows in tables.items():
+        lines += ["", f"### {panel}", "", "| name | what it does |", "|---|---|", *rows]
+    return lines[1:]
 
 
 def _description(text: str) -> Iterator[str]:
