@@ -35,8 +35,7 @@ class ExampleScore:
 
     def to_dict(self) -> dict[str, Any]:
         """As a line of the per-example file."""
-        line: dict[str, Any] = {"target_tokens": self.target_tokens, "logprob": self.logprob}
-        return line if self.choice is None else {**line, "choice": self.choice, "correct": self.correct}
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 @dataclass
@@ -64,9 +63,8 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON. `accuracy` is present only if there were multiple-choice examples."""
-        perplexity = math.exp(self.loss) if self.loss < 700 else None
         document: dict[str, Any] = {"examples": self.examples, "target_tokens": self.target_tokens, "loss": self.loss}
-        document["perplexity"] = perplexity
+        document["perplexity"] = math.exp(self.loss) if self.loss < 700 else None
         if self.choices:
             document.update(choices=self.choices, correct=self.correct, accuracy=self.correct / self.choices)
         return document

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpmbee_job.data.encode.examples import Example
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.errors import UsageError
 from cpmbee_job.eval.beam import BeamSearch, Candidate
-from cpmbee_job.eval.questions import Column, Question, ask, question_inputs
+from cpmbee_job.eval.questions import Column, Question, question_inputs
 from cpmbee_job.model.net.cpmbee import CpmBee
 from cpmbee_job.model.net.decoding import BeamDecoder
 
@@ -49,13 +48,9 @@ class Generator:
         self.options = options
         self.device = model.input_embedding.weight.device
 
-    def answer(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """Return one batch of examples with their answers filled in; None where `max_length` was reached first."""
-        return self.answer_questions([ask(self.tokenizer, example) for example in examples])
-
     @torch.no_grad()
-    def answer_questions(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """Like `answer`, for examples that are already parsed."""
+    def answer(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        """Return one batch of examples with their answers filled in; None where `max_length` was reached first."""
         columns = sorted({column for q in questions for column in q.texts if column[1] > 0})
         searches = self._search(questions, columns)
         vocab_size = self.model.config.vocab_size

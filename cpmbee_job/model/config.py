@@ -7,7 +7,7 @@ All other names are the same. Keys that do not affect the computation are ignore
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a `config.json` in the original's dialect."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dialect"}
-        if self.mask_modules is None:
-            del values["mask_modules"]
-        return values
+        return {name: value for name, value in asdict(self).items() if name != "dialect" and value is not None}
 
     @property
     def blocks(self) -> tuple[tuple[bool, bool], ...]:
@@ -90,24 +87,16 @@ class ModelConfig:
         return tuple((not no_attention, not no_ffn) for no_attention, no_ffn in masks)
 
     def _check(self, source: str) -> None:
-        sizes = [
-            *_SIZES,
-            "position_bias_num_buckets",
-            "position_bias_num_segment_buckets",
-            "position_bias_max_distance",
-        ]
-        for name in sizes:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ModelError(f"{source}: {name} must be a positive integer (got {value!r})")
-        for name in ("dropout_p", "eps", "distance_scale"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or value < 0:
-                raise ModelError(f"{source}: {name} must be a number of at least 0 (got {value!r})")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (type(value) is not int or value < 1):
+                raise ModelError(f"{source}: {field.name} must be a positive integer (got {value!r})")
+            if field.type is float and (type(value) not in (int, float) or value < 0):
+                raise ModelError(f"{source}: {field.name} must be a number of at least 0 (got {value!r})")
+            if field.type is bool and type(value) is not bool:
+                raise ModelError(f"{source}: {field.name} must be true or false (got {value!r})")
         if self.dropout_p >= 1:
             raise ModelError(f"{source}: dropout_p must be less than 1 (got {self.dropout_p!r})")
-        if type(self.half) is not bool:
-            raise ModelError(f"{source}: half must be true or false (got {self.half!r})")
         if self.position_bias_num_segment_buckets < _MIN_SEGMENT_BUCKETS:
             raise ModelError(
                 f"{source}: position_bias_num_segment_buckets must be at least {_MIN_SEGMENT_BUCKETS} "

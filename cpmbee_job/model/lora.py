@@ -27,6 +27,7 @@ from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.net.layers import Linear
 from cpmbee_job.model.weights.saving import save_pickled
+from cpmbee_job.model.weights.stored import listing
 from cpmbee_job.model.weights.tensor_table import load_pickled
 from cpmbee_job.run.keys import DELTA_MANIFEST, DELTA_TENSORS
 from cpmbee_job.store.verified import file_sha256
@@ -129,9 +130,8 @@ def load_delta(model: nn.Module, delta: Delta) -> None:
         if name in delta.state and delta.state[name].shape != parameter.shape
     ]
     if problems:
-        more = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
         raise ModelError(
-            "\n    ".join([f"{delta.source}: incompatible with the model", *problems[:8], *more]),
+            f"{delta.source}: incompatible with the model{listing('', problems)}",
             hint="use the base, r and modules that the delta was trained with",
         )
     with torch.no_grad():
@@ -201,13 +201,13 @@ def save_delta_folder(
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, folder / DELTA_TENSORS)
     save_pickled(state, folder / f"{save_name}.pt")
-    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir()) if path.name != DELTA_MANIFEST}
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != DELTA_MANIFEST
+    }
     text = json.dumps({**manifest, "files": files}, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     (folder / DELTA_MANIFEST).write_text(text, encoding="utf-8")
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:

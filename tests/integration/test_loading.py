@@ -14,10 +14,11 @@ from cpmbee_job.errors import ModelError, StoreError
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.locate import fetch_model
 from cpmbee_job.model.net.cpmbee import CpmBee
-from cpmbee_job.model.weights.model_folder import base_digest, find_model, load_model
+from cpmbee_job.model.weights.model_folder import find_model, load_model
 from cpmbee_job.model.weights.saving import save_pickled, save_weights
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.s3.bucket import S3Store
+from tests.deltas import stored_digest
 from tests.integration.faults import FaultProxy
 from tests.ports import free_port
 
@@ -84,7 +85,7 @@ def world(size: int, *arguments: str, caches: list[Path] | None = None) -> list[
 
 def test_a_model_in_s3_is_the_one_on_disk(folder, stored, s3_storage):
     here, there = load_model(find_model(folder), torch.float32, CPU), load(stored, s3_storage.endpoint_url)
-    assert there.base_digest == here.base_digest == base_digest(find_model(folder))
+    assert there.base_digest == here.base_digest == stored_digest(find_model(folder))
     for (name, ours), (_, theirs) in zip(here.named_parameters(), there.named_parameters(), strict=True):
         assert torch.equal(ours, theirs), name
 
@@ -94,7 +95,7 @@ def test_the_original_file_is_read_by_ranges_too(folder, bucket, s3_storage, pro
     store = S3Store(bucket, s3_storage)
     for file in path.iterdir():
         store.upload(file, file.name)
-    assert load(bucket, s3_storage.endpoint_url).base_digest == base_digest(find_model(folder))
+    assert load(bucket, s3_storage.endpoint_url).base_digest == stored_digest(find_model(folder))
 
 
 def test_a_second_process_does_not_read_the_store_again(stored, proxy: FaultProxy):

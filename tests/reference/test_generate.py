@@ -8,6 +8,7 @@ import torch
 
 from cpmbee_job.data.encode.tokenizer import Tokenizer
 from cpmbee_job.eval.generate import BeamOptions, Generator
+from cpmbee_job.eval.questions import ask
 from cpmbee_job.model.weights.model_folder import find_model, load_model
 from tests.conftest import needs_reference
 
@@ -27,5 +28,5 @@ def test_answers_are_the_originals(reference, batch_size):
         generator = Generator(model, tokenizer, BeamOptions(*options))
         for at in range(0, len(group), batch_size):
             batch = group[at : at + batch_size]
-            answered = generator.answer([case["data"] for case in batch])
+            answered = generator.answer([ask(tokenizer, case["data"]) for case in batch])
             assert answered == [{**case["data"], "<ans>": case["answer"]} for case in batch]

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import typer
@@ -20,7 +21,7 @@ def list_(run: RunReference, where: RunOptions, as_json: AsJson = False) -> None
     found = where.open(run)
     listed = list_checkpoints(found.store)
     if as_json:
-        console.print_json({"url": found.url, "checkpoints": [one.record() for one in listed]})
+        console.print_json({"url": found.url, "checkpoints": [asdict(one) for one in listed]})
         return
     for one in listed:
         written = "" if one.modified is None else f"{datetime.fromtimestamp(one.modified, UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -43,7 +44,7 @@ def verify(run: RunReference, where: RunOptions, as_json: AsJson = False) -> Non
     found = where.open(run)
     report = verify_run(found)
     if as_json:
-        console.print_json(report.record())
+        console.print_json(asdict(report))
     else:
         for one in report.checkpoints:
             typer.echo(f"checkpoint of step {one.step}, attempt {one.attempt}: {one.problem or 'ok'}")

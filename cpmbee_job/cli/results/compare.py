@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
@@ -25,7 +26,7 @@ def compare(
 
     found = compare(where.open(first), where.open(second))
     if as_json:
-        console.print_json(found.record())
+        console.print_json(asdict(found))
     else:
         console.print_lines(side_by_side(found))
 

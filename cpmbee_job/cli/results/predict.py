@@ -79,7 +79,7 @@ def _predict(
     total = len(questions)
     with lines_to(output, storage) as write, console.item_progress("predict", total, "examples") as advance:
         for begin in range(0, total, search.batch_size):
-            for filled in generator.answer_questions(questions[begin : begin + search.batch_size]):
+            for filled in generator.answer(questions[begin : begin + search.batch_size]):
                 write(filled)
                 advance(1)
     if output is not None:

@@ -10,9 +10,6 @@ from typing import Literal
 from cpmbee_job.errors import ClusterError, CpmbeeError
 from cpmbee_job.launch.background import begin
 
-CHECK_SECONDS = 30.0
-"""Seconds after which a check counts as failed."""
-
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -29,8 +26,9 @@ class CheckResult:
 Check = Callable[[], Iterable[CheckResult]]
 
 
-def run_checks(checks: Mapping[str, Check], seconds: float = CHECK_SECONDS) -> Iterator[CheckResult]:
-    """Start all checks at once and return their results in order. A check that fails or hangs is a result too."""
+def run_checks(checks: Mapping[str, Check], seconds: float = 30.0) -> Iterator[CheckResult]:
+    """Start all checks at once and return their results in order. A check that fails, or has no result after `seconds`,
+    is a result too."""
     deadline = time.monotonic() + seconds
     started = {name: begin(partial(_run, check)) for name, check in checks.items()}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 
 from cpmbee_job.errors import ClusterError, ConflictError, NotFoundError, RejectedError, UnreachableError
@@ -11,31 +10,24 @@ from cpmbee_job.launch.checks.check_result import CheckResult, is_denied
 from cpmbee_job.launch.kube import protocol as kube
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, object_at, objects_at, text_at
 from cpmbee_job.launch.kube.permissions import PERMISSIONS, Permission
-from cpmbee_job.launch.kube.protocol import Cluster, Object
+from cpmbee_job.launch.kube.protocol import Cluster, Object, get_or_none
 
-OPERATOR = "training-operator"
-MAX_SKEW = 30.0
-"""Difference of two clocks in seconds above which ages and signatures become wrong."""
 _INSTALL = "install the Kubeflow training operator 1.9 (its v1 API, not Trainer v2)"
 
 
 def check_cluster(cluster: Cluster) -> Iterator[CheckResult]:
     """Check that the API server answers and authenticates this user, and compare the clocks."""
-    with suppress(NotFoundError):
-        cluster.get(kube.KUBEFLOW_VERSIONS, "v1")  # requires authentication, which the version does not
+    get_or_none(cluster, kube.KUBEFLOW_VERSIONS, "v1")  # requires authentication, which the version does not
     yield CheckResult("cluster", "ok", f"{cluster.address}, {cluster.server_version()}, namespace {cluster.namespace}")
     skew = abs((datetime.now(UTC) - cluster.server_time()).total_seconds())
-    if skew > MAX_SKEW:
+    if skew > 30.0:  # ages and signatures become wrong
         detail = f"differs from the cluster's clock by {skew:.0f} s"
         yield CheckResult("clock", "warning", detail, "synchronize this machine's clock with NTP")
 
 
 def check_operator(cluster: Cluster) -> Iterator[CheckResult]:
     """Check that PyTorchJobs are served, that the operator is ready, and that its webhook answers."""
-    try:
-        served = cluster.get(kube.KUBEFLOW_VERSIONS, "v1")
-    except NotFoundError:
-        served = {}
+    served = get_or_none(cluster, kube.KUBEFLOW_VERSIONS, "v1")
     if not any(resource.get("name") == "pytorchjobs" for resource in objects_at(served, "resources")):
         yield CheckResult("PyTorchJob", "problem", "kubeflow.org/v1 pytorchjobs is not served", _INSTALL)
         return
@@ -73,21 +65,18 @@ def check_permissions(cluster: Cluster, *, with_queue: bool) -> Iterator[CheckRe
         )
 
 
-def check_namespace(cluster: Cluster) -> Iterator[CheckResult]:
+def check_namespace(cluster: Cluster) -> list[CheckResult]:
     """Check that the namespace exists."""
     name = cluster.namespace
-    try:
-        found = cluster.get(kube.NAMESPACES, name)
-    except NotFoundError:
+    found = get_or_none(cluster, kube.NAMESPACES, name)
+    if found is None:
         hint = f"kubectl create namespace {name}, or use another one"
-        yield CheckResult("namespace", "problem", f"{name} does not exist", hint)
-        return
+        return [CheckResult("namespace", "problem", f"{name} does not exist", hint)]
     if text_at(found, "status", "phase") == "Terminating":
-        yield CheckResult("namespace", "problem", f"{name} is Terminating", "use another one")
-        return
+        return [CheckResult("namespace", "problem", f"{name} is Terminating", "use another one")]
     level = text_at(found, "metadata", "labels", "pod-security.kubernetes.io/enforce")
     enforced = f"Pod Security '{level}', which the pods meet" if level else "no Pod Security level"
-    yield CheckResult("namespace", "ok", f"{name} enforces {enforced}")
+    return [CheckResult("namespace", "ok", f"{name} enforces {enforced}")]
 
 
 def check_quotas(cluster: Cluster, pod_spec: Object | None, count: int) -> Iterator[CheckResult]:
@@ -106,33 +95,25 @@ def check_quotas(cluster: Cluster, pod_spec: Object | None, count: int) -> Itera
             yield CheckResult("quota", "ok", f"{name_of(quota)}: used {state}")
 
 
-def check_queue(cluster: Cluster, queue: str | None) -> Iterator[CheckResult]:
+def check_queue(cluster: Cluster, queue: str | None) -> list[CheckResult]:
     """Check Kueue and the LocalQueue that the spec names."""
-    try:
-        cluster.get(kube.KUEUE_VERSIONS, "v1beta1")
-    except NotFoundError:
-        if queue is None:
-            yield CheckResult("Kueue", "ok", "not installed, not required")
-        else:
-            detail = f"kueue.x-k8s.io/v1beta1 is not served, so a job of queue {queue} would never start"
-            yield CheckResult("Kueue", "problem", detail, "install Kueue, or remove cluster.queue")
-        return
+    is_installed = get_or_none(cluster, kube.KUEUE_VERSIONS, "v1beta1") is not None
     if queue is None:
-        yield CheckResult("Kueue", "ok", "installed; the spec names no queue")
-        return
-    try:
-        found = cluster.get(kube.LOCAL_QUEUES, queue)
-    except NotFoundError:
+        detail = "installed; the spec names no queue" if is_installed else "not installed, not required"
+        return [CheckResult("Kueue", "ok", detail)]
+    if not is_installed:
+        detail = f"kueue.x-k8s.io/v1beta1 is not served, so a job of queue {queue} would never start"
+        return [CheckResult("Kueue", "problem", detail, "install Kueue, or remove cluster.queue")]
+    found = get_or_none(cluster, kube.LOCAL_QUEUES, queue)
+    if found is None:
         hint = f"set cluster.queue to one of `kubectl get localqueues -n {cluster.namespace}`"
-        yield CheckResult("Kueue", "problem", f"LocalQueue {queue} does not exist in {cluster.namespace}", hint)
-        return
+        return [CheckResult("Kueue", "problem", f"LocalQueue {queue} does not exist in {cluster.namespace}", hint)]
     if not is_true(found, "Active"):
         why = text_at(condition(found, "Active"), "message") or "no reason given"
-        hint = "ask the administrator of the queues"
-        yield CheckResult("Kueue", "problem", f"LocalQueue {queue} is not active: {why}", hint)
-        return
+        detail = f"LocalQueue {queue} is not active: {why}"
+        return [CheckResult("Kueue", "problem", detail, "ask the administrator of the queues")]
     waiting = integer(found, "status", "pendingWorkloads") or 0
-    yield CheckResult("Kueue", "ok", f"LocalQueue {queue} is active, {waiting} jobs wait in it")
+    return [CheckResult("Kueue", "ok", f"LocalQueue {queue} is active, {waiting} jobs wait in it")]
 
 
 def check_nodes(cluster: Cluster, pod_spec: Object | None, count: int, gpu_resource: str) -> Iterator[CheckResult]:
@@ -154,7 +135,8 @@ def check_nodes(cluster: Cluster, pod_spec: Object | None, count: int, gpu_resou
 
 def _check_deployment(cluster: Cluster) -> CheckResult:
     try:
-        found = [d for d in cluster.list(kube.DEPLOYMENTS, all_namespaces=True) if OPERATOR in _images(d) + name_of(d)]
+        deployments = cluster.list(kube.DEPLOYMENTS, all_namespaces=True)
+        found = [each for each in deployments if "training-operator" in _images(each) + name_of(each)]
     except ClusterError as error:
         if not is_denied(error):
             raise

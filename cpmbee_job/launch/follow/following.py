@@ -12,7 +12,7 @@ from cpmbee_job.launch.follow.log_position import LogLine, LogPosition, utc
 from cpmbee_job.launch.follow.logs import HIDDEN, LogSelection, read_logs
 from cpmbee_job.launch.follow.merging import LineMerger
 from cpmbee_job.launch.kube.fields import integer, name_of, object_at, objects_at, text_at
-from cpmbee_job.launch.kube.protocol import PODS, Cluster, Object
+from cpmbee_job.launch.kube.protocol import PODS, Cluster, Object, get_or_none
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.launch.runs.pods import index_of
 
@@ -202,9 +202,7 @@ class _Tail:
         """Return the current pod, None if it is gone. The watch may lag behind the log."""
         while not self._merged.stopped.is_set():
             try:
-                return self._follower.cluster.get(PODS, self._name)
-            except NotFoundError:
-                return None
+                return get_or_none(self._follower.cluster, PODS, self._name)
             except UnreachableError:
                 pass
             except ClusterError as error:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from cpmbee_job.errors import NotFoundError
+
 Object = dict[str, Any]
 Change = Literal["ADDED", "MODIFIED", "DELETED"]
 
@@ -106,3 +108,11 @@ class Cluster(Protocol):
         stream may end early, or raise `UnreachableError` after a period of silence: the caller checks whether the
         container has ended.
         """
+
+
+def get_or_none(cluster: Cluster, kind: str, name: str) -> Object | None:
+    """Return the object, None if it or its kind does not exist."""
+    try:
+        return cluster.get(kind, name)
+    except NotFoundError:
+        return None

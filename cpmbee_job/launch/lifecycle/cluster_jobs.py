@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from cpmbee_job.errors import ConflictError, NotFoundError, RefusedError, UnfinishedError, UnreachableError
 from cpmbee_job.launch.kube import naming
-from cpmbee_job.launch.kube.protocol import JOBS, PODS, PYTORCHJOBS, Cluster, Object, ignore_warning
+from cpmbee_job.launch.kube.protocol import JOBS, PODS, PYTORCHJOBS, Cluster, Object, get_or_none, ignore_warning
 from cpmbee_job.launch.runs.find import job_url
 
 INTERVAL = 1.0
@@ -45,9 +45,8 @@ def get_job(cluster: Cluster, name: str, url: str, *, kind: str = PYTORCHJOBS) -
 
     Raises `RefusedError` if the name belongs to another one.
     """
-    try:
-        job = cluster.get(kind, name)
-    except NotFoundError:
+    job = get_or_none(cluster, kind, name)
+    if job is None:
         return None
     if job_url(job).rstrip("/") != url:
         owner = job_url(job) or "another program"

@@ -1,7 +1,7 @@
 """Compare two runs: their specs, their data, and how well they did."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cpmbee_job.errors import NotFoundError
@@ -50,10 +50,6 @@ class Comparison:
         first, second = self.first.scores, self.second.scores
         digests = sorted({**first, **second}, key=lambda digest: not (digest in first and digest in second))
         return {digest: (first.get(digest), second.get(digest)) for digest in digests}
-
-    def record(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return asdict(self)
 
 
 def compare(first: Run, second: Run) -> Comparison:

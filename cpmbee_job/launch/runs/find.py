@@ -10,7 +10,7 @@ from pathlib import Path
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError, StoreError, UsageError
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.fields import object_at, objects_at, text_at
-from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object
+from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object, get_or_none
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run, check_run_id
@@ -225,12 +225,11 @@ class _Search:
         if self.cluster is None:
             return None, "no cluster connection"
         try:
-            job = self.cluster.get(PYTORCHJOBS, naming.job_name(name, run_id))
-        except NotFoundError:
-            return None, None
+            job = get_or_none(self.cluster, PYTORCHJOBS, naming.job_name(name, run_id))
         except ClusterError as error:
             return None, str(error)
-        return (job if job_labels(job) == (name, run_id) else None), None  # job names contain long names truncated
+        # A job's name contains a truncated name, so that another run's job may have it.
+        return (job if job is not None and job_labels(job) == (name, run_id) else None), None
 
     def _known_jobs(self) -> set[tuple[str, str]]:
         """Return the name and run id of all PyTorchJobs."""

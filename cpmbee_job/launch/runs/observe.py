@@ -7,7 +7,7 @@ from typing import Any
 from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError
 from cpmbee_job.launch.kube.fields import condition, name_of, object_at, text_at, time_at
-from cpmbee_job.launch.kube.protocol import EVENTS, NODES, PODS, PYTORCHJOBS, WORKLOADS, Cluster, Object
+from cpmbee_job.launch.kube.protocol import EVENTS, NODES, PODS, PYTORCHJOBS, WORKLOADS, Cluster, Object, get_or_none
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.jobs import is_queued, is_suspended, num_workers
 from cpmbee_job.launch.runs.phases import job_phase
@@ -80,9 +80,8 @@ class _ClusterReader:
 
     def read(self, found: FoundRun, *, ended: bool) -> ClusterSnapshot:
         """Read the objects of a run; `ended` runs need no explanation by events, nodes and workloads."""
-        try:
-            job = self._cluster.get(PYTORCHJOBS, found.job_name)
-        except NotFoundError:
+        job = get_or_none(self._cluster, PYTORCHJOBS, found.job_name)
+        if job is None:
             return ClusterSnapshot()
         pods = self._list(PODS, "pods", found.labels)
         if ended:

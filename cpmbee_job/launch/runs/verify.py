@@ -1,9 +1,8 @@
 """List a run's checkpoints, and verify that its checkpoints, deltas and rows are as they were written."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run.checkpoints import read_manifest, read_state, stored_checkpoints
@@ -30,10 +29,6 @@ class CheckpointEntry:
     def is_resumable(self) -> bool:
         return self.problem is None and not self.is_overtaken
 
-    def record(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Verification:
@@ -45,10 +40,6 @@ class Verification:
     rows: RowCount | None
     rows_problem: str | None
     problems: list[str] = field(default_factory=list)
-
-    def record(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return asdict(self)
 
     def row_summary(self) -> str:
         """Describe in one line how often training has read the packed rows."""

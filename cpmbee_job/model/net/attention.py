@@ -6,7 +6,7 @@ including padding.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ class TokenView:
     rel_offset: Tensor
 
     @classmethod
-    def of_group(cls, inputs: ModelInputs, group: AttentionGroup) -> "TokenView":
-        fields = ("positions", "segments", "samples", "context", "num_segments", "rel_offset")
-        return cls(**{name: getattr(inputs, name)[group.gather_BL] for name in fields})
+    def of(cls, tokens: "ModelInputs | TokenView", index: Any) -> "TokenView":
+        """Select tokens of a batch or of another view."""
+        return cls(**{field.name: getattr(tokens, field.name)[index] for field in fields(cls)})
 
 
 def pair_bias(position_bias: BucketPositionBias, query: TokenView, key: TokenView, segment_rel: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class _Unpad(torch.autograd.Function):
 
 def _group_bias(position_bias: BucketPositionBias, inputs: ModelInputs, group: AttentionGroup) -> Tensor:
     """Return the bias (B, H, L, L), -inf where masked."""
-    tokens = TokenView.of_group(inputs, group)
+    tokens = TokenView.of(inputs, group.gather_BL)
     bias_BHLL = pair_bias(position_bias, tokens, tokens, inputs.segment_rel)
     # Padding attends to every token of its example: a fully masked query would become NaN.
     allowed = group.valid_BL[:, None, :] & (visible(tokens, tokens) | ~group.valid_BL[:, :, None])

@@ -4,6 +4,8 @@ Logits are computed at target positions only. Tensor names end in their shape: N
 V vocabulary, X extra output columns.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -50,14 +52,10 @@ class CpmBee(nn.Module):
         if len(inputs.targets) <= TARGETS_AT_ONCE:
             return self._losses(extra_XD, *whole)
         chunks = zip(*(torch.split(tensor, TARGETS_AT_ONCE) for tensor in whole), strict=True)
+        losses = self._losses
         if torch.is_grad_enabled():
-            return torch.cat(
-                [
-                    checkpoint(self._losses, extra_XD, *chunk, use_reentrant=False, preserve_rng_state=False)
-                    for chunk in chunks
-                ]
-            )
-        return torch.cat([self._losses(extra_XD, *chunk) for chunk in chunks])
+            losses = partial(checkpoint, losses, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([losses(extra_XD, *chunk) for chunk in chunks])
 
     def _losses(self, extra_XD: Tensor, hidden_TD: Tensor, targets_T: Tensor, columns_TX: Tensor) -> Tensor:
         logits = self.input_embedding.project(hidden_TD, extra_XD).float()

@@ -6,7 +6,6 @@ far, H heads, h width of a head, D model width, V vocabulary, X extra output col
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ class BeamDecoder:
         model.encoder(model.input_embedding(questions.ids, questions.subs), recorder)
         whole = _one_group(questions)
         self.valid_BL = whole.valid_BL
-        self.question = TokenView.of_group(questions, whole)
+        self.question = TokenView.of(questions, whole.gather_BL)
         self.question_kv = {
             layer: (k_NHh[whole.gather_BL].transpose(1, 2), v_NHh[whole.gather_BL].transpose(1, 2))
             for layer, (k_NHh, v_NHh) in recorder.recorded.items()
@@ -69,7 +68,7 @@ class BeamDecoder:
         if len(questions) < len(self.valid_BL):
             index_B = index_B1[:, 0]
             self.valid_BL = self.valid_BL[index_B]
-            self.question = TokenView(**{f.name: getattr(self.question, f.name)[index_B] for f in fields(TokenView)})
+            self.question = TokenView.of(self.question, index_B)
             self.question_kv = {layer: (k[index_B], v[index_B]) for layer, (k, v) in self.question_kv.items()}
         self.positions = self.positions[index_B1, index_BK]
         self.segments = self.segments[index_B1, index_BK]
@@ -85,7 +84,7 @@ class BeamDecoder:
 
         num_segments, rel_offset = (t[..., None].expand_as(self.positions) for t in (num_segments_BK, rel_offset_BK))
         own = _answer_tokens(*(t.flatten(0, 1) for t in (self.positions, self.segments, num_segments, rel_offset)))
-        newest = TokenView(**{f.name: getattr(own, f.name)[:, -1:] for f in fields(TokenView)})
+        newest = TokenView.of(own, (slice(None), slice(-1, None)))
         own_NH1S = pair_bias(self.model.position_bias, newest, own, self.segment_rel)
         own_BHKS = own_NH1S[:, :, 0].view(*segments_BK.shape, *own_NH1S.shape[1::2]).transpose(1, 2)
         return torch.cat([question_BHKL, own_BHKS], dim=-1)

@@ -17,18 +17,11 @@ from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.net.cpmbee import CpmBee
-from cpmbee_job.model.weights.pieces import Part, PartSums, WeightPiece, read_pieces, share_out
-from cpmbee_job.model.weights.stored import (
-    EMBEDDING,
-    Progress,
-    StoredWeights,
-    is_finite,
-    listing,
-    no_progress,
-    one_thread,
-)
+from cpmbee_job.model.weights.pieces import Part, PartSums, WeightPiece, digest, read_pieces, share_out
+from cpmbee_job.model.weights.stored import EMBEDDING, StoredWeights, is_finite, listing, one_thread
 from cpmbee_job.model.weights.weight_file import LocalFile, WeightFile
 from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, is_weights, weight_files
+from cpmbee_job.store.base import Progress, no_progress
 
 T = TypeVar("T")
 
@@ -140,7 +133,7 @@ def load_model(
             f"{places.stored.source}: ranks found different weights",
             hint="put the same model on every machine, and do not change it while a job starts",
         )
-    places.make(keep or partial(keep_whole, dtype=dtype, device=device))
+    places.kept = (keep or partial(keep_whole, dtype=dtype, device=device))(places.model)
     owned = list(zip(places.pieces, share_out(places.pieces, [near for _, near in plans]), strict=True))
     share = [piece for piece, owner in owned if owner == ranks.rank]
     read = ranks.all_gather_object(lambda: places.fill(share, progress))
@@ -153,7 +146,7 @@ def load_model(
             content = places.sent(part, mine=owner == ranks.rank)
             ranks.broadcast([(content, owner)])
             places.take(part, content)
-    places.model.base_digest = places.stored.digest(sums for each, _ in read for sums in each)
+    places.model.base_digest = digest(places.stored.tensors, (sums for each, _ in read for sums in each))
     return places.model
 
 
@@ -184,11 +177,8 @@ class _Places:
                     hint="quantized weights are not supported; use half-precision weights",
                 )
         self.pieces = self.stored.pieces()
-        self._kept: Mapping[str, Kept] = {}
+        self.kept: Mapping[str, Kept] = {}
         self._waiting: dict[tuple[str, int], Tensor] = {}
-
-    def make(self, keep: Keep) -> None:
-        self._kept = keep(self.model)
 
     def fingerprint(self) -> str:
         """Return a text that is equal on all ranks that found the same files."""
@@ -197,12 +187,12 @@ class _Places:
 
     def is_whole(self, part: Part) -> bool:
         """Return whether every rank keeps the whole weight."""
-        return self._kept[part.tensor.name].start is None
+        return self.kept[part.tensor.name].start is None
 
     def of(self, part: Part) -> Tensor:
         """Return the tensor that a part is read into."""
         if self.is_whole(part):
-            return part.of(self._kept[part.tensor.name].elements)
+            return part.of(self.kept[part.tensor.name].elements)
         place = (part.tensor.name, part.begin)
         if place not in self._waiting:
             self._waiting[place] = torch.empty(part.nbytes // part.tensor.dtype.itemsize, dtype=self.dtype)
@@ -215,7 +205,7 @@ class _Places:
         return torch.empty(part.nbytes // part.tensor.dtype.itemsize, dtype=self.dtype, device=self.device)
 
     def take(self, part: Part, content: Tensor) -> None:
-        self._kept[part.tensor.name].take(content, part.begin // part.tensor.dtype.itemsize)
+        self.kept[part.tensor.name].take(content, part.begin // part.tensor.dtype.itemsize)
 
     def _read_to(self, part: Part) -> Tensor | None:
         """Return the part's final tensor if its bytes can be read into it without conversion."""
@@ -237,13 +227,6 @@ class _Places:
                 sums += done.sums
                 progress(done.piece.nbytes)
         return sums, bad
-
-
-def base_digest(files: ModelFiles) -> str:
-    """Digest (64 hex digits) of all weights: names, dtypes, shapes, content; equal for both file formats. Reads all
-    weights; a loaded model has it in `base_digest`."""
-    stored = StoredWeights(files.weights)
-    return stored.digest(sums for done in read_pieces(stored.pieces()) for sums in done.sums)
 
 
 def check_model(files: ModelFiles, stored: StoredWeights) -> CpmBee:

@@ -77,9 +77,7 @@ def cut(tensors: Iterable[StoredTensor]) -> list[WeightPiece]:
     """Split the tensors' bytes, file by file, into pieces of at most 32 MiB and 1/64 of the total (at least 1 MiB), so
     that buffers stay small compared to the model."""
     tensors = list(tensors)
-    order: dict[int, int] = {}
-    for tensor in tensors:
-        order.setdefault(id(tensor.file), len(order))
+    order = {file: number for number, file in enumerate(dict.fromkeys(id(tensor.file) for tensor in tensors))}
     in_order = sorted(tensors, key=lambda tensor: (order[id(tensor.file)], tensor.start, tensor.nbytes))
     limit = min(max(sum(tensor.nbytes for tensor in in_order) // 64, CHUNK), LARGEST_PIECE)
     pieces: list[WeightPiece] = []
@@ -121,11 +119,9 @@ def share_out(pieces: Sequence[WeightPiece], near: Sequence[Sequence[bool]]) -> 
     return owners
 
 
-def nowhere(_part: Part) -> None:
-    """No final tensor: the bytes are only inspected."""
-
-
-def read_pieces(pieces: Sequence[WeightPiece], place: Callable[[Part], Tensor | None] = nowhere) -> Iterator[ReadPiece]:
+def read_pieces(
+    pieces: Sequence[WeightPiece], place: Callable[[Part], Tensor | None] = lambda _part: None
+) -> Iterator[ReadPiece]:
     """Read pieces in order, `READERS` at a time. `place` may return the flat tensor (on the CPU, the file's dtype) to
     read a part into; other parts are read into buffers that are reused."""
     waiting = iter(pieces)
@@ -156,9 +152,9 @@ def whole_sums(parts: Iterable[PartSums]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def digest(tensors: Mapping[str, StoredTensor], sums: Mapping[str, Sequence[int]]) -> str:
-    """Digest (64 hex digits) of names, dtypes, shapes and content of all tensors."""
-    whole = hashlib.sha256()
+def digest(tensors: Mapping[str, StoredTensor], parts: Iterable[PartSums]) -> str:
+    """Digest (64 hex digits) of names, dtypes, shapes and content of all tensors, given the checksums of all parts."""
+    sums, whole = whole_sums(parts), hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         values = " ".join(f"{value:08x}" for value in sums.get(name, ()))
         whole.update(f"{name} {tensor.dtype} {tensor.shape} {values}\n".encode())

@@ -13,7 +13,6 @@ from cpmbee_job.model.weights.tensor_table import SAFETENSORS_DTYPES
 from cpmbee_job.model.weights.weight_file import tensor_bytes
 from cpmbee_job.run.model_files import SAFETENSORS_INDEX
 
-SHARD_BYTES = 1 << 30
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -22,7 +21,7 @@ def save_weights(
     folder: Path,
     tensors: Iterable[tuple[str, Tensor]] | None = None,
     *,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = 1 << 30,
 ) -> list[Path]:
     """Write `model.safetensors` into `folder`, or shards of about `shard_bytes` and their index; returns the files.
 

@@ -1,6 +1,6 @@
 """The stored weights of a model, in one or several files."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,18 +11,13 @@ from cpmbee_job.errors import ModelError
 from cpmbee_job.model.weights.pieces import PartSums, WeightPiece, cut, digest, read_pieces, whole_sums
 from cpmbee_job.model.weights.tensor_table import StoredTensor, read_table
 from cpmbee_job.model.weights.weight_file import WeightFile
+from cpmbee_job.store.base import Progress, no_progress
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes just read."""
 _HUB_PREFIX = "cpmbee."
 _TIED_HEAD = "lm_head.weight"
 EMBEDDING = "input_embedding.weight"
 _LISTED = 8
 """Maximum number of keys listed in an error."""
-
-
-def no_progress(_num_bytes: int) -> None:
-    """The null `Progress`."""
 
 
 class StoredWeights:
@@ -59,10 +54,6 @@ class StoredWeights:
     def pieces(self) -> list[WeightPiece]:
         return cut(self.tensors.values())
 
-    def digest(self, parts: Iterable[PartSums]) -> str:
-        """Return the digest of all weights, given the checksums of all parts."""
-        return digest(self.tensors, whole_sums(parts))
-
     def stream(self, progress: Progress = no_progress) -> Iterator[tuple[str, Tensor]]:
         """Yield all tensors in the order and dtypes of the files. Only those that the caller keeps stay in memory.
 
@@ -89,7 +80,7 @@ class StoredWeights:
             sums += done.sums
             progress(done.piece.nbytes)
             yield from grown
-        self.streamed_digest = self.digest(sums)
+        self.streamed_digest = digest(self.tensors, sums)
         if bad:
             raise self.not_finite(bad, "the file is damaged")
 

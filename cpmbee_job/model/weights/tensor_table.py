@@ -122,10 +122,9 @@ def _pickled_table(file: WeightFile) -> list[StoredTensor]:
                 return table
     source: Path | IO[bytes] = file.path if isinstance(file, LocalFile) else io.BytesIO(read_bytes(file, 0, file.size))
     state = _unpickled(file.name, lambda: torch.load(source, map_location="cpu", weights_only=True))
-    memory = MemoryFile(file.name, list(state.values()))
     return [
-        StoredTensor(name, tensor.dtype, tuple(tensor.shape), memory, start)
-        for (name, tensor), start in zip(state.items(), memory.starts, strict=False)
+        StoredTensor(name, tensor.dtype, tuple(tensor.shape), MemoryFile(file.name, tensor), 0)
+        for name, tensor in state.items()
     ]
 
 

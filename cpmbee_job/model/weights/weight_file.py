@@ -2,9 +2,7 @@
 
 import io
 import os
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -81,26 +79,20 @@ class LocalFile:
 
 
 class MemoryFile:
-    """Tensors in memory, as a file that contains them one after the other."""
+    """A tensor in memory, as a file of its bytes."""
 
     tag = ""
 
-    def __init__(self, name: str, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, name: str, tensor: Tensor) -> None:
         self.name = name
-        self._tensors = tensors
-        self.starts = [0, *accumulate(tensor.numel() * tensor.element_size() for tensor in tensors)]
-        """Offset of each tensor, and the end of the last one."""
-        self.size = self.starts[-1]
+        self.size = tensor.numel() * tensor.element_size()
+        self._tensor = tensor
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
-        number = bisect_right(self.starts, start) - 1
+        content = tensor_bytes(self._tensor)
         for buffer in buffers:
-            filled = 0
-            while filled < len(buffer):
-                content = tensor_bytes(self._tensors[number])[start - self.starts[number] :][: len(buffer) - filled]
-                buffer[filled : filled + len(content)] = content
-                filled, start = filled + len(content), start + len(content)
-                number += start == self.starts[number + 1]
+            buffer[:] = content[start : start + len(buffer)]
+            start += len(buffer)
 
     def is_near(self, start: int, length: int) -> bool:  # noqa: ARG002
         return True
@@ -124,9 +116,6 @@ class RangeReader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
-        return self._position
-
-    def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:

@@ -67,21 +67,22 @@ def test_answers_do_not_depend_on_the_batch(model, tokenizer, options):
         {"<ans>": {"x": "", "y": {"z": ""}}, "the": "好🙂☃"},
     ]
     generator = Generator(model, tokenizer, options)
-    alone = [generator.answer([example])[0] for example in examples]
-    assert generator.answer(examples) == alone
-    assert generator.answer(examples[::-1]) == alone[::-1]
+    alone = [generator.answer([ask(tokenizer, example)])[0] for example in examples]
+    questions = [ask(tokenizer, example) for example in examples]
+    assert generator.answer(questions) == alone
+    assert generator.answer(questions[::-1]) == alone[::-1]
 
 
 def test_answers_use_the_examples_own_special_tokens_only(model, tokenizer):
     examples = [{"input": f"<option_{n}>天气🙂{'好' * n}", "<ans>": ""} for n in range(6)]
     generator = Generator(model, tokenizer, BeamOptions(2, 20))
-    for number, row in enumerate(generator.answer(examples)):
+    for number, row in enumerate(generator.answer([ask(tokenizer, example) for example in examples])):
         assert all(f"<option_{other}>" not in row["<ans>"] for other in range(6) if other != number)
 
 
 def test_the_question_is_not_changed(model, tokenizer):
     example = {**NESTED, "<ans>": {"a": "old", "b": "old"}}
-    (row,) = Generator(model, tokenizer, BeamOptions(1, 3)).answer([example])
+    (row,) = Generator(model, tokenizer, BeamOptions(1, 3)).answer([ask(tokenizer, example)])
     assert example["<ans>"] == {"a": "old", "b": "old"}
     assert row["document"] == example["document"]
     assert set(row["<ans>"]) == {"a", "b"}
@@ -89,7 +90,7 @@ def test_the_question_is_not_changed(model, tokenizer):
 
 def test_a_repetition_penalty_leads_to_fewer_repetitions(model, tokenizer):
     def repeated(penalty):
-        (row,) = Generator(model, tokenizer, BeamOptions(1, 30, penalty)).answer([PLAIN])
+        (row,) = Generator(model, tokenizer, BeamOptions(1, 30, penalty)).answer([ask(tokenizer, PLAIN)])
         return len(row["<ans>"]) - len(set(row["<ans>"]))
 
     assert repeated(8.0) < repeated(1.0)

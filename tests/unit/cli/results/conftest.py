@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cpmbee_job.model.lora import insert_lora, save_delta_folder
-from cpmbee_job.model.weights.model_folder import base_digest, find_model, load_model
+from cpmbee_job.model.weights.model_folder import find_model, load_model
 from tests.cli_runner import run_cli
-from tests.deltas import delta_state
+from tests.deltas import delta_state, stored_digest
 
 CONFIG = {"dim_model": 32, "num_heads": 4, "dim_head": 8, "dim_ff": 48, "num_layers": 2, "half": False}
 OPTIONS = {"<option_0>": "很好", "<option_1>": "不错"}
@@ -39,7 +39,7 @@ def delta(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     insert_lora(base, 4, 8, ["project_q", "project_v"])
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(t.shape, generator=generator) for name, t in delta_state(base).items()}
-    manifest = {"r": 4, "alpha": 8, "base_digest": base_digest(files)}
+    manifest = {"r": 4, "alpha": 8, "base_digest": stored_digest(files)}
     save_delta_folder(run_folder / "delta" / "10.1", state, manifest, save_name="mine")
     (run_folder / "delta" / "BEST").write_text(json.dumps({"step": 10, "prefix": "delta/10.1/"}), encoding="utf-8")
     return run_folder

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cpmbee_job.errors import ModelError
-from cpmbee_job.model.weights.model_folder import base_digest, find_model, load_model
+from cpmbee_job.model.weights.model_folder import find_model, load_model
 from cpmbee_job.model.weights.saving import save_pickled, save_weights
+from tests.deltas import stored_digest
 
 CPU = torch.device("cpu")
 
@@ -250,22 +251,22 @@ def test_missing_files_are_named(folder, tmp_path):
 
 def test_the_digest_does_not_depend_on_the_file_format(folder, state):
     save_pickled(state, folder / "pytorch_model.bin")
-    pickled = base_digest(find_model(folder))
+    pickled = stored_digest(find_model(folder))
     save_weights(state, folder, shard_bytes=10_000)
-    assert base_digest(find_model(folder)) == pickled
+    assert stored_digest(find_model(folder)) == pickled
 
 
 def test_a_loaded_model_knows_its_digest(folder, state):
     save_weights(state, folder)
-    assert load(folder).base_digest == base_digest(find_model(folder))
+    assert load(folder).base_digest == stored_digest(find_model(folder))
 
 
 def test_the_digest_changes_with_one_value(folder, state):
     save_weights(state, folder)
-    before = base_digest(find_model(folder))
+    before = stored_digest(find_model(folder))
     state["encoder.output_layernorm.weight"] = state["encoder.output_layernorm.weight"] + 1
     save_weights(state, folder)
-    assert base_digest(find_model(folder)) != before
+    assert stored_digest(find_model(folder)) != before
 
 
 def test_a_view_is_saved_without_its_base(state, tmp_path):

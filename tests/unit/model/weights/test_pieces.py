@@ -10,19 +10,19 @@ from cpmbee_job.model.weights.pieces import (
     digest,
     read_pieces,
     share_out,
-    whole_sums,
 )
 from cpmbee_job.model.weights.tensor_table import StoredTensor
-from cpmbee_job.model.weights.weight_file import MemoryFile
+from cpmbee_job.model.weights.weight_file import MemoryFile, tensor_bytes
 
 
 def stored(*tensors: torch.Tensor, gap: int = 0) -> list[StoredTensor]:
     """Tensors in a file, one after the other with `gap` bytes between."""
-    content: list[torch.Tensor] = []
+    content = b""
+    starts = []
     for tensor in tensors:
-        content += [tensor, torch.zeros(gap, dtype=torch.uint8)]
-    file = MemoryFile("memory", content)
-    starts = file.starts[::2]
+        starts.append(len(content))
+        content += bytes(tensor_bytes(tensor)) + bytes(gap)
+    file = MemoryFile("memory", torch.frombuffer(bytearray(content), dtype=torch.uint8))
     return [
         StoredTensor(f"t{number}", tensor.dtype, tuple(tensor.shape), file, starts[number])
         for number, tensor in enumerate(tensors)
@@ -59,7 +59,7 @@ def test_tensors_that_share_bytes():
 
 
 def test_pieces_are_small_compared_to_the_model():
-    table = [StoredTensor(f"t{n}", torch.float16, (1 << 29,), MemoryFile("a", []), 0) for n in range(4)]
+    table = [StoredTensor(f"t{n}", torch.float16, (1 << 29,), MemoryFile("a", torch.empty(0)), 0) for n in range(4)]
     assert {piece.nbytes for piece in cut(table)} == {LARGEST_PIECE}
     small = cut(stored(*(torch.zeros(100) for _ in range(50))))
     assert len(small) == 1
@@ -84,7 +84,7 @@ def test_the_digest_does_not_depend_on_file_or_pieces():
     def digest_of(table, pieces):
         sums = [part for done in read_pieces(pieces) for part in done.sums]
         random.shuffle(sums)
-        return digest({tensor.name: tensor for tensor in table}, whole_sums(sums))
+        return digest({tensor.name: tensor for tensor in table}, sums)
 
     together, apart = stored(*tensors), stored(*tensors, gap=10_000)
     first = digest_of(together, cut(together))
