@@ -74,30 +74,29 @@ class Generator:
         active = list(range(len(questions)))
         fed_BKS = torch.empty(len(active), options.beam_size, 0, dtype=torch.int64, device=self.device)
         while active:
-            tokens = [[self._token(beam.word, columns) for beam in searches[b].beams] for b in active]
-            ids_BK = self._tensor([[token for token, _ in beams] for beams in tokens])
-            subs_BK = self._tensor([[sub for _, sub in beams] for beams in tokens])
-            segments_BK = self._tensor(
-                [[questions[b].answer_segments[beam.answer] for beam in searches[b].beams] for b in active]
-            )
-            positions_BK = self._tensor([[beam.position for beam in searches[b].beams] for b in active])
+            tokens = [
+                [
+                    (*self._token(beam.word, columns), questions[b].answer_segments[beam.answer], beam.position)
+                    for beam in searches[b].beams
+                ]
+                for b in active
+            ]
+            fields = torch.tensor(tokens, dtype=torch.int32, device=self.device)
+            ids_BK, subs_BK, segments_BK, positions_BK = fields.unbind(-1)
             fed_BKS = torch.cat([fed_BKS, ids_BK[..., None].long()], dim=-1)
             logits = decoder.step(ids_BK, subs_BK, segments_BK, positions_BK)
             logits.masked_fill_(forbidden_BC[:, None], _FORBIDDEN)
             _penalize(logits, fed_BKS, options.repetition_penalty)
             scores_BK = torch.tensor([[beam.score for beam in searches[b].beams] for b in active], device=self.device)
-            kept: list[int] = []
-            parents: list[list[int]] = []
-            for b, candidates in enumerate(_best(logits, scores_BK)):
-                beam_parents = searches[active[b]].advance(candidates)
-                if beam_parents is not None:
-                    kept.append(b)
-                    parents.append(beam_parents)
+            advanced = [searches[b].advance(best) for b, best in zip(active, _best(logits, scores_BK), strict=True)]
+            kept = [b for b, beam_parents in enumerate(advanced) if beam_parents is not None]
+            parents = [beam_parents for beam_parents in advanced if beam_parents is not None]
             active = [active[b] for b in kept]
             if active:
                 decoder.select(kept, parents)
                 forbidden_BC = forbidden_BC[kept]
-                fed_BKS = fed_BKS[torch.tensor(kept, device=self.device)[:, None], self._tensor(parents).long()]
+                kept_B1, parents_BK = torch.tensor(kept)[:, None], torch.tensor(parents)
+                fed_BKS = fed_BKS[kept_B1.to(self.device), parents_BK.to(self.device)]
         return searches
 
     def _forbidden(self, questions: Sequence[Question], columns: Sequence[Column]) -> Tensor:
@@ -116,9 +115,6 @@ class Generator:
         if word is None:
             return self.tokenizer.bos_id, 0
         return columns[word - vocab_size] if word >= vocab_size else (word, 0)
-
-    def _tensor(self, values: list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
 
 
 def _penalize(logits: Tensor, fed_BKS: Tensor, penalty: float) -> None:

@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.net.layers import Linear
 from cpmbee_job.model.weights.saving import save_pickled
-from cpmbee_job.model.weights.stored import listing
-from cpmbee_job.model.weights.tensor_table import load_pickled
+from cpmbee_job.model.weights.stored import StoredWeights, listing
+from cpmbee_job.model.weights.tensor_table import StoredTensor
+from cpmbee_job.model.weights.weight_file import LocalFile
 from cpmbee_job.run.keys import DELTA_MANIFEST, DELTA_TENSORS
 from cpmbee_job.store.verified import file_sha256
 
@@ -110,13 +111,13 @@ def read_delta(path: Path, *, alpha: float | None = None) -> Delta:
         found = path
     if manifest.get("kind") == "full":
         raise ModelError(f"{path}: all weights of a model, not a delta", hint="use this folder as the model")
-    state = _read_safetensors(found) if found.suffix == ".safetensors" else load_pickled(found)
-    _check_delta(state, found)
-    ranks = {tensor.shape[0] for name, tensor in state.items() if name.endswith(_A)}
+    stored = StoredWeights([LocalFile(found)])
+    _check_delta(stored.tensors, found)
+    ranks = {tensor.shape[0] for name, tensor in stored.tensors.items() if name.endswith(_A)}
     if len(ranks) != 1 or manifest.get("r", min(ranks)) not in ranks:
         raise ModelError(f"{path}: the weights have r {sorted(ranks)}, the manifest has {manifest.get('r')}")
     chosen = manifest.get("alpha", DEFAULT_ALPHA) if alpha is None else alpha
-    return Delta(state, ranks.pop(), float(chosen), str(path), manifest.get("base_digest"))
+    return Delta(dict(stored.stream()), ranks.pop(), float(chosen), str(path), manifest.get("base_digest"))
 
 
 def load_delta(model: nn.Module, delta: Delta) -> None:
@@ -210,7 +211,7 @@ def save_delta_folder(
     (folder / DELTA_MANIFEST).write_text(text, encoding="utf-8")
 
 
-def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:
+def _check_delta(state: Mapping[str, StoredTensor], path: Path) -> None:
     layers = {name.removesuffix(_A).removesuffix(_B) for name in state}
     wanted = {layer + end for layer in layers for end in (_A, _B)}
     if not state or wanted != set(state):
@@ -221,15 +222,13 @@ def _check_delta(state: Mapping[str, Tensor], path: Path) -> None:
         )
     for layer in sorted(layers):
         a, b = state[layer + _A], state[layer + _B]
-        if not (a.is_floating_point() and b.is_floating_point()):
+        if not (a.dtype.is_floating_point and b.dtype.is_floating_point):
             raise ModelError(f"{path}: {layer} has {a.dtype} and {b.dtype}; LoRA weights must be floating point")
-        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] or a.shape[0] != b.shape[1]:
+        if len(a.shape) != 2 or len(b.shape) != 2 or not a.shape[0] or a.shape[0] != b.shape[1]:
             raise ModelError(
-                f"{path}: {layer}: incompatible shapes: lora_A {tuple(a.shape)}, lora_B {tuple(b.shape)}",
+                f"{path}: {layer}: incompatible shapes: lora_A {a.shape}, lora_B {b.shape}",
                 hint="lora_A must have shape (r, dim_in), lora_B (dim_out, r)",
             )
-    if bad := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
-        raise ModelError(f"{path}: {bad[0]} is not finite ({len(bad)} of {len(state)} tensors)")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -244,13 +243,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     ):
         raise ModelError(f"{path}: r and alpha must be greater than 0")
     return manifest
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:  # the library's error class is not public
-        raise ModelError(f"{path}: {error}", hint="incomplete or damaged safetensors file; copy it again") from error
 
 
 def _delta_model_class(device: torch.device | None = None) -> Any:

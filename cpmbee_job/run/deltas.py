@@ -17,7 +17,9 @@ from cpmbee_job.documents import Document
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError
 from cpmbee_job.run import keys
 from cpmbee_job.run.pointers import read_delta_pointer
+from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Store
+from cpmbee_job.store.urls import open_store
 from cpmbee_job.store.verified import get_verified
 
 DELTA_SUFFIXES = (".pt", ".bin", ".safetensors")
@@ -109,6 +111,13 @@ def best_prefix(store: Store) -> str:
         return read_delta_pointer(store, keys.BEST)
     except NotFoundError:
         return ""
+
+
+def delta_folder(url: str, storage: StorageSpec | None = None) -> str:
+    """Return the URL of the delta folder: `url` itself, or the best delta of the run's folder at `url`."""
+    store = open_store(url, storage)
+    prefix = best_prefix(store)
+    return f"{store.url}/{prefix}" if prefix else url
 
 
 def check_delta(store: Store, prefix: str) -> None:

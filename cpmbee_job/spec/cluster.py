@@ -99,6 +99,10 @@ Image = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.:/-]*(:[A-Za-z0-9_][A-Z
 Namespace = Annotated[str, Field(pattern=rf"^{DNS_LABEL}$")]
 
 
+RESOURCE_KEYS = {"cpu": "workers.cpu", "memory": "workers.memory", "ephemeral-storage": "workers.ephemeral"}
+"""By Kubernetes' name of a resource of every pod: its key in the spec."""
+
+
 class WorkersSpec(Section):
     count: Annotated[int, Field(ge=1, le=9999)] = Field(
         1, description="Number of pods. `local`: number of processes, unless --processes is set."
@@ -133,9 +137,9 @@ class WorkersSpec(Section):
     @field_validator("resources")
     @classmethod
     def _without_own_field(cls, resources: dict[str, str | int]) -> dict[str, str | int]:
-        for resource, field in {"cpu": "cpu", "memory": "memory", "ephemeral-storage": "ephemeral"}.items():
+        for resource, key in RESOURCE_KEYS.items():
             if resource in resources:
-                raise ValueError(f"set workers.{field} instead of {resource}")
+                raise ValueError(f"set {key} instead of {resource}")
         return resources
 
     @model_validator(mode="after")

@@ -16,8 +16,8 @@ from cpmbee_job.launch.kube.api import ApiCluster
 from cpmbee_job.launch.kube.fields import text_at
 from cpmbee_job.launch.kube.protocol import PODS
 from cpmbee_job.launch.kube.transport import Transport
+from cpmbee_job.launch.runs.diagnosis import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.launch.runs.listing import of_job
-from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.launch.runs.status import describe_run
 from tests.fuzz.fuzzing import altered, corpus, examples
 from tests.paths import GOLDEN

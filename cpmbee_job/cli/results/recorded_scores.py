@@ -5,9 +5,8 @@ from typing import Any
 from cpmbee_job import documents
 from cpmbee_job.cli.shared import console
 from cpmbee_job.errors import NotFoundError, RefusedError, UsageError
-from cpmbee_job.model.locate import delta_folder
 from cpmbee_job.run import keys
-from cpmbee_job.run.deltas import StoredDelta, read_delta, record_score
+from cpmbee_job.run.deltas import StoredDelta, delta_folder, read_delta, record_score
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store

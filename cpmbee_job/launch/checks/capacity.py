@@ -13,6 +13,7 @@ from typing import Any, Literal
 from cpmbee_job.launch.kube.fields import is_true, name_of, object_at, objects_at, text_at
 from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, Object
 from cpmbee_job.launch.kube.quantities import parse_quantity, show_quantity
+from cpmbee_job.spec.cluster import RESOURCE_KEYS
 
 Amounts = dict[str, Decimal]
 """By resource, like `cpu`, `memory`, `nvidia.com/gpu`."""
@@ -119,9 +120,8 @@ def obstacle(node: Object, pod_spec: Object) -> str | None:
             return f"without label {label}={value}"
     for taint in objects_at(node, "spec", "taints"):
         key, value, effect = (text_at(taint, name) for name in ("key", "value", "effect"))
-        if effect != "PreferNoSchedule" and not any(
-            _tolerates(one, taint) for one in objects_at(pod_spec, "tolerations")
-        ):
+        is_tolerated = any(_tolerates(one, taint) for one in objects_at(pod_spec, "tolerations"))
+        if effect != "PreferNoSchedule" and not is_tolerated:
             if key == "node.kubernetes.io/unschedulable":
                 return "cordoned"
             return f"with untolerated taint {key}{f'={value}' if value else ''}:{effect}"
@@ -153,7 +153,7 @@ def _quota_amounts(pod_spec: Object, count: int) -> Amounts:
     amounts["count/pytorchjobs.kubeflow.org"] = Decimal(1)
     for resource, amount in pod_amounts(pod_spec).items():
         amounts[f"requests.{resource}"] = amount * each
-        if resource in ("cpu", "memory", "ephemeral-storage"):
+        if resource in RESOURCE_KEYS:
             amounts[resource] = amount * each
     for resource, amount in pod_amounts(pod_spec, "limits").items():
         amounts[f"limits.{resource}"] = amount * each
@@ -184,9 +184,7 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
         return False
     if toleration.get("operator") == "Exists":
         return toleration.get("key") in (None, "", taint["key"])
-    return text_at(toleration, "key") == text_at(taint, "key") and text_at(toleration, "value") == text_at(
-        taint, "value"
-    )
+    return all(text_at(toleration, name) == text_at(taint, name) for name in ("key", "value"))
 
 
 def _container_amounts(container: Object, kind: Literal["requests", "limits"]) -> Amounts:

@@ -17,6 +17,7 @@ from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, QUOTAS, Cluster, 
 from cpmbee_job.launch.manifest.render import default_run_id, render
 from cpmbee_job.run import keys
 from cpmbee_job.spec import JobSpec
+from cpmbee_job.spec.cluster import RESOURCE_KEYS
 
 SERVICE_ACCOUNT_KEY = "storage.service_account"
 PRIORITY_CLASS_KEY = "cluster.priority_class"
@@ -25,7 +26,6 @@ _MISSING = {
     "no PriorityClass": ("priorityClassName", PRIORITY_CLASS_KEY),
 }
 """By a part of the admission's message: the field of the pod that names a missing object, and its key in the spec."""
-_LIMITED = {"ephemeral-storage": "workers.ephemeral", "memory": "workers.memory", "cpu": "workers.cpu"}
 
 
 @dataclass
@@ -118,7 +118,13 @@ def dry_run(cluster: Cluster, spec: JobSpec, manifest: Object) -> ServerAnswer:
 
 
 def _try_pod(cluster: Cluster, spec: JobSpec, manifest: Object, answer: ServerAnswer) -> None:
-    pod = _bare_pod(manifest)
+    template = template_of(manifest)
+    pod: Object = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**template["metadata"], "name": f"{name_of(manifest)}-worker-0"},
+        "spec": {**template["spec"], "restartPolicy": "OnFailure"},
+    }
     error = _refusal(cluster, PODS, pod, answer)
     # A missing object hides further objections, so try again without the field that names it.
     while error is not None and (missing := next((part for part in _MISSING if part in error.message), None)):
@@ -156,16 +162,6 @@ def _refusal(cluster: Cluster, kind: str, item: Object, answer: ServerAnswer) ->
     return None
 
 
-def _bare_pod(manifest: Object) -> Object:
-    template = template_of(manifest)
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {**template["metadata"], "name": f"{name_of(manifest)}-worker-0"},
-        "spec": {**template["spec"], "restartPolicy": "OnFailure"},
-    }
-
-
 def _add_objections(answer: ServerAnswer, spec: JobSpec, manifest: Object, error: CpmbeeError, *, in_pod: bool) -> None:
     causes = _causes(error)
     for path, message in causes:
@@ -200,9 +196,8 @@ def _likely_key(message: str) -> str:
     """Return the key that an admission most likely means if its message names no path, "" if there is none."""
     if "violates PodSecurity" in message:
         return "cluster.pod_overlay"
-    for resource, key in _LIMITED.items():
-        if re.search(
-            rf"(max|min)imum {resource} usage per|max limit to request ratio per \w+ is .*{resource}", message
-        ):
+    for resource, key in RESOURCE_KEYS.items():
+        pattern = rf"(max|min)imum {resource} usage per|max limit to request ratio per \w+ is .*{resource}"
+        if re.search(pattern, message):
             return key
     return ""

@@ -6,6 +6,7 @@ from typing import Any
 from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, Object
 from cpmbee_job.launch.manifest.overlay import NAMED_BY
 from cpmbee_job.spec import JobSpec
+from cpmbee_job.spec.cluster import RESOURCE_KEYS
 
 _TEMPLATE = ("spec", "pytorchReplicaSpecs", "Worker", "template")
 
@@ -23,9 +24,7 @@ _POD_KEYS: tuple[tuple[str, str], ...] = (
     ("spec.terminationGracePeriodSeconds", "cluster.grace_period"),
     ("CONTAINER.image", "image"),
     ("CONTAINER.imagePullPolicy", "cluster.image_pull_policy"),
-    ("CONTAINER.resources.AMOUNT.cpu", "workers.cpu"),
-    ("CONTAINER.resources.AMOUNT.memory", "workers.memory"),
-    ("CONTAINER.resources.AMOUNT.ephemeral-storage", "workers.ephemeral"),
+    *((f"CONTAINER.resources.AMOUNT.{resource}", key) for resource, key in RESOURCE_KEYS.items()),
     ("CONTAINER.resources.AMOUNT", "workers.resources"),
 )
 _JOB_KEYS: tuple[tuple[str, str], ...] = (
@@ -91,9 +90,7 @@ def _translate(steps: tuple[str, ...], table: tuple[tuple[str, str], ...]) -> st
 def _named_key(steps: tuple[str, ...], spec: JobSpec, template: Object) -> str | None:
     """Return the key of what the manifest contains by name: GPUs, environment variables, volumes."""
     match steps:
-        case ("spec", "containers" | "initContainers", _, "resources", _, resource, *_) if (
-            resource == spec.workers.gpu_resource
-        ):
+        case ("spec", "containers" | "initContainers", _, "resources", _, spec.workers.gpu_resource, *_):
             return "workers.gpus"
         case ("spec", "containers" | "initContainers" as kind, index, "env", variable, *_):
             container = _member(template["spec"].get(kind), index, "name") or {}
@@ -113,13 +110,11 @@ def _overlay_key(steps: tuple[str, ...], overlay: Any, template: Any) -> str | N
         if isinstance(overlay, list):
             key = NAMED_BY.get(steps[number - 1], "name")
             template = _member(template, step, key)
-            index = next(
-                (i for i, item in enumerate(overlay) if template is not None and _same(item, template, key)), None
-            )
-            if index is None:
+            same = [i for i, item in enumerate(overlay) if template is not None and _same(item, template, key)]
+            if not same:
                 return None
-            overlay = overlay[index]
-            found.append(str(index))
+            overlay = overlay[same[0]]
+            found.append(str(same[0]))
         elif isinstance(overlay, dict):
             if step not in overlay:
                 # The overlay owns a missing key only in an object that it has created as a whole.

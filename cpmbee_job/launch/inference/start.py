@@ -12,7 +12,7 @@ from typing import Any
 
 import cpmbee_job
 from cpmbee_job import documents
-from cpmbee_job.errors import CpmbeeError, NotFoundError, SpecError
+from cpmbee_job.errors import CpmbeeError, SpecError
 from cpmbee_job.launch.inference.job_manifest import render_inference
 from cpmbee_job.launch.kube.fields import is_true
 from cpmbee_job.launch.kube.protocol import JOBS, Cluster, ignore_warning
@@ -20,7 +20,7 @@ from cpmbee_job.launch.lifecycle.cluster_jobs import SPARE_SECONDS, create_job, 
 from cpmbee_job.launch.local_inputs import Bar, find_inputs, hash_inputs, no_bar, upload_inputs
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run import identity, keys
-from cpmbee_job.run.pointers import read_delta_pointer
+from cpmbee_job.run.deltas import delta_folder
 from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -99,12 +99,16 @@ def start_inference(
 
 
 def _with_inputs(spec: JobSpec, task: InferenceTask, storage: StorageSpec) -> JobSpec:
-    """Replace the spec's inputs by those of the task."""
+    """Replace the spec's inputs by those of the task. A run's folder becomes that of its best delta, since an active
+    run may move the pointer."""
+    delta = None if task.delta is None else _absolute(task.delta)
+    if delta is not None and delta.startswith("s3://"):
+        delta = delta_folder(delta, storage)
     fields = {
         "model": _absolute(task.model),
         "data.train": _absolute(task.data),
         "data.eval": None,
-        "lora.init_from": None if task.delta is None else _current_delta(_absolute(task.delta), storage),
+        "lora.init_from": delta,
     }
     try:
         return spec.with_fields(fields)
@@ -114,17 +118,6 @@ def _with_inputs(spec: JobSpec, task: InferenceTask, storage: StorageSpec) -> Jo
 
 def _absolute(place: str) -> str:
     return place if "://" in place else str(Path(place).expanduser().resolve())
-
-
-def _current_delta(place: str, storage: StorageSpec) -> str:
-    """For the URL of a run's folder, return that of its best delta, since an active run may move the pointer."""
-    if not place.startswith("s3://"):
-        return place
-    store = open_store(place, storage)
-    try:
-        return f"{store.url}/{read_delta_pointer(store, keys.BEST)}"
-    except NotFoundError:
-        return place
 
 
 def _request(spec: JobSpec, task: InferenceTask, storage: StorageSpec) -> dict[str, Any]:

@@ -9,15 +9,10 @@ from cpmbee_job.launch.kube.fields import integer, object_at, objects_at, one_li
 from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.runs.durations import duration
 
-IMAGE_REASONS = {
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImageInspectError",
-    "RegistryUnavailable",
-    "SignatureValidationFailed",
-}
+IMAGE_REASONS = set(
+    "ErrImagePull ImagePullBackOff InvalidImageName ErrImageNeverPull ImageInspectError RegistryUnavailable "
+    "SignatureValidationFailed".split()
+)
 CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreStartHookError"}
 START_REASONS = {"StartError", "ContainerCannotRun"}
 LAST_LINES = 3

@@ -1,8 +1,9 @@
 """Derive a run's phase, and what is in its way, from what the cluster and the object store contain."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from cpmbee_job.launch.kube.fields import condition, number, text_at, time_at
 from cpmbee_job.launch.kube.protocol import Object
@@ -10,7 +11,7 @@ from cpmbee_job.launch.runs.durations import age, duration
 from cpmbee_job.launch.runs.jobs import last_failure, why_no_pods, why_suspended
 from cpmbee_job.launch.runs.phases import FRESH, Phase, is_alive, job_phase, result_phase
 from cpmbee_job.launch.runs.pods import Cause, PodStatus
-from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
+from cpmbee_job.spec import JobSpec
 
 SLOW_STEP = 300.0
 """Seconds without a step after which training may be stuck, unless its steps were that slow before."""
@@ -21,6 +22,36 @@ CLOCK_SKEW = 5.0
 WORST_FIRST: tuple[Cause, ...] = Cause.__args__  # type: ignore[attr-defined]
 ONE_EXAMPLE = ("crash", "init", "memory", "waiting")
 """Causes of which one pod's reason stands for all: the last lines of crashed pods differ, what is wrong seldom does."""
+
+
+@dataclass
+class ClusterSnapshot:
+    """The Kubernetes objects of a run."""
+
+    known: bool = True
+    """Whether the API server answered. If not, a missing object means nothing."""
+    job: Object | None = None
+    """The PyTorchJob."""
+    pods: Sequence[Object] = ()
+    events: Sequence[Object] = ()
+    """Of the PyTorchJob and its pods."""
+    silent_nodes: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that do not respond, with the reason if it is known."""
+    workload: Object | None = None
+    """Kueue's Workload of the PyTorchJob."""
+
+
+@dataclass(frozen=True)
+class StoreSnapshot:
+    """The documents of a run in the object store."""
+
+    known: bool = True
+    """Whether the object store answered. If not, a missing document means nothing."""
+    spec: JobSpec | None = None
+    heartbeat: dict[str, Any] | None = None
+    """`status.json`."""
+    result: dict[str, Any] | None = None
+    """`result.json`."""
 
 
 @dataclass(frozen=True)

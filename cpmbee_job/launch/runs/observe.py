@@ -8,11 +8,11 @@ from cpmbee_job import documents
 from cpmbee_job.errors import ClusterError, CpmbeeError, NotFoundError
 from cpmbee_job.launch.kube.fields import condition, name_of, object_at, text_at, time_at
 from cpmbee_job.launch.kube.protocol import EVENTS, NODES, PODS, PYTORCHJOBS, WORKLOADS, Cluster, Object, get_or_none
+from cpmbee_job.launch.runs.diagnosis import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.jobs import is_queued, is_suspended, num_workers
 from cpmbee_job.launch.runs.phases import job_phase
 from cpmbee_job.launch.runs.pods import is_silent, needs_events
-from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.launch.runs.status import RunStatus, describe_run
 from cpmbee_job.run import keys
 from cpmbee_job.run.run import Run

@@ -1,5 +1,6 @@
 """Describe one pod: its state and, if something is in its way, the cause."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
@@ -18,12 +19,12 @@ from cpmbee_job.launch.kube.fields import (
     text_at,
     time_at,
 )
-from cpmbee_job.launch.kube.protocol import INDEX_LABEL, Object
+from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, INDEX_LABEL, Object
 from cpmbee_job.launch.runs import containers
 from cpmbee_job.launch.runs.containers import after_colon
 from cpmbee_job.launch.runs.durations import age
 from cpmbee_job.launch.runs.jobs import event_time, newest_first
-from cpmbee_job.launch.runs.scheduling import why_unscheduled
+from cpmbee_job.spec.cluster import RESOURCE_KEYS
 
 PodState = Literal["pending", "preparing", "running", "restarting", "ending", "succeeded", "failed", "lost"]
 Cause = Literal[
@@ -179,11 +180,43 @@ def _unscheduled(pod: Object) -> _Explanation:
     if text_at(scheduled, "status") == "False":
         if nominated := text_at(pod, "status", "nominatedNodeName"):
             return "pending", "waiting", f"waits for preempted pods to leave node {nominated}"
-        return "pending", "unschedulable", why_unscheduled(pod)
+        return "pending", "unschedulable", _why_unscheduled(pod)
     scheduler = text_at(pod, "spec", "schedulerName")
     if scheduler not in ("", "default-scheduler"):
         return "pending", "waiting", f"waits for the scheduler {scheduler}"
     return "pending", "waiting", "waits for the scheduler"
+
+
+def _why_unscheduled(pod: Object) -> str:
+    """Return text like `Unschedulable: 0/3 nodes are available: 3 Insufficient cpu (8 requested, workers.cpu)`."""
+    message = one_line(condition(pod, "PodScheduled"), "message")
+    # The rest of the message is about preemption, which would not help either.
+    message = re.split(r"\.? (?:preemption:|no new claims)|\.$", message)[0]
+    if claim := re.search(r'persistentvolumeclaim "[^"]*" not found', message):
+        return f"Unschedulable: {claim[0]} (cluster.cache_claim)"
+    message = re.sub(
+        r"(?<=\d )(Insufficient .+?|node\(s\) .+?)(?=, \d+ |$)", lambda found: _explain_shortage(found[0], pod), message
+    )
+    return f"Unschedulable: {message}" if message else "Unschedulable"
+
+
+def _explain_shortage(reason: str, pod: Object) -> str:
+    """Append what the pod requests, and the keys of the spec, to one reason of the scheduler."""
+    details = []
+    if resource := reason.removeprefix("Insufficient ") if reason.startswith("Insufficient ") else "":
+        containers = objects_at(pod, "spec", "containers")
+        amounts = (text_at(one, "resources", kind, resource) for one in containers for kind in ("requests", "limits"))
+        details += [f"{amount} requested" for amount in amounts if amount][:1]
+        details.append(RESOURCE_KEYS.get(resource, "workers.gpus" if "gpu" in resource else "workers.resources"))
+    elif "untolerated taint" in reason:
+        details.append("cluster.tolerations")
+    elif "node affinity/selector" in reason:
+        selector = object_at(pod, "spec", "nodeSelector")
+        details += [f"{label}={text_at(selector, label)}" for label in selector]
+        details += ["workers.gpu_product"] * (GPU_PRODUCT_LABEL in selector)
+        details += ["cluster.node_selector"] * any(label != GPU_PRODUCT_LABEL for label in selector)
+        details += ["cluster.affinity"] * bool(object_at(pod, "spec", "affinity", "nodeAffinity"))
+    return f"{reason} ({', '.join(details)})" if details else reason
 
 
 def _failed(pod: Object) -> _Explanation:
@@ -197,11 +230,8 @@ def _failed(pod: Object) -> _Explanation:
                 kind: Cause = "memory" if containers.is_out_of_memory(ended) else "crash"
                 return "failed", kind, containers.why_ended(what, ended, pod, status)
     reason, message = text_at(pod, "status", "reason"), one_line(pod, "status", "message")
-    return (
-        "failed",
-        "node" if reason else "crash",
-        ": ".join(filter(None, (reason, message))) or "failed, no reason given",
-    )
+    why = ": ".join(filter(None, (reason, message))) or "failed, no reason given"
+    return "failed", "node" if reason else "crash", why
 
 
 def _disruption(pod: Object) -> tuple[Cause | None, str]:
@@ -242,9 +272,6 @@ def _is_running(status: Object) -> bool:
 
 def _is_sidecar(pod: Object, status: Object) -> bool:
     """Return whether it is an init container that runs beside the others (`restartPolicy: Always`)."""
-    names = [
-        text_at(one, "name")
-        for one in objects_at(pod, "spec", "initContainers")
-        if one.get("restartPolicy") == "Always"
-    ]
+    init = objects_at(pod, "spec", "initContainers")
+    names = [text_at(one, "name") for one in init if one.get("restartPolicy") == "Always"]
     return text_at(status, "name") in names and _is_running(status)

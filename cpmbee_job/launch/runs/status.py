@@ -8,11 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from cpmbee_job.errors import JobFailedError
 from cpmbee_job.launch.kube.fields import condition, integer, name_of, number, object_at, text_at
 from cpmbee_job.launch.kube.protocol import Object
-from cpmbee_job.launch.runs.diagnosis import Evidence
+from cpmbee_job.launch.runs.diagnosis import ClusterSnapshot, Evidence, StoreSnapshot
 from cpmbee_job.launch.runs.jobs import evictions, num_workers
 from cpmbee_job.launch.runs.phases import Phase
 from cpmbee_job.launch.runs.pods import PodStatus, describe_pod
-from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.run.run import exit_code
 
 

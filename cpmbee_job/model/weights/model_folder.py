@@ -145,7 +145,7 @@ def load_model(
         if not places.is_whole(part):
             content = places.sent(part, mine=owner == ranks.rank)
             ranks.broadcast([(content, owner)])
-            places.take(part, content)
+            places.kept[part.tensor.name].take(content, part.begin // part.tensor.dtype.itemsize)
     places.model.base_digest = digest(places.stored.tensors, (sums for each, _ in read for sums in each))
     return places.model
 
@@ -203,9 +203,6 @@ class _Places:
         if mine:
             return self._waiting.pop((part.tensor.name, part.begin)).to(self.device)
         return torch.empty(part.nbytes // part.tensor.dtype.itemsize, dtype=self.dtype, device=self.device)
-
-    def take(self, part: Part, content: Tensor) -> None:
-        self.kept[part.tensor.name].take(content, part.begin // part.tensor.dtype.itemsize)
 
     def _read_to(self, part: Part) -> Tensor | None:
         """Return the part's final tensor if its bytes can be read into it without conversion."""

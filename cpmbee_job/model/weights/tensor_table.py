@@ -4,11 +4,10 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from pydantic import TypeAdapter
@@ -64,11 +63,6 @@ def read_table(file: WeightFile) -> list[StoredTensor]:
     return _safetensors_table(file) if file.name.endswith(".safetensors") else _pickled_table(file)
 
 
-def load_pickled(path: Path) -> dict[str, Tensor]:
-    """Load the tensors of a small `torch.save` file without running code from it. Raises `ModelError`."""
-    return _unpickled(str(path), lambda: torch.load(path, map_location="cpu", weights_only=True))
-
-
 def _safetensors_table(file: WeightFile) -> list[StoredTensor]:
     def damaged(what: str) -> ModelError:
         return ModelError(f"{file.name}: {what}", hint="incomplete or damaged safetensors file; copy it again")
@@ -106,9 +100,9 @@ def _safetensors_table(file: WeightFile) -> list[StoredTensor]:
 
 
 def _pickled_table(file: WeightFile) -> list[StoredTensor]:
+    ranges = RangeReader(file)
+    reader = io.BufferedReader(ranges)
     if file.size >= len(_ZIP_MAGIC) and read_bytes(file, 0, len(_ZIP_MAGIC)) == _ZIP_MAGIC:
-        ranges = RangeReader(file)
-        reader = io.BufferedReader(ranges)
         try:
             records = zipfile.ZipFile(reader).infolist()
         except Exception as error:  # a damaged file can raise any of them
@@ -116,23 +110,19 @@ def _pickled_table(file: WeightFile) -> list[StoredTensor]:
         if all(record.compress_type == zipfile.ZIP_STORED for record in records):
             if not isinstance(file, LocalFile):
                 ranges.known = _headers(file, records)
-            reader.seek(0)
             table = _zip_table(file, reader)
             if table is not None:
                 return table
-    source: Path | IO[bytes] = file.path if isinstance(file, LocalFile) else io.BytesIO(read_bytes(file, 0, file.size))
-    state = _unpickled(file.name, lambda: torch.load(source, map_location="cpu", weights_only=True))
     return [
         StoredTensor(name, tensor.dtype, tuple(tensor.shape), MemoryFile(file.name, tensor), 0)
-        for name, tensor in state.items()
+        for name, tensor in _unpickled(file.name, reader, "cpu").items()
     ]
 
 
 def _zip_table(file: WeightFile, reader: IO[bytes]) -> list[StoredTensor] | None:
     """Return None if the zip entries do not contain the tensors' plain bytes."""
-    state = _unpickled(file.name, lambda: torch.load(reader, map_location="meta", weights_only=True))
     table = []
-    for name, tensor in state.items():
+    for name, tensor in _unpickled(file.name, reader, "meta").items():
         if tensor.layout is not torch.strided or tensor.is_quantized or not tensor.is_contiguous():
             return None
         start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
@@ -154,11 +144,10 @@ def _headers(file: WeightFile, records: Iterable[zipfile.ZipInfo]) -> dict[int, 
         return dict(zip(starts, pool.map(lambda start: read_bytes(file, start, _ZIP_HEADER), starts), strict=True))
 
 
-def _unpickled(name: str, load: Callable[[], Any]) -> dict[str, Tensor]:
+def _unpickled(name: str, reader: IO[bytes], device: str) -> dict[str, Tensor]:
+    reader.seek(0)
     try:
-        state = load()
-    except FileNotFoundError as error:
-        raise ModelError(f"{name}: no such file") from error
+        state = torch.load(reader, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{name}: contains more than tensors, and loading it could run code",

@@ -204,7 +204,10 @@ def test_merging_into_an_incompatible_model_is_refused(model):
         ({}, "not a LoRA delta"),
         ({"weight": torch.zeros(2, 2)}, "not a LoRA delta"),
         ({PREFIX + "lora_A": torch.zeros(2, 2)}, "lora_B"),
-        ({PREFIX + "lora_A": torch.full((2, 2), float("nan")), PREFIX + "lora_B": torch.zeros(2, 2)}, "not finite"),
+        (
+            {PREFIX + "lora_A": torch.full((2, 2), torch.nan), PREFIX + "lora_B": torch.zeros(2, 2)},
+            "NaN or infinite",
+        ),
         ({PREFIX + "lora_A": "text"}, "plain dict"),
     ],
 )

@@ -2,9 +2,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cpmbee_job.cli.cluster.run_text import describe, summary, table
+from cpmbee_job.launch.runs.diagnosis import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.launch.runs.listing import RunEntry
 from cpmbee_job.launch.runs.pods import PodStatus
-from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.launch.runs.status import BestScore, RunStatus, describe_run
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

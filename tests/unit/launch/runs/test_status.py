@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cpmbee_job.launch.kube.protocol import Object
-from cpmbee_job.launch.runs.snapshots import ClusterSnapshot, StoreSnapshot
+from cpmbee_job.launch.runs.diagnosis import ClusterSnapshot, StoreSnapshot
 from cpmbee_job.launch.runs.status import RunStatus, describe_run
 from cpmbee_job.spec import JobSpec, parse_spec
 from tests.paths import GOLDEN
