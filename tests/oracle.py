@@ -1,8 +1,17 @@
 """Packed rows for the oracle, which is the dense formulation in `benchmarks/dense.py`, and the same for the model."""
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks.dense import IGNORED
+from cpmbee_job.model.net.cpmbee import CpmBee
+from cpmbee_job.model.net.inputs import ModelInputs
+
+
+def target_logits(model: CpmBee, inputs: ModelInputs, hidden: Tensor) -> Tensor:
+    """Logits (T, V + X) at the target positions, from the hidden states of all tokens."""
+    extra = model.input_embedding(inputs.ext_ids, inputs.ext_subs)
+    return model.input_embedding.project(hidden.index_select(0, inputs.target_positions), extra)
 
 
 def random_rows(rng: np.random.Generator, vocab_size: int, num_rows: int, num_examples: int) -> dict[str, np.ndarray]:

@@ -33,8 +33,6 @@ from cpmbee_job.model.weights.weight_file import LocalFile
 from cpmbee_job.run.keys import DELTA_MANIFEST, DELTA_TENSORS
 from cpmbee_job.store.verified import file_sha256
 
-DEFAULT_ALPHA = 16
-"""The original's; used for files without a manifest."""
 _A, _B = ".lora.lora_A", ".lora.lora_B"
 
 
@@ -93,9 +91,9 @@ def insert_lora(
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 
 
-def read_delta(path: Path, *, alpha: float | None = None) -> Delta:
-    """Read a delta folder, or one of its files. The original's format has no alpha: the default is 16 if there is no
-    manifest beside the file. `alpha` overrides both.
+def read_delta(path: Path) -> Delta:
+    """Read a delta folder, or one of its files. The original's format has no alpha; without a manifest beside the file
+    it is the original's, 16.
 
     Raises `ModelError` for anything that is not a delta.
     """
@@ -116,25 +114,14 @@ def read_delta(path: Path, *, alpha: float | None = None) -> Delta:
     ranks = {tensor.shape[0] for name, tensor in stored.tensors.items() if name.endswith(_A)}
     if len(ranks) != 1 or manifest.get("r", min(ranks)) not in ranks:
         raise ModelError(f"{path}: the weights have r {sorted(ranks)}, the manifest has {manifest.get('r')}")
-    chosen = manifest.get("alpha", DEFAULT_ALPHA) if alpha is None else alpha
-    return Delta(dict(stored.stream()), ranks.pop(), float(chosen), str(path), manifest.get("base_digest"))
+    alpha = float(manifest.get("alpha", 16))
+    return Delta(dict(stored.stream()), ranks.pop(), alpha, str(path), manifest.get("base_digest"))
 
 
 def load_delta(model: nn.Module, delta: Delta) -> None:
     """Load a delta into a model that already has LoRA. Raises `ModelError` listing the keys that do not match."""
     own = {name: parameter for name, parameter in model.named_parameters() if name.endswith((_A, _B))}
-    problems = [f"missing {name}" for name in own if name not in delta.state]
-    problems += [f"extra {name}" for name in delta.state if name not in own]
-    problems += [
-        f"{name} is {tuple(delta.state[name].shape)}, not {tuple(parameter.shape)}"
-        for name, parameter in own.items()
-        if name in delta.state and delta.state[name].shape != parameter.shape
-    ]
-    if problems:
-        raise ModelError(
-            f"{delta.source}: incompatible with the model{listing('', problems)}",
-            hint="use the base, r and modules that the delta was trained with",
-        )
+    _require_shapes(delta, {name: tuple(parameter.shape) for name, parameter in own.items()})
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(delta.state[name])
@@ -150,26 +137,18 @@ def merged_layout(layout: Mapping[str, Tensor], delta: Delta, *, same_dtype: boo
     """Return names, shapes and dtypes of the base's weights after merging. Changed weights become fp32, because
     rounding them to half precision changes answers; `same_dtype` rounds.
 
-    Raises `ModelError` if keys do not match.
+    Raises `ModelError` listing the keys that do not match.
     """
-    for layer in [name.removesuffix(".weight") for name in layout if name.endswith(".weight")]:
-        if layer.rpartition(".")[2] in delta.modules and layer + _A not in delta.state:
-            raise ModelError(
-                f"{delta.source}: incompatible with the model: missing {layer + _A}",
-                hint="use the base, r and modules that the delta was trained with",
-            )
+    expected: dict[str, tuple[int, ...]] = {}
     merged = dict(layout)
-    for name, a in delta.state.items():
-        if not name.endswith(_A):
-            continue
-        layer = name.removesuffix(_A)
-        shape = (delta.state[layer + _B].shape[0], a.shape[1])
-        weight = layout.get(f"{layer}.weight")
-        if weight is None or weight.shape != shape:
-            found = "no such layer" if weight is None else f"{tuple(weight.shape)}, not {shape}"
-            raise ModelError(f"{delta.source}: incompatible with the model: {layer} ({found})")
-        dtype = weight.dtype if same_dtype else torch.float32
-        merged[f"{layer}.weight"] = torch.empty(weight.shape, dtype=dtype, device="meta")
+    for name, weight in layout.items():
+        layer = name.removesuffix(".weight")
+        if layer.rpartition(".")[2] in delta.modules and weight.ndim == 2:
+            dim_out, dim_in = weight.shape
+            expected |= {layer + _A: (delta.r, dim_in), layer + _B: (dim_out, delta.r)}
+            dtype = weight.dtype if same_dtype else torch.float32
+            merged[name] = torch.empty(weight.shape, dtype=dtype, device="meta")
+    _require_shapes(delta, expected)
     return merged
 
 
@@ -209,6 +188,21 @@ def save_delta_folder(
     }
     text = json.dumps({**manifest, "files": files}, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     (folder / DELTA_MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _require_shapes(delta: Delta, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `ModelError` listing the keys of the delta that do not match the model."""
+    problems = [f"missing {name}" for name in expected if name not in delta.state]
+    problems += [f"extra {name}" for name in delta.state if name not in expected]
+    for name, tensor in delta.state.items():
+        shape = tuple(tensor.shape)
+        if expected.get(name, shape) != shape:
+            problems.append(f"{name} is {shape}, not {expected[name]}")
+    if problems:
+        raise ModelError(
+            f"{delta.source}: incompatible with the model{listing('', problems)}",
+            hint="use the base, r and modules that the delta was trained with",
+        )
 
 
 def _check_delta(state: Mapping[str, StoredTensor], path: Path) -> None:

@@ -54,30 +54,25 @@ def node_rooms(nodes: Iterable[Object], pods: Iterable[Object]) -> list[NodeRoom
     return list(rooms.values())
 
 
-@dataclass(frozen=True)
+@dataclass
 class GpuCount:
     product: str
-    nodes: int
-    total: Decimal
-    free: Decimal
+    nodes: int = 0
+    total: Decimal = ZERO
+    free: Decimal = ZERO
 
 
 def count_gpus(rooms: Sequence[NodeRoom], resource: str) -> list[GpuCount]:
     """Count the GPUs by product, on the nodes that have any."""
-    by_product: dict[str, list[NodeRoom]] = {}
+    counts: dict[str, GpuCount] = {}
     for room in rooms:
-        if room.allocatable.get(resource):
+        if total := room.allocatable.get(resource):
             product = text_at(room.node, "metadata", "labels", GPU_PRODUCT_LABEL) or resource
-            by_product.setdefault(product, []).append(room)
-    return [
-        GpuCount(
-            product,
-            len(those),
-            sum((room.allocatable[resource] for room in those), ZERO),
-            sum((room.free[resource] for room in those), ZERO),
-        )
-        for product, those in sorted(by_product.items())
-    ]
+            count = counts.setdefault(product, GpuCount(product))
+            count.nodes += 1
+            count.total += total
+            count.free += room.free[resource]
+    return [count for _, count in sorted(counts.items())]
 
 
 @dataclass(frozen=True)
@@ -168,12 +163,8 @@ def _in_scope(quota: Object, pod_spec: Object) -> bool:
     priority = pod_spec.get("priorityClassName")
     for term in objects_at(quota, "spec", "scopeSelector", "matchExpressions"):
         if term["scopeName"] == "PriorityClass":
-            matches = {
-                "In": priority in (term.get("values") or ()),
-                "NotIn": priority not in (term.get("values") or ()),
-                "Exists": priority is not None,
-                "DoesNotExist": priority is None,
-            }
+            named, has_one = priority in (term.get("values") or ()), priority is not None
+            matches = {"In": named, "NotIn": not named, "Exists": has_one, "DoesNotExist": not has_one}
             if not matches.get(term["operator"], True):
                 return False
     return True

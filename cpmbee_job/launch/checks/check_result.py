@@ -9,6 +9,7 @@ from typing import Literal
 
 from cpmbee_job.errors import ClusterError, CpmbeeError
 from cpmbee_job.launch.background import begin
+from cpmbee_job.launch.kube.protocol import Cluster, Object
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,18 @@ def is_denied(error: CpmbeeError) -> bool:
     if not isinstance(error, ClusterError) or 'User "system:anonymous"' in error.message:
         return False
     return re.search(r'cannot \S+ resource "', error.message) is not None
+
+
+def list_permitted(
+    cluster: Cluster, kind: str, fields: str = "", *, all_namespaces: bool = False
+) -> tuple[list[Object], str | None]:
+    """List objects of a kind. Returns none, and the message, if this user may not list them."""
+    try:
+        return list(cluster.list(kind, fields=fields, all_namespaces=all_namespaces)), None
+    except ClusterError as error:
+        if not is_denied(error):
+            raise
+        return [], error.message
 
 
 def _run(check: Check) -> list[CheckResult]:

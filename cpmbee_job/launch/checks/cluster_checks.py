@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from cpmbee_job.errors import ClusterError, ConflictError, NotFoundError, RejectedError, UnreachableError
 from cpmbee_job.launch.checks.capacity import NodeRoom, count_gpus, count_nodes, fit, node_rooms, quota_shortages
-from cpmbee_job.launch.checks.check_result import CheckResult, is_denied
+from cpmbee_job.launch.checks.check_result import CheckResult, is_denied, list_permitted
 from cpmbee_job.launch.kube import protocol as kube
 from cpmbee_job.launch.kube.fields import condition, integer, is_true, name_of, object_at, objects_at, text_at
 from cpmbee_job.launch.kube.permissions import PERMISSIONS, Permission
@@ -119,28 +119,21 @@ def check_queue(cluster: Cluster, queue: str | None) -> list[CheckResult]:
 def check_nodes(cluster: Cluster, pod_spec: Object | None, count: int, gpu_resource: str) -> Iterator[CheckResult]:
     """Count the GPUs by product. With a pod spec, check that `count` such pods fit on the nodes."""
     nodes = list(cluster.list(kube.NODES))
-    pods_known = True
-    try:
-        running = cluster.list(kube.PODS, fields="status.phase!=Succeeded,status.phase!=Failed", all_namespaces=True)
-        rooms = node_rooms(nodes, running)
-    except ClusterError as error:
-        if not is_denied(error):
-            raise
-        pods_known, rooms = False, node_rooms(nodes, ())
-        yield CheckResult("pods", "not_permitted", f"cannot tell what is free on the nodes: {error.message}")
-    yield _check_gpus(rooms, pod_spec, gpu_resource, pods_known=pods_known)
+    active = "status.phase!=Succeeded,status.phase!=Failed"
+    running, denial = list_permitted(cluster, kube.PODS, active, all_namespaces=True)
+    rooms = node_rooms(nodes, running)
+    if denial is not None:
+        yield CheckResult("pods", "not_permitted", f"cannot tell what is free on the nodes: {denial}")
+    yield _check_gpus(rooms, pod_spec, gpu_resource, pods_known=denial is None)
     if pod_spec is not None:
-        yield _check_room(rooms, pod_spec, count, pods_known=pods_known)
+        yield _check_room(rooms, pod_spec, count, pods_known=denial is None)
 
 
 def _check_deployment(cluster: Cluster) -> CheckResult:
-    try:
-        deployments = cluster.list(kube.DEPLOYMENTS, all_namespaces=True)
-        found = [each for each in deployments if "training-operator" in _images(each) + name_of(each)]
-    except ClusterError as error:
-        if not is_denied(error):
-            raise
-        return CheckResult("operator", "not_permitted", f"cannot tell which one it is: {error.message}")
+    deployments, denial = list_permitted(cluster, kube.DEPLOYMENTS, all_namespaces=True)
+    found = [each for each in deployments if "training-operator" in _images(each) + name_of(each)]
+    if denial is not None:
+        return CheckResult("operator", "not_permitted", f"cannot tell which one it is: {denial}")
     if not found:
         return CheckResult("operator", "warning", "no Deployment found; without it, jobs never start", _INSTALL)
     namespace, name = text_at(found[0], "metadata", "namespace"), name_of(found[0])

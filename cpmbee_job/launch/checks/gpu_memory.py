@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cpmbee_job.errors import ClusterError, SpecError
-from cpmbee_job.launch.checks.check_result import CheckResult, is_denied
+from cpmbee_job.errors import SpecError
+from cpmbee_job.launch.checks.check_result import CheckResult, list_permitted
 from cpmbee_job.launch.checks.store_checks import model_config
 from cpmbee_job.launch.kube.fields import object_at, text_at
 from cpmbee_job.launch.kube.protocol import GPU_PRODUCT_LABEL, NODES, Cluster, Object
@@ -62,12 +62,8 @@ def require_room(spec: JobSpec) -> None:
 def check_gpu_memory(cluster: Cluster, spec: JobSpec) -> Iterator[CheckResult]:
     """Check that a step fits into the product that the spec names, or else into the largest GPU of the cluster."""
     product = spec.workers.gpu_product
-    memory = memory_of_product(product)
-    try:
-        memory = memory_of_nodes(cluster.list(NODES), product) or memory
-    except ClusterError as error:
-        if not is_denied(error):
-            raise
+    nodes, _ = list_permitted(cluster, NODES)
+    memory = memory_of_nodes(nodes, product) or memory_of_product(product)
     if memory is None:
         yield CheckResult("GPU memory", "warning", f"unknown: no node has the label {MEMORY_LABEL}")
         return

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cpmbee_job.errors import ClusterError, ConflictError, CpmbeeError, NotFoundError, PreflightError, RejectedError
 from cpmbee_job.launch.checks.capacity import quota_shortages
-from cpmbee_job.launch.checks.check_result import is_denied
+from cpmbee_job.launch.checks.check_result import is_denied, list_permitted
 from cpmbee_job.launch.checks.spec_keys import spec_key
 from cpmbee_job.launch.kube.fields import name_of
 from cpmbee_job.launch.kube.protocol import PODS, PYTORCHJOBS, QUOTAS, Cluster, Object
@@ -87,13 +87,9 @@ def check_on_server(cluster: Cluster, spec: JobSpec, manifest: Object) -> Server
     Raises `ClusterError` if the API server cannot be asked.
     """
     answer = dry_run(cluster, spec, manifest)
-    try:
-        quotas = list(cluster.list(QUOTAS))
-    except ClusterError as error:
-        if not is_denied(error):
-            raise
-        quotas = []
-        answer.not_permitted.append(f"quotas: {error.message}")
+    quotas, denial = list_permitted(cluster, QUOTAS)
+    if denial is not None:
+        answer.not_permitted.append(f"quotas: {denial}")
     replicas = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]
     for quota in quotas:
         shortages = quota_shortages(quota, template_of(manifest)["spec"], replicas)

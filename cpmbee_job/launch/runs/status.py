@@ -88,8 +88,10 @@ def describe_run(
     step, total = integer(heartbeat, "step"), integer(heartbeat, "total_steps")
     if (final_step := integer(result, "steps")) is not None:
         step = final_step
-    code = None
+    code = job_end = None
     if diagnosis.ended:
+        failed = text_at(condition(job, "Failed"), "lastTransitionTime")
+        job_end = text_at(job, "status", "completionTime") or failed or None
         known = {"state": text_at(result, "state"), "exit_code": integer(result, "exit_code")}
         code = exit_code(known) if result else JobFailedError.exit_code
     return RunStatus(
@@ -120,7 +122,7 @@ def describe_run(
         created_at=text_at(job, "metadata", "creationTimestamp") or None,
         updated_at=text_at(heartbeat, "updated_at") or None,
         stepped_at=text_at(heartbeat, "stepped_at") or None,
-        ended_at=text_at(result, "ended_at") or (_job_end(job) if diagnosis.ended else None),
+        ended_at=text_at(result, "ended_at") or job_end,
         pods=tuple(evidence.pods),
     )
 
@@ -156,8 +158,3 @@ def _best(result: Object, heartbeat: Object) -> BestScore | None:
     if integer(scores, "best_step") and number(scores, "eval_loss") is not None:
         step, loss = integer(scores, "best_step"), number(scores, "eval_loss")
     return None if step is None or loss is None else BestScore(step=step, loss=loss)
-
-
-def _job_end(job: Object | None) -> str | None:
-    failed = text_at(condition(job, "Failed"), "lastTransitionTime")
-    return text_at(job, "status", "completionTime") or failed or None

@@ -38,11 +38,6 @@ class CpmBee(nn.Module):
         hidden_ND: Tensor = self.encoder(self.input_embedding(inputs.ids, inputs.subs), attend)
         return hidden_ND
 
-    def target_logits(self, inputs: ModelInputs, hidden_ND: Tensor) -> Tensor:
-        """Return logits (T, V + X) at the target positions."""
-        extra_XD = self.input_embedding(inputs.ext_ids, inputs.ext_subs)
-        return self.input_embedding.project(hidden_ND.index_select(0, inputs.target_positions), extra_XD)
-
     def target_losses(self, inputs: ModelInputs, hidden_ND: Tensor) -> Tensor:
         """Return the negative log-probability (T,) fp32 of each target, over the vocabulary and its example's extra
         columns. Computes the logits in chunks to limit memory."""

@@ -11,6 +11,7 @@ from cpmbee_job.eval.questions import ask, question_inputs
 from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
 from cpmbee_job.model.net.decoding import BeamDecoder
 from cpmbee_job.model.net.inputs import ModelInputs
+from tests.oracle import target_logits
 
 CHOICE = {"input": "今天天气", "options": {"<option_0>": "很好", "<option_1>": "不错"}, "<ans>": ""}
 NESTED = {"document": "天<mask_0>气<mask_1>🙂", "<ans>": {"a": "", "b": ""}, "question": "hello"}
@@ -45,7 +46,7 @@ def test_token_by_token_is_the_same_as_all_at_once(model, tokenizer, example, ma
     collated = collate_examples([encoded], tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id)
     inputs = ModelInputs.from_numpy(**vars(collated))
     with torch.no_grad():
-        expected = model.target_logits(inputs, model(inputs))
+        expected = target_logits(model, inputs, model(inputs))
     answer = encoded.context == 0
     segments = encoded.segment_ids[answer].tolist()
     positions = [position - segments.index(segment) for position, segment in enumerate(segments)]

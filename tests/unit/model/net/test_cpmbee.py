@@ -9,7 +9,7 @@ from benchmarks.dense import IGNORED, dense_logits, dense_losses
 from cpmbee_job.model.memory import TARGETS_AT_ONCE
 from cpmbee_job.model.net.cpmbee import CpmBee, init_weights
 from cpmbee_job.model.net.inputs import ModelInputs
-from tests.oracle import flatten_rows, random_rows
+from tests.oracle import flatten_rows, random_rows, target_logits
 
 
 def losses_of(model, rows):
@@ -30,7 +30,7 @@ def test_logits_equal_those_of_the_dense_formulation(model, config):
     rows = random_rows(np.random.default_rng(1), 50, 2, 3)
     inputs = ModelInputs.from_numpy(**flatten_rows(rows))
     dense = dense_logits(dict(model.state_dict()), config, rows)[torch.from_numpy(rows["target"] != IGNORED)]
-    torch.testing.assert_close(model.target_logits(inputs, model(inputs)), dense, atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(target_logits(model, inputs, model(inputs)), dense, atol=5e-6, rtol=1e-5)
 
 
 def test_gradients_equal_those_of_the_dense_formulation(model, config):
@@ -66,7 +66,7 @@ def test_the_order_of_examples_does_not_matter(model):
 def test_chunks_of_targets_give_the_same_gradient(model):
     inputs = ModelInputs.from_numpy(**flatten_rows(random_rows(np.random.default_rng(5), 50, 16, 12)))
     assert len(inputs.targets) > 1.5 * TARGETS_AT_ONCE
-    whole = F.cross_entropy(model.target_logits(inputs, model(inputs)), inputs.targets.long(), reduction="none")
+    whole = F.cross_entropy(target_logits(model, inputs, model(inputs)), inputs.targets.long(), reduction="none")
     whole.mean().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
@@ -85,9 +85,9 @@ def test_extra_columns_compete_only_for_their_own_targets(model):
     hidden = model(inputs)
     none = torch.zeros(len(inputs.targets), len(inputs.ext_ids), dtype=torch.bool)
     alone = model.target_losses(replace(inputs, columns=none), hidden)
-    logits = model.target_logits(inputs, hidden)[:, :50]
+    logits = target_logits(model, inputs, hidden)[:, :50]
     torch.testing.assert_close(alone, F.cross_entropy(logits, inputs.targets.long(), reduction="none"))
-    everything = F.cross_entropy(model.target_logits(inputs, hidden), inputs.targets.long(), reduction="none")
+    everything = F.cross_entropy(target_logits(model, inputs, hidden), inputs.targets.long(), reduction="none")
     torch.testing.assert_close(model.target_losses(replace(inputs, columns=~none), hidden), everything)
 
 
