@@ -8,8 +8,9 @@ from rich.filesize import decimal
 from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, CpmbeeError, ModelError, NotFoundError
 from cpmbee_job.launch.checks.check_result import CheckResult
+from cpmbee_job.launch.kube.fields import integer
 from cpmbee_job.model.config import ModelConfig
-from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, check_model, weight_files
+from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, check_model, indexed_weights, weight_files
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import ObjectInfo, Store
 from cpmbee_job.store.urls import list_objects
@@ -61,7 +62,11 @@ def check_model_folder(store: Store) -> Iterator[CheckResult]:
 
 def model_config(store: Store) -> ModelConfig:
     """Read the model's configuration. Raises `ModelError` for an invalid one."""
-    return ModelConfig.from_dict(_read_json(store, CONFIG), source=f"{store.url}/{CONFIG}")
+    source = f"{store.url}/{CONFIG}"
+    try:
+        return ModelConfig.from_dict(documents.from_json(store.get(CONFIG)), source=source)
+    except ValueError as error:
+        raise ModelError(f"{source}: not valid JSON: {error}") from error
 
 
 def check_data(field: str, url: str, storage: StorageSpec) -> Iterator[CheckResult]:
@@ -102,29 +107,15 @@ def _find_weights(store: Store, files: dict[str, ObjectInfo]) -> list[ObjectInfo
     """Return the files of the weights. Raises `ModelError` if the index names missing ones."""
     if SAFETENSORS_INDEX not in files:
         return [files[name] for name in weight_files(files)]
-    index = _read_json(store, SAFETENSORS_INDEX)
-    weight_map, metadata = index.get("weight_map"), index.get("metadata")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{store.url}/{SAFETENSORS_INDEX}: not an index of safetensors files")
-    names = sorted(set(map(str, weight_map.values())))
-    if missing := [name for name in names if name not in files]:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ModelError(f"{store.url}: {SAFETENSORS_INDEX} names missing files: {shown}", hint="copy them too")
-    found = [files[name] for name in names]
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if isinstance(total, int) and sum(entry.size for entry in found) < total:
+    content = store.get(SAFETENSORS_INDEX)
+    found = [files[name] for name in indexed_weights(f"{store.url}/{SAFETENSORS_INDEX}", content, files)]
+    total = integer(documents.from_json(content), "metadata", "total_size")
+    if total is not None and sum(entry.size for entry in found) < total:
         raise ModelError(
             f"{store.url}: the weights are smaller than the {total:,} bytes that {SAFETENSORS_INDEX} names",
             hint="copy them again",
         )
     return found
-
-
-def _read_json(store: Store, key: str) -> dict[str, object]:
-    try:
-        return documents.from_json(store.get(key))
-    except ValueError as error:
-        raise ModelError(f"{store.url}/{key}: not valid JSON: {error}") from error
 
 
 def _count(files: list[ObjectInfo]) -> str:

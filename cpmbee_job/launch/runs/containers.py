@@ -43,12 +43,6 @@ def why_no_image(status: Object, events: Sequence[Object]) -> str:
     return f"cannot pull image {image} ({shown}){after_colon(error)}{hint}"
 
 
-def why_not_created(status: Object) -> str:
-    """Name what is missing: a Secret, a key, a ConfigMap, a user other than root."""
-    reason, message = text_at(status, "state", "waiting", "reason"), one_line(status, "state", "waiting", "message")
-    return f"cannot create container {text_at(status, 'name')} ({reason}){after_colon(message)}"
-
-
 def is_out_of_memory(ended: Object) -> bool:
     """Return whether the container ran out of memory. On cgroup v1 the kernel may kill one rank and not the container:
     then only the termination message shows it."""

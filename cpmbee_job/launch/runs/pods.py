@@ -142,7 +142,9 @@ def _not_running(
     if waiting in containers.IMAGE_REASONS:
         return "pending", "image", containers.why_no_image(status, events)
     if waiting in containers.CONFIG_REASONS:
-        return "pending", "config", containers.why_not_created(status)
+        missing = one_line(status, "state", "waiting", "message")  # for example a Secret, a key, a user other than root
+        what = f"cannot create container {text_at(status, 'name')} ({waiting})"
+        return "pending", "config", what + after_colon(missing)
     ended = object_at(status, "state", "terminated")
     if waiting == "CrashLoopBackOff":
         ended = ended or object_at(status, "lastState", "terminated")

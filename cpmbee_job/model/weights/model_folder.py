@@ -4,23 +4,22 @@ Weights are read by ranges into their final tensors, so there is never a second 
 reads a part and broadcasts it. State-dict keys are the original's; keys of the hub have the prefix `cpmbee.`.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cpmbee_job import documents
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.config import ModelConfig
 from cpmbee_job.model.net.cpmbee import CpmBee
 from cpmbee_job.model.weights.pieces import Part, PartSums, WeightPiece, digest, read_pieces, share_out
 from cpmbee_job.model.weights.stored import EMBEDDING, StoredWeights, is_finite, listing, one_thread
 from cpmbee_job.model.weights.weight_file import LocalFile, WeightFile
-from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, is_weights, weight_files
+from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, indexed_weights, is_weights, weight_files
 from cpmbee_job.store.base import Progress, no_progress
 
 T = TypeVar("T")
@@ -100,7 +99,7 @@ def find_model(folder: Path, remote: Mapping[str, WeightFile] | None = None) -> 
     index = folder / SAFETENSORS_INDEX
     if remote is None:
         remote = {path.name: LocalFile(path) for path in folder.iterdir() if is_weights(path.name)}
-    names = _shards_of(index, remote) if index.is_file() else weight_files(remote)
+    names = indexed_weights(str(index), index.read_bytes(), remote) if index.is_file() else weight_files(remote)
     if not names:
         raise ModelError(f"{folder}: contains no weights", hint="expected *.safetensors or pytorch_model.bin")
     return ModelFiles(config, folder / VOCABULARY, tuple(remote[name] for name in names))
@@ -245,20 +244,6 @@ def check_model(files: ModelFiles, stored: StoredWeights) -> CpmBee:
             hint=_likely_cause(shapes, config, missing, extra),
         )
     return model
-
-
-def _shards_of(index: Path, there: Collection[str]) -> list[str]:
-    try:
-        weight_map: Any = documents.from_json(index.read_bytes())["weight_map"]
-        names: list[str] = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: not a safetensors index ({error})") from error
-    # A file name, never a path: a downloaded index must not point outside its folder.
-    if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise ModelError(f"{index}: invalid file name {strange[0]!r}")
-    if missing := [name for name in names if name not in there]:
-        raise ModelError(f"{index}: missing weight files{listing('', missing)}", hint="copy them too")
-    return names
 
 
 def _likely_cause(
