@@ -8,7 +8,6 @@ A delta is the state dict of all A and B: `encoder.layers.N....project_q.lora.lo
 
 import contextlib
 import io
-import json
 import logging
 import math
 import sys
@@ -186,8 +185,7 @@ def save_delta_folder(
         for path in sorted(folder.iterdir())
         if path.name != DELTA_MANIFEST
     }
-    text = json.dumps({**manifest, "files": files}, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    (folder / DELTA_MANIFEST).write_text(text, encoding="utf-8")
+    (folder / DELTA_MANIFEST).write_bytes(documents.to_json({**manifest, "files": files}))
 
 
 def _require_shapes(delta: Delta, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -266,11 +264,10 @@ def _quiet_import() -> Any:
     logging.getLogger("opendelta").setLevel(logging.ERROR)
     try:
         with (
-            warnings.catch_warnings(),
+            warnings.catch_warnings(action="ignore"),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            warnings.simplefilter("ignore")
             yield
     finally:
         if not had_turtle:

@@ -70,14 +70,11 @@ def _summarize(run: Run) -> RunSummary:
     except NotFoundError:
         scores = {}
     return RunSummary(
-        run.url,
-        result.get("state"),
-        result.get("steps"),
-        (result.get("scores") or {}).get("best_step"),
-        result.get("duration_s"),
-        result.get("world_size"),
-        (result.get("digests") or {}).get("base"),
-        scores,
+        url=run.url,
+        best_step=(result.get("scores") or {}).get("best_step"),
+        base_digest=(result.get("digests") or {}).get("base"),
+        scores=scores,
+        **{key: result.get(key) for key in ("state", "steps", "duration_s", "world_size")},
     )
 
 

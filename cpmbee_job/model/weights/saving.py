@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from cpmbee_job import documents
 from cpmbee_job.model.weights.tensor_table import SAFETENSORS_DTYPES
 from cpmbee_job.model.weights.weight_file import tensor_bytes
 from cpmbee_job.run.model_files import SAFETENSORS_INDEX
@@ -60,7 +61,7 @@ def save_weights(
         "weight_map": {key: name for shard, name in zip(shards, names, strict=True) for key in shard},
     }
     index = folder / SAFETENSORS_INDEX
-    index.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    index.write_bytes(documents.to_json(document))
     return [*paths, index]
 
 
