@@ -74,19 +74,18 @@ def check_job(cluster: Cluster, spec: JobSpec, manifest: Object) -> Iterator[Che
 
 def check_names(cluster: Cluster, spec: JobSpec) -> Iterator[CheckResult]:
     """Check the Secrets, the ConfigMap and the claim that the spec names. Of Secrets only metadata is read."""
-    pull_secrets = enumerate(spec.cluster.image_pull_secrets)
-    named = [
-        ("storage.secret", SECRETS, spec.storage.secret),
-        *((f"cluster.image_pull_secrets.{number}", SECRETS, name) for number, name in pull_secrets),
-        ("storage.ca_config_map", CONFIG_MAPS, spec.storage.ca_config_map),
-        ("cluster.cache_claim", CLAIMS, spec.cluster.cache_claim),
-    ]
-    for key, kind, name in named:
+    secrets = {"storage.secret": spec.storage.secret}
+    secrets |= {f"cluster.image_pull_secrets.{i}": name for i, name in enumerate(spec.cluster.image_pull_secrets)}
+    for key, name in secrets.items():
         if name is not None:
-            yield _check_object(cluster, key, kind, name, spec.workers.count)
+            yield _check_object(cluster, key, SECRETS, name)
+    if spec.storage.ca_config_map is not None:
+        yield _check_object(cluster, "storage.ca_config_map", CONFIG_MAPS, spec.storage.ca_config_map)
+    if spec.cluster.cache_claim is not None:
+        yield _check_object(cluster, "cluster.cache_claim", CLAIMS, spec.cluster.cache_claim, spec.workers.count)
 
 
-def _check_object(cluster: Cluster, key: str, kind: str, name: str, num_pods: int) -> CheckResult:
+def _check_object(cluster: Cluster, key: str, kind: str, name: str, num_pods: int = 1) -> CheckResult:
     try:
         found = cluster.get_metadata(kind, name) if kind == SECRETS else cluster.get(kind, name)
     except NotFoundError:

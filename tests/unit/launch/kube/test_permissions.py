@@ -91,7 +91,8 @@ def test_no_command_requires_secrets():
 
 def test_the_roles_allow_exactly_the_calls_in_the_source():
     folder = Path(cpmbee_job.launch.__path__[0])
-    modules = [ast.parse(path.read_text()) for path in folder.rglob("*.py") if path.parent.name != "kube"]
+    sources = [path for path in folder.rglob("*.py") if path.parent.name != "kube" or path.name == "protocol.py"]
+    modules = [ast.parse(path.read_text()) for path in sources]
     in_namespace, in_cluster = set(), set()
     for verb, kind, everywhere in asked(modules):
         if kind not in OF_ALL | NEVER_ALLOWED:
