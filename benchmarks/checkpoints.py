@@ -32,7 +32,7 @@ from cpmbee_job.train.attempt import Attempt
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.deterministic_engine import DeterministicEngine
 from cpmbee_job.train.engine.torch_engine import TorchEngine
-from cpmbee_job.train.loop import LoopState
+from cpmbee_job.train.loop_state import LoopState
 from cpmbee_job.train.output.progress import Progress
 from cpmbee_job.train.output.publish import Provenance, Publisher
 from cpmbee_job.train.output.uploader import num_bytes

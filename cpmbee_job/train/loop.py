@@ -5,8 +5,7 @@ loss curve of an uninterrupted run.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol
 
 from cpmbee_job.errors import ModelError
 from cpmbee_job.model.net.inputs import ModelInputs
@@ -15,31 +14,10 @@ from cpmbee_job.spec import TrainSpec
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.interface import Engine
 from cpmbee_job.train.engine.optim import learning_rate
+from cpmbee_job.train.loop_state import LoopState
 from cpmbee_job.train.output.progress import Progress
 
 Outcome = Literal["finished", "early stop", "stopped"]
-
-
-@dataclass
-class LoopState:
-    """The state of the loop. With the engine's state, it is all that a checkpoint contains."""
-
-    step: int = 0
-    """Number of completed steps."""
-    best_step: int = 0
-    """Step of the best evaluation, 0 before the first."""
-    best_loss: float = float("inf")
-    evaluations_without_gain: int = 0
-    evaluated_step: int = 0
-    """Step of the last evaluation."""
-
-    def record(self) -> dict[str, Any]:
-        """Return the state as JSON values; JSON has no infinity."""
-        return asdict(self) | {"best_loss": self.best_loss if self.best_step else None}
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Self:
-        return cls(**record | {"best_loss": float("inf") if record["best_loss"] is None else record["best_loss"]})
 
 
 class Saver(Protocol):

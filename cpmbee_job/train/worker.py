@@ -34,7 +34,8 @@ from cpmbee_job.train.batches import Batches, EvalBatches, RankLoader, Vocabular
 from cpmbee_job.train.engine.build import build_engine, plan_for
 from cpmbee_job.train.engine.deterministic_engine import use_deterministic_algorithms
 from cpmbee_job.train.failures import FAILURE_ENV, LOST_PEER, PEER_STOPPED, Failure, record_failure
-from cpmbee_job.train.loop import LoopState, train
+from cpmbee_job.train.loop import train
+from cpmbee_job.train.loop_state import LoopState
 from cpmbee_job.train.output import metrics
 from cpmbee_job.train.output.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from cpmbee_job.train.output.journal import Journal

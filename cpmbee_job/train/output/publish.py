@@ -29,7 +29,7 @@ from cpmbee_job.store.retry import with_retries
 from cpmbee_job.train.attempt import Attempt
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.interface import Engine
-from cpmbee_job.train.loop import LoopState
+from cpmbee_job.train.loop_state import LoopState
 from cpmbee_job.train.output import metrics
 from cpmbee_job.train.output.checkpoint import write_checkpoint
 from cpmbee_job.train.output.progress import Progress

@@ -11,7 +11,8 @@ from cpmbee_job.model.net.inputs import ModelInputs
 from cpmbee_job.spec import TrainSpec
 from cpmbee_job.train.batches import Batch
 from cpmbee_job.train.engine.interface import EngineState, EvalResult, ParameterStatistics, StepResult
-from cpmbee_job.train.loop import LoopState, Outcome, train
+from cpmbee_job.train.loop import Outcome, train
+from cpmbee_job.train.loop_state import LoopState
 from cpmbee_job.train.output.progress import Progress
 
 INTERRUPTED = -1.0
