@@ -157,7 +157,7 @@ def _find(field: str, path: Path) -> LocalInput:
     if field == "model" and not path.is_dir():
         raise SpecError(f"model: {path}: must be a folder, not a file", hint="name the folder that contains it")
     if field == "lora.init_from":
-        path = _delta(path)
+        path = find_delta(path)
     if path.is_dir():
         files = tuple(_folder(field, path, deep=field.startswith("data.")))
         if not files:
@@ -174,7 +174,7 @@ def _find(field: str, path: Path) -> LocalInput:
     return LocalInput(False, files)
 
 
-def _delta(path: Path) -> Path:
+def find_delta(path: Path) -> Path:
     """Return the delta folder or file; for a run's folder, its best delta."""
     if not path.is_dir():
         if path.suffix not in DELTA_SUFFIXES:

@@ -81,7 +81,7 @@ def insert_lora(
     if any(name.endswith(_A) for name, _ in model.named_parameters()):
         raise ValueError("the model already has LoRA")
     model.requires_grad_(False)
-    _delta_model_class(device)(model, lora_r=r, lora_alpha=alpha, modified_modules=names, backend="hf")
+    delta_model_class(device)(model, lora_r=r, lora_alpha=alpha, modified_modules=names, backend="hf")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -237,7 +237,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _delta_model_class(device: torch.device | None = None) -> Any:
+def delta_model_class(device: torch.device | None = None) -> Any:
     """Return OpenDelta's `LoraModel` with low-rank layers that keep their weights in fp32."""
     with _quiet_import():
         from opendelta import LoraModel

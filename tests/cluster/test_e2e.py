@@ -92,7 +92,7 @@ def asked_on_the_cluster(laptop: Laptop, run: str, delta: Path, question: Path) 
     assert "bad.jsonl:1" in bad.err
 
 
-def test_a_cancelled_run_keeps_its_objects_and_goes_on_when_resumed(laptop: Laptop):
+def test_a_cancelled_run_keeps_its_objects_and_can_be_resumed(laptop: Laptop):
     laptop.spec["train"]["epochs"] = 12
     submitted = laptop.submit()
     assert submitted.code == 0, submitted.err
@@ -115,7 +115,7 @@ def test_a_cancelled_run_keeps_its_objects_and_goes_on_when_resumed(laptop: Lapt
     assert {line["attempt"] for line in lines} >= {1, 2}
 
 
-def test_a_bad_row_ends_the_job_with_its_file_and_line(laptop: Laptop):
+def test_an_invalid_record_fails_the_job_with_its_file_and_line(laptop: Laptop):
     rows = laptop.folder / "raw" / "train.jsonl"
     lines = rows.read_text().splitlines()
     lines[30] = '{"target": "7", "input": "[翻译]没有候选"}'

@@ -21,7 +21,7 @@ def problem(laptop: Laptop, run: str, *words: str) -> str:
     return eventually(said, f"status names {words}", seconds=240) or ""
 
 
-def test_an_image_that_can_not_be_pulled_is_named(laptop: Laptop):
+def test_an_image_that_cannot_be_pulled_is_reported(laptop: Laptop):
     laptop.spec["image"] = "registry.invalid/cpmbee-job/train:0.0.0"
     run = laptop.submit().out.strip()
     assert "registry.invalid/cpmbee-job/train:0.0.0" in problem(laptop, run, "image")
@@ -30,7 +30,7 @@ def test_an_image_that_can_not_be_pulled_is_named(laptop: Laptop):
     assert "registry.invalid/cpmbee-job/train:0.0.0" in waited.err
 
 
-def test_a_request_that_no_node_can_meet_names_the_resource(laptop: Laptop):
+def test_an_unschedulable_request_is_reported_with_the_resource(laptop: Laptop):
     laptop.spec["workers"] |= {"gpus": 8, "cpu": "900"}
     run = laptop.submit().out.strip()
     said = problem(laptop, run, "cpu")
@@ -39,7 +39,7 @@ def test_a_request_that_no_node_can_meet_names_the_resource(laptop: Laptop):
     assert laptop.ask("cancel", run).code == 0
 
 
-def test_a_worker_without_enough_memory_ends_the_run_in_words(laptop: Laptop):
+def test_a_worker_without_enough_memory_fails_the_run_with_a_message(laptop: Laptop):
     # far less than torch takes: with nearly enough the kernel reclaims pages for minutes before it kills
     laptop.spec["workers"] |= {"count": 1, "memory": "300Mi"}
     done = laptop.submit("--wait", "--timeout=12m")
@@ -48,13 +48,13 @@ def test_a_worker_without_enough_memory_ends_the_run_in_words(laptop: Laptop):
     assert "workers.memory" in done.err
 
 
-def test_a_secret_that_is_missing_is_named(laptop: Laptop):
+def test_a_missing_secret_is_reported(laptop: Laptop):
     laptop.spec["storage"]["secret"] = "no-such-secret"
     run = laptop.submit().out.strip()
     assert "no-such-secret" in problem(laptop, run, "no-such-secret")
 
 
-def test_credentials_that_may_not_write_show_the_stores_words(laptop: Laptop):
+def test_read_only_credentials_are_reported_with_the_message_of_the_store(laptop: Laptop):
     secret = {"name": "reader", "namespace": laptop.namespace}
     apply({"apiVersion": "v1", "kind": "Secret", "metadata": secret, "stringData": s3.LIMITED})
     laptop.spec["storage"]["secret"] = "reader"
@@ -65,7 +65,7 @@ def test_credentials_that_may_not_write_show_the_stores_words(laptop: Laptop):
         assert secret_value not in laptop.ask("logs", run).out or "reader" in secret_value
 
 
-def test_a_spec_that_the_webhook_refuses_is_refused_before_anything_is_written(laptop: Laptop):
+def test_a_spec_rejected_by_the_webhook_is_refused_before_any_write(laptop: Laptop):
     laptop.spec["cluster"]["tolerations"] = [{"key": "gpu", "operator": "Sometimes"}]
     checked = laptop.run("validate", laptop.job, "--server")
     assert checked.code == 3
@@ -82,7 +82,7 @@ def test_a_spec_that_the_webhook_refuses_is_refused_before_anything_is_written(l
     assert json.loads(listed.out)["runs"] == []
 
 
-def test_a_quota_that_is_too_small_is_said(laptop: Laptop):
+def test_a_quota_that_is_too_small_is_reported(laptop: Laptop):
     quota = {"name": "small", "namespace": laptop.namespace}
     apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": quota, "spec": {"hard": {"limits.memory": "4Gi"}}})
     run = laptop.submit().out.strip()

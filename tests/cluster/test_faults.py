@@ -24,7 +24,7 @@ def storage(laptop: Laptop) -> StorageSpec:
     return StorageSpec(endpoint_url=laptop.spec["storage"]["launcher_endpoint_url"])
 
 
-def test_whatever_happens_to_its_pods_a_run_goes_on(laptop: Laptop, recoveries: list[Recovery]):
+def test_a_run_resumes_after_any_fault_of_its_pods(laptop: Laptop, recoveries: list[Recovery]):
     laptop.spec["train"] |= {
         "epochs": 1000,
         "max_steps": 300,
@@ -62,7 +62,7 @@ def test_whatever_happens_to_its_pods_a_run_goes_on(laptop: Laptop, recoveries: 
     assert_undisturbed(laptop, run)
 
 
-def test_an_init_step_killed_half_way_in_one_of_three_pods_is_made_up_for(laptop: Laptop, recoveries: list[Recovery]):
+def test_an_init_container_killed_in_one_of_three_pods_is_restarted(laptop: Laptop, recoveries: list[Recovery]):
     rows = laptop.folder / "raw" / "train.jsonl"
     rows.write_text(rows.read_text(encoding="utf-8") * 300, encoding="utf-8")  # 16 pieces
     laptop.spec["train"] |= {"max_steps": 6}

@@ -45,7 +45,7 @@ def pod_of(template: Any) -> Any:
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.name)
-def test_the_operator_takes_the_job(path: Path, namespace: str) -> None:
+def test_the_operator_accepts_the_job(path: Path, namespace: str) -> None:
     dry_run(yaml.safe_load(path.read_text()), namespace)
 
 
@@ -64,12 +64,12 @@ def test_an_inference_is_a_job_with_a_restricted_pod(path: Path, namespace: str)
     dry_run(pod_of(job["spec"]["template"]), namespace)
 
 
-def test_the_recipe_for_argo_is_what_argo_takes(namespace: str) -> None:
+def test_argo_accepts_the_argo_recipe(namespace: str) -> None:
     dry_run(yaml.safe_load((ROOT / "docs/how-to/ci/argo.yaml").read_text()), namespace)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_kustomize_makes_what_the_cluster_takes(folder: str, namespace: str) -> None:
+def test_the_cluster_accepts_the_kustomize_output(folder: str, namespace: str) -> None:
     made = list(yaml.safe_load_all(kubectl("kustomize", str(ROOT / folder))))
     for manifest in made:
         if "namespace" in manifest["metadata"]:
@@ -78,7 +78,7 @@ def test_kustomize_makes_what_the_cluster_takes(folder: str, namespace: str) -> 
             kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=manifest)
 
 
-def test_the_role_lets_its_users_submit_into_the_namespace_only(namespace: str) -> None:
+def test_the_role_allows_submitting_in_the_namespace_only(namespace: str) -> None:
     for name in ("role.yaml", "role-binding.yaml"):
         kubectl("create", "-n", namespace, "-f", str(ROOT / "k8s/base" / name))
     user = ("--as=somebody", "--as-group=cpmbee-job-users")

@@ -34,7 +34,7 @@ def kubeconfig(laptop: Laptop) -> Path:
     return laptop.folder / "pipeline.kubeconfig"
 
 
-def test_a_pipeline_trains_once_promotes_and_refuses_what_is_worse(laptop: Laptop, kubeconfig: Path) -> None:
+def test_a_pipeline_trains_once_promotes_and_refuses_a_worse_delta(laptop: Laptop, kubeconfig: Path) -> None:
     folder, storage = laptop.folder, laptop.spec["storage"]
     laptop.spec["cluster"].pop("namespace")  # the token's own
     assert laptop.job.is_file()

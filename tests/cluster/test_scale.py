@@ -137,13 +137,13 @@ def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nothing")
 
 
-def test_list_asks_once_for_a_page_of_500(crowd: Crowd) -> None:
+def test_list_requests_one_page_of_500(crowd: Crowd) -> None:
     listing = list_runs(crowd)
     assert listing.total == NUM_RUNS + 1
     assert crowd.asked() == ["GET pytorchjobs"] * 2
 
 
-def test_status_of_512_workers_asks_a_few_times(crowd: Crowd) -> None:
+def test_status_of_512_workers_needs_few_requests(crowd: Crowd) -> None:
     status = observe(find_run(f"crowd/{BIG}", crowd), crowd)
     assert len(status.pods) == NUM_WORKERS
     assert [pod.index for pod in status.pods] == list(range(NUM_WORKERS))

@@ -54,7 +54,7 @@ def test_known_objects(data: bytes) -> None:
 
 @examples
 @given(altered(CASES), altered([BEAT]), st.none() | altered([RESULT]))
-def test_strange_objects_and_records(seen: Any, beat: Any, result: Any) -> None:
+def test_arbitrary_objects_and_documents(seen: Any, beat: Any, result: Any) -> None:
     look(seen, beat, result)
 
 
@@ -72,7 +72,7 @@ def cluster(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> ApiC
 
 @examples
 @given(altered([PAGE]))
-def test_strange_lists(server: ApiServer, cluster: ApiCluster, page: Any) -> None:
+def test_arbitrary_lists(server: ApiServer, cluster: ApiCluster, page: Any) -> None:
     server.answers = [Answer(body=page), Answer(body=PAGE)]
     try:
         assert all(text_at(item, "metadata", "uid") for item in cluster.list(PODS))
@@ -82,7 +82,7 @@ def test_strange_lists(server: ApiServer, cluster: ApiCluster, page: Any) -> Non
 
 @examples
 @given(st.lists(altered([EVENT]), min_size=1, max_size=3))
-def test_strange_watches(server: ApiServer, cluster: ApiCluster, events: list[Any]) -> None:
+def test_arbitrary_watch_events(server: ApiServer, cluster: ApiCluster, events: list[Any]) -> None:
     lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
     server.answers = [Answer(body=PAGE), Answer(body=[lines]), Answer(body=PAGE | {"items": []})]
     seen = cluster.watch(PODS, {})
@@ -95,7 +95,7 @@ def test_strange_watches(server: ApiServer, cluster: ApiCluster, events: list[An
 @given(
     st.sampled_from([400, 401, 403, 404, 409, 410, 422, 500]), altered([status(0, "no", details={"causes": [{}]}).body])
 )
-def test_strange_refusals(server: ApiServer, cluster: ApiCluster, code: int, body: Any) -> None:
+def test_arbitrary_error_responses(server: ApiServer, cluster: ApiCluster, code: int, body: Any) -> None:
     server.answers = [Answer(code, body)]
     with pytest.raises(CpmbeeError):
         cluster.get(PODS, "a")

@@ -13,9 +13,9 @@ from torch import device, ones
 from cpmbee_job import documents
 from cpmbee_job.data.dataset.index import INDEX, Index
 from cpmbee_job.errors import CpmbeeError
-from cpmbee_job.launch.follow.wait import _missing_delta
+from cpmbee_job.launch.follow.wait import missing_delta
 from cpmbee_job.launch.lifecycle.garbage import find_garbage
-from cpmbee_job.launch.local_inputs import _delta
+from cpmbee_job.launch.local_inputs import find_delta
 from cpmbee_job.launch.runs.listing import list_runs
 from cpmbee_job.launch.runs.observe import read_heartbeat
 from cpmbee_job.launch.runs.verify import list_checkpoints, verify_run
@@ -98,8 +98,8 @@ READERS: dict[str, list[Callable[[Run], object]]] = {
     keys.LATEST: [lambda run: move_pointer(run.store, keys.LATEST, {"step": 2}, 2**62)],
     keys.BEST: [
         lambda run: fetch_delta(run.url),
-        _missing_delta,
-        lambda run: _delta(Path(run.url)),
+        missing_delta,
+        lambda run: find_delta(Path(run.url)),
         lambda run: move_pointer(run.store, keys.BEST, {"step": 2, "prefix": DELTA}, 2**62),
     ],
     keys.manifest_key(2, 1): [
@@ -141,7 +141,7 @@ def read(run: Run, key: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("key", READERS)
-def test_all_is_read_while_nothing_is_damaged(tmp_path: Path, key: str) -> None:
+def test_intact_documents_are_read(tmp_path: Path, key: str) -> None:
     run = begin(tmp_path)
     for reader in READERS[key] + ALL:
         if reader is not READERS[keys.BEST][0]:  # no weights lie there
@@ -171,7 +171,7 @@ def test_damaged_records(run: Run, key: str, draw: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("data", corpus("records"))
-def test_known_bytes_in_small_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+def test_known_bytes_in_small_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     small(tmp_path, monkeypatch, data)
 
 
@@ -186,7 +186,7 @@ def test_known_bytes_in_small_records(tmp_path: Path, monkeypatch: pytest.Monkey
         ]
     )
 )
-def test_damaged_small_records(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_damaged_small_documents(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         small(tmp_path_factory.getbasetemp(), monkeypatch, data)
 
@@ -214,7 +214,7 @@ def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
             assert str(error)  # noqa: PT017
 
 
-def test_one_checkpoint_s_rows_that_name_themselves_have_an_end(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_rows_name_themselves_does_not_loop_forever(tmp_path: Path) -> None:
     run = begin(tmp_path)
     header = {"step": 2, "attempt": 1, "after": {"step": 2, "attempt": 1}}
     run.store.put(keys.rows_key(2, 1), json.dumps(header).encode())

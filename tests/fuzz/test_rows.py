@@ -85,6 +85,6 @@ def test_any_example(tokenizer: Tokenizer, example: dict[str, Any], answer: Any)
 
 @examples
 @given(TEXTS)
-def test_what_is_encoded_is_decoded(tokenizer: Tokenizer, text: str) -> None:
+def test_encoding_round_trips(tokenizer: Tokenizer, text: str) -> None:
     written = text.replace("<", "<<")
     assert tokenizer.decode(*tokenizer.encode(written)) == written

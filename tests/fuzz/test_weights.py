@@ -91,6 +91,6 @@ def test_damaged_safetensors(tmp_path_factory: pytest.TempPathFactory, data: byt
 
 @examples
 @given(damaged_json([HEADER]))
-def test_strange_headers(tmp_path_factory: pytest.TempPathFactory, header: bytes) -> None:
+def test_arbitrary_headers(tmp_path_factory: pytest.TempPathFactory, header: bytes) -> None:
     data = len(header).to_bytes(8, "little") + header + bytes(12)
     read(tmp_path_factory.getbasetemp() / "model.safetensors", data)

@@ -25,7 +25,7 @@ import pyarrow
 import torch
 
 from cpmbee_job.model.locate import fetch_model
-from cpmbee_job.model.lora import _delta_model_class
+from cpmbee_job.model.lora import delta_model_class
 from cpmbee_job.model.plan import Plan
 from cpmbee_job.run.run import Run
 from cpmbee_job.store.files import FileStore
@@ -38,7 +38,7 @@ WRITES = ("put", "upload", "delete")
 
 def main() -> None:
     # What these import takes seconds.
-    _delta_model_class()
+    delta_model_class()
     torch.optim.AdamW([torch.zeros(1)])
     pyarrow.chunked_array([[1]]).to_pandas()
     answer("ready")

@@ -29,7 +29,7 @@ def test_the_real_bmtrain_is_imported_beside_torch_and_leaves_its_nccl_alone() -
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_sharded_base_changes_no_bit_of_what_is_trained(job: Path, server: RankServer, size: int) -> None:
+def test_a_sharded_base_trains_bit_identically(job: Path, server: RankServer, size: int) -> None:
     """Over 3 ranks a step's 8 rows are not the same number for all, so one goes through the model with padding."""
     whole, shares = (new_run(job, f"{kind}-{size}", *OPTIONS) for kind in ("whole", "shares"))
     assert set(server.start(whole, size).wait()) == {0}
@@ -42,7 +42,7 @@ def test_a_sharded_base_changes_no_bit_of_what_is_trained(job: Path, server: Ran
 
 
 @pytest.mark.parametrize("first_is_sharded", [True, False])
-def test_a_run_goes_on_in_the_other_layout_as_if_nothing_had_been(
+def test_a_run_resumes_in_the_other_layout_with_identical_results(
     job: Path, server: RankServer, first_is_sharded: bool
 ) -> None:
     undisturbed, moved = (new_run(job, f"{name}-{first_is_sharded}", *OPTIONS) for name in ("undisturbed", "moved"))

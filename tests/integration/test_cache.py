@@ -28,7 +28,7 @@ def test_folder_is_copied_once(shaky: S3Store, proxy: FaultProxy, tmp_path: Path
     assert proxy.gets_of("/model/") == copied
 
 
-def test_newer_folder_is_another(shaky: S3Store, s3_storage: StorageSpec, tmp_path: Path) -> None:
+def test_a_changed_folder_is_cached_separately(shaky: S3Store, s3_storage: StorageSpec, tmp_path: Path) -> None:
     shaky.put("model/config.json", b"1")
     first = fetch_folder(f"{shaky.url}/model", s3_storage, tmp_path)
     shaky.put("model/config.json", b"2")
@@ -53,7 +53,7 @@ def test_interrupted_copy_is_completed(shaky: S3Store, proxy: FaultProxy, tmp_pa
     assert (folder / "b").read_bytes() == b"b" * 100
 
 
-def test_many_ask_for_one_folder(shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_many_processes_fetch_one_folder(shaky: S3Store, proxy: FaultProxy, tmp_path: Path) -> None:
     shaky.put("model/config.json", json.dumps(list(range(1000))).encode())
     url, storage = f"{shaky.url}/model", StorageSpec(endpoint_url=proxy.url)
     with ThreadPoolExecutor(4) as pool:
@@ -62,6 +62,6 @@ def test_many_ask_for_one_folder(shaky: S3Store, proxy: FaultProxy, tmp_path: Pa
     assert proxy.gets_of("/model/config.json") < 4  # one copy, which may have been tried again
 
 
-def test_folder_that_is_not_there(s3_storage: StorageSpec, bucket: str, tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(s3_storage: StorageSpec, bucket: str, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no such folder"):
         fetch_folder(f"{bucket}/nothing", s3_storage, tmp_path)

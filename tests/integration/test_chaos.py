@@ -25,7 +25,7 @@ def test_five_faults_cost_nothing():
 
 
 @pytest.mark.parametrize("count", [1, 5, 60])
-def test_a_seed_is_a_plan(count):
+def test_a_seed_determines_the_plan(count):
     plan = draw("a seed", count)
     assert plan == draw("a seed", count)
     assert plan != draw("another", count)

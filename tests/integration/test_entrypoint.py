@@ -49,7 +49,7 @@ def train(url: str, environment: dict[str, str]) -> "subprocess.CompletedProcess
     return run_python(*contract.train_command(url), env=environment)
 
 
-def test_an_image_that_does_not_fit_the_launcher_ends_the_run_before_anything_is_read(tmp_path, pod, last_word):
+def test_an_image_incompatible_with_the_launcher_fails_the_run_before_any_read(tmp_path, pod, last_word):
     run = tmp_path / "runs" / "weather" / "r1"
     run.mkdir(parents=True)
     (run / keys.SPEC).write_text("of: a form that this version has never seen\n")
@@ -64,14 +64,16 @@ def test_an_image_that_does_not_fit_the_launcher_ends_the_run_before_anything_is
     assert "use the image of cpmbee-job 99.0" in last_word.read_text()
 
 
-def test_a_spec_that_can_t_be_read_ends_the_run(tmp_path, pod):
+def test_an_unreadable_spec_fails_the_run(tmp_path, pod):
     run = begin(tmp_path)
     run.store.put(keys.SPEC, b"nonsense: 1\n")
     assert prepare(run.url, pod).returncode == 0
     assert run.result()["exit_code"] == SpecError.exit_code
 
 
-def test_no_credentials_end_the_init_step_at_once_in_words(bucket, s3_storage: StorageSpec, pod, last_word, tmp_path):
+def test_missing_credentials_fail_the_init_container_at_once_with_a_message(
+    bucket, s3_storage: StorageSpec, pod, last_word, tmp_path
+):
     pod = {name: value for name, value in pod.items() if not name.startswith("AWS_")}
     pod |= {contract.STORAGE_ENV: s3_storage.model_dump_json(), "AWS_EC2_METADATA_DISABLED": "true"}
     pod["HOME"] = str(tmp_path)
@@ -79,7 +81,7 @@ def test_no_credentials_end_the_init_step_at_once_in_words(bucket, s3_storage: S
     assert "no credentials" in last_word.read_text()
 
 
-def test_an_outage_of_the_store_is_waited_for(bucket, proxy, pod, tmp_path):
+def test_an_outage_of_the_store_is_retried(bucket, proxy, pod, tmp_path):
     storage = StorageSpec(endpoint_url=proxy.url)
     run = Run.start(load_spec(make_job(tmp_path), [f"output={bucket}"]), "r1", storage)
     proxy.fail("error", 6)  # all that the client tries by itself
@@ -89,7 +91,7 @@ def test_an_outage_of_the_store_is_waited_for(bucket, proxy, pod, tmp_path):
     assert run.data()["train"]["examples"] == 400
 
 
-def test_a_worker_that_is_killed_again_and_again_is_not_started_for_ever(tmp_path, pod, last_word):
+def test_a_worker_that_is_killed_repeatedly_fails_the_run(tmp_path, pod, last_word):
     """As by the kernel for memory where no counter tells of it. (Fewer starts and shorter pauses than a pod has.)"""
     run = begin(tmp_path)
     (tmp_path / "sitecustomize.py").write_text(
@@ -111,7 +113,7 @@ def test_a_worker_that_is_killed_again_and_again_is_not_started_for_ever(tmp_pat
     assert run.result()["reason"] == last_word.read_text() == words
 
 
-def test_a_deadline_that_passed_between_two_starts_ends_the_run(tmp_path, pod, last_word):
+def test_a_deadline_that_passes_between_two_starts_fails_the_run(tmp_path, pod, last_word):
     run = begin(tmp_path, "train.deadline=60")
     run.store.put(keys.attempt_key(1), documents.to_json({"started_unix": time.time() - 61}))
     assert train(run.url, pod).returncode == JobFailedError.exit_code
@@ -157,7 +159,7 @@ def next_world_size(folder: Path, begun: int) -> int:
     return int(json.loads(following.read_text())["world_size"])
 
 
-def test_pods_train_together_and_the_loss_of_one_ends_nothing(tmp_path, pod):
+def test_pods_train_together_and_survive_the_loss_of_one(tmp_path, pod):
     """The survivor's world has one rank."""
     with two_pods(tmp_path, pod) as (folder, pods):
         begun = len(list((folder / "attempts").glob("?????.json")))
@@ -166,7 +168,7 @@ def test_pods_train_together_and_the_loss_of_one_ends_nothing(tmp_path, pod):
         assert next_world_size(folder, begun) == 1
 
 
-def test_a_pod_that_is_killed_while_it_stops_is_not_waited_for(tmp_path, pod):
+def test_the_other_pods_do_not_wait_for_a_pod_killed_while_stopping(tmp_path, pod):
     """All ranks agreed to stop for it, so that the survivor's workers ended well, and its torchrun waits for another
     that will never say goodbye."""
     with two_pods(tmp_path, pod) as (folder, pods):

@@ -70,7 +70,7 @@ def test_the_tutorials_flags_train_a_delta(folder: Path) -> None:
     assert "grad norm" in done.stderr
 
 
-def test_resume_goes_on_with_the_newest_run(folder: Path) -> None:
+def test_resume_continues_the_newest_run(folder: Path) -> None:
     options = ["--use-delta", "--epoch", "20", "--batch-size", "8", "--checkpoint-interval", "2"]
     options += ["--early-stop-patience", "0"]
     process = subprocess.Popen(command(folder, "resumed", *options), stderr=subprocess.PIPE)
@@ -102,7 +102,7 @@ def test_all_weights_can_be_trained(folder: Path) -> None:
     assert {"config.json", "vocab.txt"} <= {p.name for p in best.iterdir()}  # a model folder for `predict --model`
 
 
-def test_what_is_wrong_is_said_in_words(folder: Path) -> None:
+def test_errors_are_reported_with_a_message(folder: Path) -> None:
     done = finetune(folder, "wrong", "--load", str(folder / "nowhere.bin"))
     assert done.returncode != 0
     assert "nowhere.bin" in done.stderr

@@ -22,7 +22,7 @@ def python(*arguments: object, **env: str) -> "subprocess.CompletedProcess[str]"
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, check=False)
 
 
-def test_the_tests_for_a_gpu_pass_their_rehearsal() -> None:
+def test_the_gpu_tests_pass_their_rehearsal() -> None:
     done = python("-m", "pytest", "tests/gpu", "-m", "gpu", "-rs", CPMBEE_TEST_DEVICE="cpu")
     assert done.returncode == 0, done.stdout
     skipped = set(re.findall(r"(?m)^SKIPPED .*: (.+)$", done.stdout))
@@ -33,14 +33,14 @@ def test_the_tests_for_a_gpu_pass_their_rehearsal() -> None:
 
 
 @without_gpu
-def test_without_a_gpu_they_are_skipped_and_say_why() -> None:
+def test_without_a_gpu_the_gpu_tests_are_skipped_with_a_reason() -> None:
     done = python("-m", "pytest", "tests/gpu", "-m", "gpu", "-rs")
     assert done.returncode == 0
     assert "torch finds no CUDA GPU here" in done.stdout
     assert "passed" not in done.stdout
 
 
-def test_the_benchmark_of_a_gpu_can_be_rehearsed(tmp_path: Path) -> None:
+def test_the_gpu_benchmark_can_be_rehearsed(tmp_path: Path) -> None:
     done = python("-m", "benchmarks.gpu", "--rehearse", "--steps", 1, "--out", tmp_path / "result.json")
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "result.json").read_text())
@@ -59,13 +59,13 @@ def test_flex_attention_computes_what_the_groups_do(tmp_path: Path) -> None:
 
 
 @without_gpu
-def test_the_benchmark_of_a_gpu_is_refused_without_one() -> None:
+def test_the_gpu_benchmark_is_refused_without_a_gpu() -> None:
     done = python("-m", "benchmarks.gpu")
     assert done.returncode == 2
     assert "torch finds no CUDA GPU here" in done.stderr
 
 
-def test_what_a_python_lacks_for_them_is_found() -> None:
+def test_missing_requirements_of_a_python_are_found() -> None:
     assert unmet(requirements()) == set()
     assert unmet([*requirements(), "transformers==1.0", "not-there>=1", "torch==1.0"]) == {"transformers", "not-there"}
 
@@ -78,7 +78,7 @@ def test_what_a_python_lacks_for_them_is_found() -> None:
         ("build_bmtrain()", "CUDA's compiler nvcc is neither in /nowhere/bin (CUDA_HOME) nor on PATH"),
     ],
 )
-def test_an_environment_that_can_t_be_made_is_refused_in_words(code: str, words: str) -> None:
+def test_an_impossible_environment_is_refused_with_a_message(code: str, words: str) -> None:
     """`-I -S`: as a Python without any package."""
     code = f"import sys; sys.path.append({str(ROOT / 'tests/gpu')!r}); import environment; environment.{code}"
     done = python("-I", "-S", "-c", code, CUDA_HOME="/nowhere", PATH="/nowhere")

@@ -83,7 +83,7 @@ def world(size: int, *arguments: str, caches: list[Path] | None = None) -> list[
     return [json.loads(out) for out, _ in answers]
 
 
-def test_a_model_in_s3_is_the_one_on_disk(folder, stored, s3_storage):
+def test_a_model_in_s3_equals_the_one_on_disk(folder, stored, s3_storage):
     here, there = load_model(find_model(folder), torch.float32, CPU), load(stored, s3_storage.endpoint_url)
     assert there.base_digest == here.base_digest == stored_digest(find_model(folder))
     for (name, ours), (_, theirs) in zip(here.named_parameters(), there.named_parameters(), strict=True):
@@ -107,7 +107,7 @@ def test_a_second_process_does_not_read_the_store_again(stored, proxy: FaultProx
     assert 0 < proxy.gets_of(shards) - before <= tables
 
 
-def test_a_kept_range_that_was_damaged_is_read_again(stored, proxy, cache):
+def test_a_corrupt_cached_range_is_read_again(stored, proxy, cache):
     first = load(stored, proxy.url).base_digest
     largest = max((cache / "ranges").rglob("*-*"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
@@ -117,20 +117,20 @@ def test_a_kept_range_that_was_damaged_is_read_again(stored, proxy, cache):
 
 
 @pytest.mark.parametrize("kind", ["truncate", "drop", "error"])
-def test_ranges_that_do_not_arrive_are_asked_for_again(stored, proxy, s3_storage, kind):
+def test_failed_ranges_are_retried(stored, proxy, s3_storage, kind):
     proxy.fail(kind, 3, key="model-0")
     assert load(stored, proxy.url).base_digest == load(stored, s3_storage.endpoint_url).base_digest
     assert proxy.hits == 3
 
 
-def test_ranges_that_never_arrive_are_an_error(stored, shaky, proxy):
+def test_ranges_that_always_fail_raise_an_error(stored, shaky, proxy):
     proxy.fail("truncate", 1000, key="model-00002")
     found = shaky.info("model-00002-of-00003.safetensors")
     with pytest.raises(StoreError, match=r"model-00002.*arrived truncated"):
         shaky.read_into(found.key, 0, [memoryview(bytearray(1000))], found.etag)
 
 
-def test_an_object_that_changes_meanwhile_is_said(stored, folder, s3_storage):
+def test_an_object_that_changes_during_the_read_is_reported(stored, folder, s3_storage):
     files = fetch_model(stored, s3_storage)
     S3Store(stored, s3_storage).put(Path(files.weights[1].name).name, b"another")
     with pytest.raises(StoreError, match=r"model-00002.*changed while it was read"):
@@ -173,13 +173,13 @@ def test_a_rank_reads_what_its_machine_has_kept(stored, s3_storage, proxy, tmp_p
     assert proxy.gets_of("/model-0") - before <= 2 * 2 * 3  # tables
 
 
-def test_a_rank_that_can_t_read_ends_all_with_its_error(folder):
+def test_a_rank_that_cannot_read_fails_all_ranks_with_its_error(folder):
     reports = world(3, str(folder), "", "1")
     assert [report["error"] for report in reports] == [reports[1]["error"]] * 3
     assert "planned by a test" in reports[1]["error"]
 
 
-def test_weights_that_are_not_finite_end_all_ranks(folder, tmp_path):
+def test_non_finite_weights_fail_all_ranks(folder, tmp_path):
     bad = make_model(tmp_path / "bad")
     path = sorted(bad.glob("*.safetensors"))[-1]
     data = bytearray(path.read_bytes())

@@ -39,7 +39,7 @@ def undisturbed(job: Path) -> Path:
     return Path(done.out.strip())
 
 
-def test_a_run_leaves_what_the_contract_says(undisturbed: Path) -> None:
+def test_a_run_writes_the_documented_objects(undisturbed: Path) -> None:
     result = json.loads((undisturbed / "result.json").read_text())
     assert (result["state"], result["reason"], result["steps"]) == ("succeeded", "finished", 12)
     status = json.loads((undisturbed / "status.json").read_text())
@@ -96,7 +96,7 @@ def test_checkpoints_are_listed_and_verified(undisturbed: Path, tmp_path: Path) 
     assert problems[2] is None
 
 
-def test_a_run_of_this_moment_has_no_garbage(undisturbed: Path) -> None:
+def test_a_fresh_run_has_no_garbage(undisturbed: Path) -> None:
     output = undisturbed.parents[1]
     assert json.loads(cli("gc", output, "--json").out) == {
         "output": str(output), "deleted": False, "bytes": 0, "garbage": [],
@@ -116,7 +116,7 @@ def test_examples_are_not_logged(undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize(("processes", "batch_size"), [(2, 3), (3, 1)])  # 8 rows: shares of 4 and 4; of 2, 3 and 3
-def test_any_number_of_processes_draws_the_same_curve(
+def test_any_number_of_processes_gives_the_same_loss_curve(
     job: Path, undisturbed: Path, processes: int, batch_size: int
 ) -> None:
     world = ["--run-id", f"world-{processes}", "--processes", processes, "--set", f"train.batch_size={batch_size}"]
@@ -130,20 +130,20 @@ def test_any_number_of_processes_draws_the_same_curve(
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)
 
 
-def test_a_finished_run_is_reported_not_repeated(job: Path, undisturbed: Path) -> None:
+def test_a_finished_run_is_reported_and_not_repeated(job: Path, undisturbed: Path) -> None:
     before = (undisturbed / "metrics.jsonl").stat().st_mtime_ns
     done = cli("local", job, "--run-id", "one")
     assert done.code == 0
     assert (undisturbed / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_another_job_under_the_same_id_is_refused(job: Path, undisturbed: Path) -> None:
+def test_a_different_job_with_the_same_id_is_refused(job: Path, undisturbed: Path) -> None:
     done = cli("local", job, "--run-id", "one", "--set", "train.lr=1e-5")
     assert done.code == 5
     assert "train.lr: 0.003 -> 1e-05" in done.err
 
 
-def test_killed_at_any_moment_it_goes_on_on_another_number_of_processes(job: Path, undisturbed: Path) -> None:
+def test_a_run_killed_at_any_moment_resumes_on_another_number_of_processes(job: Path, undisturbed: Path) -> None:
     run = undisturbed.parent / "killed"
     process = start("local", job, "--run-id", "killed", "--processes", 2, *LONG)
     wait_for(run / "checkpoints" / "4" / "manifest.1.json")
@@ -172,7 +172,7 @@ def test_one_killed_worker_does_not_end_the_run(job: Path, undisturbed: Path) ->
     assert json.loads((run / "result.json").read_text())["attempts"] >= 2
 
 
-def test_a_stop_leaves_a_checkpoint_and_the_run_goes_on_later(job: Path, undisturbed: Path) -> None:
+def test_sigterm_leaves_a_checkpoint_to_resume_from(job: Path, undisturbed: Path) -> None:
     run = undisturbed.parent / "stopped"
     options = ["local", job, "--run-id", "stopped", "--processes", 2, *LONG]
     process = start(*options)
@@ -189,7 +189,7 @@ def test_a_stop_leaves_a_checkpoint_and_the_run_goes_on_later(job: Path, undistu
     assert {line["attempt"] for line in metrics(run)[steps_done:]} == {2}
 
 
-def test_a_stop_of_one_worker_is_a_stop_of_all_and_the_job_goes_on(job: Path, undisturbed: Path) -> None:
+def test_sigterm_to_one_worker_stops_all_and_the_job_resumes(job: Path, undisturbed: Path) -> None:
     run = undisturbed.parent / "one-stopped"
     rare = ["--set", "train.checkpoint_interval=1000", "--set", "train.eval_interval=2"]  # only a stop leaves one
     process = start("local", job, "--run-id", "one-stopped", "--processes", 2, *LONG, *rare)
@@ -204,7 +204,7 @@ def test_a_stop_of_one_worker_is_a_stop_of_all_and_the_job_goes_on(job: Path, un
     assert losses(run)[:12] == pytest.approx(losses(undisturbed), rel=1e-4)
 
 
-def test_a_worker_that_hangs_is_ended_and_its_log_is_kept(job: Path, undisturbed: Path) -> None:
+def test_a_hung_worker_is_killed_and_its_log_is_kept(job: Path, undisturbed: Path) -> None:
     run = undisturbed.parent / "hanging"
     process = start("local", job, "--run-id", "hanging", "--processes", 2, *LONG, "--set", "train.stall_timeout=15")
     wait_for(run / "checkpoints" / "2" / "manifest.1.json")
@@ -218,7 +218,7 @@ def test_a_worker_that_hangs_is_ended_and_its_log_is_kept(job: Path, undisturbed
 
 
 @pytest.mark.parametrize("victim", ["local", "entrypoint", "torchrun"])
-def test_nobody_outlives_the_one_it_works_for(job: Path, tmp_path: Path, victim: str) -> None:
+def test_no_process_outlives_its_parent(job: Path, tmp_path: Path, victim: str) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     run = job.parent / "runs" / "weather" / f"orphans-{victim}"
@@ -238,7 +238,7 @@ def test_nobody_outlives_the_one_it_works_for(job: Path, tmp_path: Path, victim:
     assert not [path.name for path in scratch.iterdir()]
 
 
-def test_max_steps_goes_before_epochs_and_has_a_checkpoint(job: Path) -> None:
+def test_max_steps_overrides_epochs_and_ends_with_a_checkpoint(job: Path) -> None:
     done = cli("local", job, "--run-id", "short", "--set", "train.max_steps=3", "--set", "train.checkpoint_interval=50")
     assert done.code == 0, done.err
     run = Path(done.out.strip())
@@ -246,7 +246,7 @@ def test_max_steps_goes_before_epochs_and_has_a_checkpoint(job: Path) -> None:
     assert (run / "checkpoints" / "3").is_dir()
 
 
-def test_a_bad_row_ends_the_run_with_its_place(tmp_path: Path) -> None:
+def test_an_invalid_record_fails_the_run_with_its_file_and_line(tmp_path: Path) -> None:
     job = make_job(tmp_path, rows=30)
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"input": "no answer here"}\n')
@@ -263,7 +263,7 @@ def test_a_bad_row_ends_the_run_with_its_place(tmp_path: Path) -> None:
     assert cli("local", job, "--run-id", "bad", "--set", "train.max_steps=1").code == 0
 
 
-def test_weights_that_are_not_finite_end_the_run_in_words(tmp_path: Path) -> None:
+def test_non_finite_weights_fail_the_run_with_a_message(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     job = make_job(tmp_path, rows=30)
@@ -284,7 +284,7 @@ def test_the_deadline_ends_a_run_for_good_with_a_checkpoint(job: Path) -> None:
     assert "deadline" in done.err
 
 
-def test_a_run_without_evaluation_has_its_last_delta_as_the_best(job: Path) -> None:
+def test_without_evaluation_the_last_delta_is_the_best(job: Path) -> None:
     done = cli("local", job, "--run-id", "blind", "--set", "data.eval=null", "--set", "train.max_steps=2")
     assert done.code == 0, done.err
     run = Path(done.out.strip())

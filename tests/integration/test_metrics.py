@@ -76,7 +76,7 @@ def until(ask: Callable[[], T], what: Callable[[T], bool]) -> T:
     return values
 
 
-def test_prometheus_sees_a_run_train_fail_and_go_on(bucket: str, proxy, tmp_path: Path) -> None:
+def test_prometheus_sees_a_run_train_fail_and_resume(bucket: str, proxy, tmp_path: Path) -> None:
     endless = ("train.epochs=100000", "train.early_stop_patience=0", "train.checkpoint_interval=5")
     spec = load_spec(make_job(tmp_path), [f"output={bucket}", *endless])
     run = Run.start(spec, "r1", StorageSpec(endpoint_url=proxy.url))
@@ -148,7 +148,7 @@ def tally() -> Iterator[Tally]:
     traffic.observe(None)
 
 
-def test_bytes_to_and_from_s3_are_counted_whichever_way_they_go(shaky, proxy, tally: Tally, tmp_path: Path) -> None:
+def test_bytes_to_and_from_s3_are_counted_on_every_path(shaky, proxy, tally: Tally, tmp_path: Path) -> None:
     small, large = os.urandom(10_000), os.urandom(12 << 20)
     (tmp_path / "large").write_bytes(large)
     etag = shaky.put("small", small)

@@ -59,7 +59,7 @@ def test_a_killed_run_resumes_within_an_epoch_on_two_processes(job: Path, undist
     assert [line["tokens"] for line in metrics(run)] == [line["tokens"] for line in metrics(undisturbed)]
 
 
-def test_another_weight_is_another_run(job: Path, undisturbed: Path) -> None:
+def test_a_different_weight_makes_a_different_run(job: Path, undisturbed: Path) -> None:
     done = cli("local", job, "--run-id", "one", "--set", "data.train.1.weight=2")
     assert done.code == 5
     assert "data.train.1.weight: 1.0 -> 2.0" in done.err

@@ -101,7 +101,7 @@ def job(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
     return path
 
 
-def test_scores_are_those_of_this_machine_and_stay_in_the_store(
+def test_scores_equal_local_scores_and_are_kept_in_the_store(
     verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
     what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--json")
@@ -125,7 +125,7 @@ def test_scores_are_those_of_this_machine_and_stay_in_the_store(
     assert cluster.calls == asked  # nothing more: the Job may be forgotten by then
 
 
-def test_a_run_gives_image_and_store_for_its_own_delta(
+def test_a_run_supplies_the_image_and_the_store_for_its_own_delta(
     verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
     local = verb("local", job, "--set", "train.epochs=1", "--set", "train.max_length=256", "--run-id", "r1")
@@ -151,7 +151,7 @@ def test_a_run_gives_image_and_store_for_its_own_delta(
     assert json.loads(kept)["loss"] == scores["loss"]
 
 
-def test_a_bad_row_ends_it_with_file_line_and_code_until_it_is_mended(
+def test_an_invalid_record_fails_the_job_with_file_line_and_code_until_it_is_fixed(
     verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"
@@ -170,7 +170,7 @@ def test_a_bad_row_ends_it_with_file_line_and_code_until_it_is_mended(
     assert verb(*what).code == 0
 
 
-def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
+def test_an_active_inference_is_waited_for_and_not_started_twice(
     verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
     cluster.idle = True
@@ -204,7 +204,7 @@ def test_what_has_been_begun_is_waited_for_and_not_begun_twice(
         ("evaluate", "--data", {"--format": "ccpm", "--batch-tokens": "512"}),
     ],
 )
-def test_every_flag_that_is_about_the_work_reaches_the_pod(
+def test_every_inference_flag_reaches_the_pod(
     verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, command: str, rows: str, given: dict[str, str]
 ) -> None:
     cluster.idle = True
@@ -253,7 +253,7 @@ def test_gc_leaves_results_and_what_a_waiting_job_needs(
     assert places() == kept | uploads | {waits}
 
 
-def test_ctrl_c_ends_the_waiting_and_not_the_job(
+def test_ctrl_c_stops_waiting_and_does_not_cancel_the_job(
     job: Path, cluster: WorkingCluster, tmp_path: Path, s3_storage: StorageSpec
 ) -> None:
     cluster.idle = True
@@ -281,7 +281,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_job(
         (["--on-cluster", "--job", "JOB", "--data", "s3://tests/nowhere/rows.jsonl"], 4, "--data: s3://tests/nowhere"),
     ],
 )
-def test_mistakes_are_those_of_the_command_line(
+def test_errors_equal_those_of_the_command_line(
     verb: Verb, job: Path, tmp_path: Path, cluster: WorkingCluster, options: list[str], code: int, words: str
 ) -> None:
     given = [str(job) if option == "JOB" else option for option in options]

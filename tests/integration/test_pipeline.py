@@ -85,7 +85,7 @@ def report_of(path: Path) -> ET.Element:
     return case
 
 
-def test_a_success_is_told_on_the_job_page(
+def test_a_success_is_reported_in_the_job_summary(
     spec: Path, kubeconfig: dict[str, str], bucket: str, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
     reference = cli("submit", spec, env=kubeconfig).out.strip()
@@ -103,7 +103,7 @@ def test_a_success_is_told_on_the_job_page(
     assert f"`{bucket}/runs/{reference}`" in summary
 
 
-def test_a_failure_is_told_with_the_run_s_reason_whatever_is_in_it(
+def test_a_failure_is_reported_with_the_reason_of_the_run_and_escaped(
     spec: Path, kubeconfig: dict[str, str], bucket: str, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
     reference = cli("submit", spec, env=kubeconfig).out.strip()
@@ -119,7 +119,7 @@ def test_a_failure_is_told_with_the_run_s_reason_whatever_is_in_it(
     assert "````\n" in words[0], "a longer fence than any in the text"
 
 
-def test_what_keeps_a_run_from_beginning_is_told_too(spec: Path, kubeconfig: dict[str, str], tmp_path: Path) -> None:
+def test_errors_before_the_run_begins_are_reported_too(spec: Path, kubeconfig: dict[str, str], tmp_path: Path) -> None:
     files = ("--summary", tmp_path / "summary.md", "--junit", tmp_path / "junit.xml")
     done = cli("submit", spec, "--wait", "--set", "train.batchsize=3", *files, env=kubeconfig)
     assert (done.code, done.out) == (3, "")
@@ -127,7 +127,7 @@ def test_what_keeps_a_run_from_beginning_is_told_too(spec: Path, kubeconfig: dic
     assert report_of(tmp_path / "junit.xml").find("failure") is not None
 
 
-def test_a_file_that_can_t_be_written_is_told_before_anything_is_begun(
+def test_an_unwritable_output_file_is_reported_before_the_run_begins(
     spec: Path, kubeconfig: dict[str, str], cluster: FakeCluster, tmp_path: Path
 ) -> None:
     done = cli("submit", spec, "--wait", "--summary", tmp_path / "no" / "summary.md", env=kubeconfig)
@@ -136,7 +136,7 @@ def test_a_file_that_can_t_be_written_is_told_before_anything_is_begun(
     assert jobs(cluster) == []
 
 
-def test_options_about_the_end_need_a_wait(spec: Path, kubeconfig: dict[str, str]) -> None:
+def test_options_about_the_result_require_wait(spec: Path, kubeconfig: dict[str, str]) -> None:
     assert cli("submit", spec, "--cancel-on-signal", env=kubeconfig).code == 2
 
 
@@ -193,7 +193,7 @@ def test_a_waiting_pipeline_that_is_cancelled_cancels_the_run(
     ],
     ids=["a lost machine", "a lost connection", "SIGTERM", "Ctrl-C"],
 )
-def test_any_other_end_of_the_command_leaves_the_run(
+def test_any_other_exit_of_the_command_does_not_cancel_the_run(
     spec: Path,
     kubeconfig: dict[str, str],
     cluster: FakeCluster,
@@ -215,7 +215,7 @@ def test_any_other_end_of_the_command_leaves_the_run(
     assert json.loads(again.out)["adopted"], "the pipeline's next try finds it"
 
 
-def test_a_signal_before_anything_is_begun_begins_nothing(
+def test_a_signal_before_the_run_begins_creates_nothing(
     spec: Path, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
     """While the submit can't go on yet: its cluster does not answer."""
@@ -231,7 +231,7 @@ def test_a_signal_before_anything_is_begun_begins_nothing(
     assert open_store(f"{bucket}/runs/weather", s3_storage).folders() == []
 
 
-def test_a_signal_while_a_run_is_begun_waits_for_it_and_cancels_it(
+def test_a_signal_while_a_run_is_created_cancels_it_after_its_creation(
     spec: Path, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
     cluster = SlowCluster("team")

@@ -42,7 +42,7 @@ def make_run(bucket: str, s3_storage: StorageSpec) -> MakeRun:
 
 
 @pytest.mark.parametrize("empty", [True, False])
-def test_of_eight_at_once_the_best_stays_and_each_saw_another_before_it(
+def test_the_best_of_eight_concurrent_promotions_stays(
     make_run: MakeRun, bucket: str, s3_storage: StorageSpec, empty: bool
 ) -> None:
     url = f"{bucket}/production"
@@ -69,7 +69,9 @@ def test_of_eight_at_once_the_best_stays_and_each_saw_another_before_it(
         assert losses[1] is None or losses[0] is None or promotion.promoted == (losses[0] < losses[1])
 
 
-def test_the_same_by_many_at_once_is_promoted_once(make_run: MakeRun, bucket: str, s3_storage: StorageSpec) -> None:
+def test_concurrent_promotions_of_the_same_delta_promote_once(
+    make_run: MakeRun, bucket: str, s3_storage: StorageSpec
+) -> None:
     run, url = make_run("a", 0.5), f"{bucket}/production"
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda _: promote(run, open_store(url, s3_storage)), range(4)))
@@ -77,7 +79,7 @@ def test_the_same_by_many_at_once_is_promoted_once(make_run: MakeRun, bucket: st
     assert all(promotion.promoted for promotion in done)
 
 
-def test_the_verb_tells_both_scores_in_words_in_json_and_in_the_summary(
+def test_the_command_reports_both_scores_as_text_as_json_and_in_the_summary(
     make_run: MakeRun, bucket: str, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
     better, worse = make_run("better", 0.25), make_run("worse", 0.5)

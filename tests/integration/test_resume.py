@@ -43,7 +43,7 @@ def test_a_resumed_run_has_a_new_job_and_no_result(job, cluster, s3_storage, sta
     assert there["metadata"]["name"] == first.found.job_name
 
 
-def test_a_resume_that_would_compute_something_else_is_refused_with_what(job, cluster, s3_storage):
+def test_a_resume_with_different_training_is_refused_and_names_the_difference(job, cluster, s3_storage):
     first = submit(job(), cluster)
     end(first, cluster, s3_storage)
     with pytest.raises(RefusedError, match=r"train\.lr: 0\.0001 -> 0\.1"):
@@ -52,14 +52,14 @@ def test_a_resume_that_would_compute_something_else_is_refused_with_what(job, cl
     assert run_of(first, s3_storage).result() is not None
 
 
-def test_a_resume_can_t_move_the_run(job, cluster, s3_storage):
+def test_a_resume_cannot_move_the_run(job, cluster, s3_storage):
     first = submit(job(), cluster)
     end(first, cluster, s3_storage)
     with pytest.raises(UsageError, match="cannot change"):
         resumed(first, cluster, s3_storage, "output=s3://elsewhere/")
 
 
-def test_a_running_run_is_left_alone_by_resume(job, cluster, s3_storage):
+def test_resume_does_not_change_an_active_run(job, cluster, s3_storage):
     first = submit(job(), cluster)
     assert not resumed(first, cluster, s3_storage).resumed
     assert len(jobs(cluster)) == 1
@@ -72,7 +72,7 @@ def test_a_succeeded_run_is_not_resumed(job, cluster, s3_storage):
         resumed(first, cluster, s3_storage)
 
 
-def test_a_vanished_run_is_resumed(job, cluster, s3_storage):
+def test_a_run_whose_job_is_missing_is_resumed(job, cluster, s3_storage):
     first = submit(job(), cluster)
     run_of(first, s3_storage).store.put(keys.attempt_key(1), b"{}")
     cluster.objects.clear()
@@ -94,7 +94,7 @@ def test_a_rejected_resume_leaves_the_run_as_it_was(job, cluster, s3_storage):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_resume_that_died_around_the_job_s_creation_is_completed(job, s3_storage, after):
+def test_a_resume_interrupted_around_the_creation_of_the_job_is_completed(job, s3_storage, after):
     cluster = DyingCluster(after=after)
     cluster.after = None
     first = submit(job(), cluster)
@@ -108,7 +108,7 @@ def test_a_resume_that_died_around_the_job_s_creation_is_completed(job, s3_stora
     assert submit(job(), cluster).adopted
 
 
-def test_resumes_at_once_make_one_job(job, cluster, s3_storage):
+def test_concurrent_resumes_create_one_job(job, cluster, s3_storage):
     first = submit(job(), cluster)
     end(first, cluster, s3_storage)
     start = threading.Barrier(4)
@@ -128,7 +128,7 @@ def test_resumes_at_once_make_one_job(job, cluster, s3_storage):
     assert json.loads(run_of(first, s3_storage).store.get(moved[0]))["reason"] == "its reason"
 
 
-def test_a_vanished_run_of_another_namespace_is_not_resumed_here(job, cluster, s3_storage):
+def test_a_run_of_another_namespace_whose_job_is_missing_is_not_resumed_here(job, cluster, s3_storage):
     first = submit(job(), cluster)
     with pytest.raises(RefusedError, match="namespace team"):
         resumed(first, FakeCluster("other"), s3_storage)

@@ -55,7 +55,9 @@ def test_missing_bucket(s3_storage: StorageSpec, tmp_path: Path) -> None:
             action()
 
 
-def test_wrong_secret_is_told_without_it(s3_storage: StorageSpec, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_secret_is_reported_without_printing_it(
+    s3_storage: StorageSpec, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     store = S3Store(bucket, s3_storage, QUICK)
     with pytest.raises(StoreError, match="SignatureDoesNotMatch") as caught:
@@ -80,7 +82,7 @@ def test_no_credentials(s3_storage: StorageSpec, bucket: str, monkeypatch: pytes
         S3Store(bucket, s3_storage, QUICK).get("a")
 
 
-def test_server_that_is_not_there(bucket: str) -> None:
+def test_an_unreachable_server_is_reported(bucket: str) -> None:
     storage = StorageSpec().model_copy(update={"endpoint_url": "http://user:word@127.0.0.1:9"})  # as an option gives it
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 cannot be reached") as caught:
         S3Store(bucket, storage, QUICK).get("a")
@@ -100,7 +102,9 @@ def test_wrong_settings(url: str, storage: dict[str, str], words: str) -> None:
         S3Store(url, StorageSpec().model_copy(update=storage))
 
 
-def test_altered_object_of_others_is_found_out(s3: EmbeddedS3, bucket: str, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_an_altered_object_written_by_another_client_is_detected(
+    s3: EmbeddedS3, bucket: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
     client = boto3.client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1")
     client.put_object(Bucket=BUCKET, Key=f"{bucket.rpartition('/')[2]}/a", Body=b"0" * 1000)
     store = S3Store(bucket, StorageSpec(endpoint_url=proxy.url), QUICK)
@@ -112,7 +116,7 @@ def test_altered_object_of_others_is_found_out(s3: EmbeddedS3, bucket: str, prox
     assert proxy.hits == 2
 
 
-def test_parts_of_an_upload_that_was_cut_are_found_and_forgotten(s3: EmbeddedS3, bucket: str) -> None:
+def test_parts_of_an_interrupted_upload_are_found_and_deleted(s3: EmbeddedS3, bucket: str) -> None:
     client = boto3.client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1")
     prefix = bucket.rpartition("/")[2]
     for key in (f"{prefix}/uploads/1/model.bin", f"{prefix}-not-ours/model.bin"):
@@ -172,7 +176,7 @@ def test_put_survives(shaky: S3Store, proxy: FaultProxy, kind: str, condition: s
 
 
 @pytest.mark.parametrize("kind", ["error", "drop_answer"])
-def test_lost_put_is_no_success_for_equal_bytes(shaky: S3Store, proxy: FaultProxy, kind: str) -> None:
+def test_a_lost_put_of_equal_bytes_does_not_succeed(shaky: S3Store, proxy: FaultProxy, kind: str) -> None:
     shaky.put("a", b"equal")
     proxy.fail(kind, 1, method="PUT")
     with pytest.raises(ConflictError):

@@ -20,7 +20,7 @@ from tests.integration.transfers import HEADERS, PART, PATIENT, alter, kill_when
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def test_killed_download_is_gone_on_with(shaky: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
+def test_a_killed_download_resumes(shaky: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
     shaky.upload(big, "big")
     proxy.clear()
     proxy.fail("hang", 1000, key=f"bytes={PART}-")
@@ -38,7 +38,7 @@ def test_killed_download_is_gone_on_with(shaky: S3Store, proxy: FaultProxy, big:
     assert list(copy.parent.iterdir()) == [copy]
 
 
-def test_failed_download_is_gone_on_with(steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
+def test_a_failed_download_resumes(steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
     steady.upload(big, "big")
     proxy.fail("error", 100, key=f"bytes={2 * PART}-")
     with pytest.raises(StoreError, match="big"):
@@ -49,7 +49,7 @@ def test_failed_download_is_gone_on_with(steady: S3Store, proxy: FaultProxy, big
     assert sha256(tmp_path / "copy") == sha256(big)
 
 
-def test_rest_of_a_truncated_range_alone_is_moved(
+def test_only_the_rest_of_a_truncated_range_is_downloaded(
     steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path
 ) -> None:
     steady.upload(big, "big")
@@ -61,7 +61,7 @@ def test_rest_of_a_truncated_range_alone_is_moved(
     assert sha256(tmp_path / "copy") == sha256(big)
 
 
-def test_another_object_begins_anew(steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
+def test_a_changed_object_restarts_the_download(steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
     steady.upload(big, "big")
     proxy.fail("error", 100, key=f"bytes={3 * PART}-")
     with pytest.raises(StoreError):
@@ -93,9 +93,7 @@ def test_object_that_is_replaced_meanwhile(steady: S3Store, big: Path, tmp_path:
     assert sha256(tmp_path / "copy") == sha256(newer)
 
 
-def test_kept_bytes_that_were_altered_on_the_disk(
-    steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path
-) -> None:
+def test_altered_cached_bytes_are_detected(steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
     steady.upload(big, "big")
     proxy.fail("error", 100, key=f"bytes={3 * PART}-")
     copy = tmp_path / "out" / "copy"
@@ -114,7 +112,7 @@ def test_object_with_a_digest_is_checked_by_it(steady: S3Store, proxy: FaultProx
         steady.download("big", tmp_path / "copy")
 
 
-def test_damaged_object_is_told(
+def test_a_corrupt_object_is_reported(
     steady: S3Store, proxy: FaultProxy, s3: EmbeddedS3, bucket: str, big: Path, tmp_path: Path
 ) -> None:
     client = boto3.client("s3", endpoint_url=s3.endpoint_url, region_name="us-east-1")
@@ -136,7 +134,7 @@ def test_several_download_to_the_same_place(bucket: str, s3_storage: StorageSpec
     assert list(copy.parent.iterdir()) == [copy]
 
 
-def test_server_that_is_started_again(tmp_path: Path, s3: EmbeddedS3, big: Path) -> None:
+def test_a_restarted_server_keeps_its_objects(tmp_path: Path, s3: EmbeddedS3, big: Path) -> None:
     key, secret = CREDENTIALS.values()
     limits = replace(QUICK, threads=1)
 

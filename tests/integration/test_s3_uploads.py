@@ -42,9 +42,7 @@ def parts_there(s3: EmbeddedS3, bucket: str) -> int:
     return sum(len(client.list_parts(Bucket=BUCKET, **upload).get("Parts", ())) for upload in uploads)
 
 
-def test_killed_upload_is_gone_on_with(
-    shaky: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str
-) -> None:
+def test_a_killed_upload_resumes(shaky: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str) -> None:
     proxy.fail("hang", 1000, method="PUT", key="partNumber=2")
     kill_when(
         lambda: proxy.hits > 0 and parts_there(s3, bucket) == 3,
@@ -62,7 +60,7 @@ def test_killed_upload_is_gone_on_with(
     assert unfinished(s3, bucket) == []
 
 
-def test_failed_upload_is_gone_on_with(steady: S3Store, proxy: FaultProxy, big: Path) -> None:
+def test_a_failed_upload_resumes(steady: S3Store, proxy: FaultProxy, big: Path) -> None:
     proxy.fail("error", 100, method="PUT", key="partNumber=3")
     with pytest.raises(StoreError, match="planned by a test"):
         steady.upload(big, "big")
@@ -75,7 +73,7 @@ def test_failed_upload_is_gone_on_with(steady: S3Store, proxy: FaultProxy, big: 
 
 
 @pytest.mark.parametrize("place", [0, PART + 1, 3 * PART])
-def test_of_another_content_the_parts_that_differ_are_sent(
+def test_only_parts_that_differ_are_sent_for_changed_content(
     steady: S3Store, proxy: FaultProxy, big: Path, s3: EmbeddedS3, bucket: str, place: int
 ) -> None:
     cut_before_the_last_part(steady, proxy, big)
@@ -100,7 +98,9 @@ def test_content_whose_digest_is_known_is_never_mixed_with_another(
     assert unfinished(s3, bucket) == []
 
 
-def test_known_digest_goes_on_after_a_cut(steady: S3Store, proxy: FaultProxy, big: Path) -> None:
+def test_an_upload_with_a_known_digest_resumes_after_an_interruption(
+    steady: S3Store, proxy: FaultProxy, big: Path
+) -> None:
     cut_before_the_last_part(steady, proxy, big, sha256=sha256(big))
     proxy.clear()
     steady.upload(big, "big", sha256=sha256(big))
@@ -164,7 +164,9 @@ def test_without_a_cache_folder_uploads_work(
     assert stored(steady) == big.read_bytes()
 
 
-def test_garbled_record_begins_anew(steady: S3Store, proxy: FaultProxy, big: Path, cache: Path) -> None:
+def test_a_corrupt_upload_record_restarts_the_upload(
+    steady: S3Store, proxy: FaultProxy, big: Path, cache: Path
+) -> None:
     cut_before_the_last_part(steady, proxy, big)
     proxy.clear()
     (record,) = (cache / "uploads").iterdir()
@@ -194,7 +196,7 @@ def test_bodies_are_signed_for_a_server_that_checks_no_crc(
     assert unfinished(s3, bucket) == []
 
 
-def test_that_server_s_uploads_are_gone_on_with_too(steady: S3Store, proxy: FaultProxy, big: Path) -> None:
+def test_uploads_to_a_server_that_checks_no_crc_resume(steady: S3Store, proxy: FaultProxy, big: Path) -> None:
     proxy.hidden.add("x-amz-checksum-algorithm")
     proxy.fail("error", 100, method="PUT", key="partNumber=3")
     with pytest.raises(StoreError):

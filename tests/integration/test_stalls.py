@@ -46,7 +46,7 @@ def rank_of(pid: int) -> int:
         ("publishing", "/delta/LAST", 0),
     ],
 )
-def test_a_rank_that_stands_still_outside_of_training_is_ended_and_the_run_goes_on(
+def test_a_rank_that_hangs_outside_of_training_is_killed_and_the_run_resumes(
     job: Path, undisturbed: Path, bucket: str, proxy: FaultProxy, s3_storage: StorageSpec,
     doing: str, request_of_rank_0: str, rank: int,
 ) -> None:  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_rank_that_stands_still_outside_of_training_is_ended_and_the_run_goes_
         assert delta(run, pointer, s3_storage) == delta(undisturbed, pointer)
 
 
-def test_loading_slowly_is_no_stall(
+def test_slow_loading_is_not_a_stall(
     job: Path, bucket: str, proxy: FaultProxy, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
     """The headers of all weights are read without a word to another rank, and take longer than the limit."""

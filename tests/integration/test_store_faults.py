@@ -28,7 +28,7 @@ OUTAGE = 2.0 * STALL_TIMEOUT
 """Seconds."""
 
 
-def test_training_goes_on_through_bursts_of_errors_and_an_outage_longer_than_the_stall_timeout(
+def test_training_continues_through_bursts_of_errors_and_an_outage_longer_than_the_stall_timeout(
     bucket: str, proxy: FaultProxy, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
     """Steps go on while the store is away; what they made is there when it is back, and drawn as without all that."""
@@ -61,14 +61,14 @@ def test_training_goes_on_through_bursts_of_errors_and_an_outage_longer_than_the
         read_state(store, manifest)
 
 
-def test_a_body_that_comes_slowly_is_waited_for(shaky: S3Store, proxy: FaultProxy) -> None:
+def test_a_slow_response_body_is_read_to_the_end(shaky: S3Store, proxy: FaultProxy) -> None:
     shaky.put("a", bytes(range(256)) * 1000)
     proxy.fail("trickle", 1)  # three times as long in all as the store waits for a single byte
     assert shaky.get("a") == bytes(range(256)) * 1000
     assert proxy.hits == 1
 
 
-def test_a_server_with_another_clock_changes_nothing(shaky: S3Store, proxy: FaultProxy) -> None:
+def test_a_server_with_a_wrong_clock_is_tolerated(shaky: S3Store, proxy: FaultProxy) -> None:
     for method in METHODS:
         proxy.fail("skew", 1 << 30, method=method)
     etag = shaky.put("a", b"1", if_none_match=True)
@@ -78,7 +78,7 @@ def test_a_server_with_another_clock_changes_nothing(shaky: S3Store, proxy: Faul
     assert proxy.hits > 3
 
 
-def test_a_clock_of_ours_that_is_wrong_is_said(bucket: str, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_a_wrong_local_clock_is_reported(bucket: str, proxy: FaultProxy, tmp_path: Path) -> None:
     program = f"""
         import botocore.auth, datetime
         now = botocore.auth.get_current_datetime
@@ -113,7 +113,7 @@ def short_lived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return calls
 
 
-def test_credentials_that_expire_are_asked_for_again(s3, bucket: str, s3_storage: StorageSpec, short_lived: Path):
+def test_expired_credentials_are_refreshed(s3, bucket: str, s3_storage: StorageSpec, short_lived: Path):
     store = S3Store(bucket, s3_storage, QUICK)
     store.put("a", b"1")
     before = len(short_lived.read_text())
@@ -131,7 +131,7 @@ def one_megabyte(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "small"
 
 
-def test_a_full_disk_ends_the_command_in_words_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_fails_the_command_with_a_message_and_the_run_resumes_after_space_is_freed(
     one_megabyte: Path, tmp_path: Path
 ) -> None:
     job = make_job(tmp_path)

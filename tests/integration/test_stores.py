@@ -55,7 +55,7 @@ def test_missing_object(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_folder_is_no_object(store: Store) -> None:
+def test_a_folder_is_not_an_object(store: Store) -> None:
     store.put("folder/a", b"1")
     assert store.info("folder") is None
     with pytest.raises(NotFoundError):
@@ -87,7 +87,7 @@ def test_put_over_what_was_read(store: Store) -> None:
     assert store.get("a") == b"2"
 
 
-def test_listed_tag_is_good_for_a_conditional_put(store: Store) -> None:
+def test_a_listed_etag_works_for_a_conditional_put(store: Store) -> None:
     store.put("a", b"1")
     (entry,) = store.list()
     store.put("a", b"2", if_match=entry.etag)
@@ -156,7 +156,7 @@ def test_list_is_sorted_and_recursive(store: Store) -> None:
     assert all(store.info(entry.key) == entry for entry in store.list())
 
 
-def test_folders_are_those_directly_there(store: Store) -> None:
+def test_only_direct_subfolders_are_listed(store: Store) -> None:
     for key in ("b/x/1", "b/y", "a/1", "top", "c/d/e/f"):
         store.put(key, b"1")
     assert store.folders() == ["a", "b", "c"]
@@ -181,7 +181,7 @@ def test_key_stays_in_its_folder(store: Store, key: str) -> None:
         store.put(key, b"1")
 
 
-def test_file_goes_up_and_comes_down(store: Store, big: Path, tmp_path: Path) -> None:
+def test_a_file_is_uploaded_and_downloaded(store: Store, big: Path, tmp_path: Path) -> None:
     moved: list[int] = []
     store.upload(big, "big", moved.append)
     assert sum(moved) == big.stat().st_size

@@ -56,7 +56,7 @@ def test_a_second_submit_adopts_the_run_and_moves_nothing(job, cluster):
     assert again.differences == ()
 
 
-def test_a_succeeded_run_is_adopted_also_when_the_cluster_has_forgotten_it(job, cluster, s3_storage):
+def test_a_succeeded_run_is_adopted_even_after_its_job_is_deleted(job, cluster, s3_storage):
     first = submit(job(), cluster)
     run_of(first, s3_storage).finish("succeeded", "finished")
     cluster.objects.clear()
@@ -67,7 +67,7 @@ def test_a_succeeded_run_is_adopted_also_when_the_cluster_has_forgotten_it(job, 
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_a_run_that_ended_badly_is_refused_naming_the_two_ways_on(job, cluster, s3_storage, state):
+def test_a_failed_or_cancelled_run_is_refused_naming_resume_and_new(job, cluster, s3_storage, state):
     first = submit(job(), cluster)
     run_of(first, s3_storage).finish(state, "somebody's reason")
     with pytest.raises(RefusedError, match="somebody's reason") as caught:
@@ -76,7 +76,7 @@ def test_a_run_that_ended_badly_is_refused_naming_the_two_ways_on(job, cluster, 
     assert "--new" in str(caught.value)
 
 
-def test_a_run_that_has_vanished_is_refused_naming_its_place(job, cluster, s3_storage):
+def test_a_run_whose_job_is_missing_is_refused_with_its_url(job, cluster, s3_storage):
     first = submit(job(), cluster)
     run_of(first, s3_storage).store.put(keys.attempt_key(1), b"{}")
     cluster.objects.clear()
@@ -85,7 +85,7 @@ def test_a_run_that_has_vanished_is_refused_naming_its_place(job, cluster, s3_st
     assert f"resume {first.found.url} --endpoint-url {s3_storage.endpoint_url}`" in str(caught.value)
 
 
-def test_new_begins_the_next_run_and_later_submits_mean_that_one(job, cluster):
+def test_new_begins_the_next_run_and_later_submits_adopt_it(job, cluster):
     first = submit(job(), cluster)
     second = submit(job(), cluster, new=True)
     assert second.found.reference == f"{first.found.reference}-2"
@@ -93,7 +93,7 @@ def test_new_begins_the_next_run_and_later_submits_mean_that_one(job, cluster):
     assert len(jobs(cluster)) == 2
 
 
-def test_two_that_ask_for_a_new_run_at_once_get_one_each(job, cluster):
+def test_two_concurrent_submits_with_new_create_one_run_each(job, cluster):
     first = submit(job(), cluster)
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: submit(job(), cluster, new=True), range(2)))
@@ -101,17 +101,17 @@ def test_two_that_ask_for_a_new_run_at_once_get_one_each(job, cluster):
     assert {submission.found.reference for submission in done} == expected
 
 
-def test_a_key_makes_it_another_run(job, cluster):
+def test_a_key_distinguishes_runs_of_the_same_spec(job, cluster):
     assert submit(job(), cluster).found.reference != submit(job(), cluster, key="again").found.reference
 
 
-def test_other_data_make_it_another_run(job, cluster, tmp_path):
+def test_different_data_makes_a_different_run(job, cluster, tmp_path):
     first = submit(job(), cluster)
     (tmp_path / "train.jsonl").write_text('{"input": "a", "<ans>": "c"}\n')
     assert submit(job(), cluster).found.reference != first.found.reference
 
 
-def test_where_the_inputs_lie_already_names_the_same_run(job, cluster, s3_storage):
+def test_inputs_already_in_the_store_give_the_same_run(job, cluster, s3_storage):
     first = submit(job(), cluster)
     stored = run_of(first, s3_storage).spec
     assert submit(stored, cluster).found.reference == first.found.reference
@@ -127,7 +127,7 @@ def test_objects_in_the_store_count_by_their_listing(job, cluster, bucket, s3_st
     assert submit(spec, cluster).found.reference != first.found.reference
 
 
-def test_eight_submits_at_once_make_one_run_and_one_job(job, cluster, bucket, s3_storage):
+def test_eight_concurrent_submits_create_one_run_and_one_job(job, cluster, bucket, s3_storage):
     start = threading.Barrier(8)
 
     def one(_: int) -> Submission:
@@ -144,7 +144,7 @@ def test_eight_submits_at_once_make_one_run_and_one_job(job, cluster, bucket, s3
     ]
 
 
-def test_what_the_cluster_rejects_leaves_no_run_behind(job, cluster, bucket, s3_storage):
+def test_a_job_rejected_by_the_cluster_leaves_no_run_behind(job, cluster, bucket, s3_storage):
     cluster.refusals["create", PYTORCHJOBS] = RejectedError("no such field", [("spec.x", "unknown")])
     with pytest.raises(RejectedError):
         submit(job(), cluster)
@@ -153,7 +153,7 @@ def test_what_the_cluster_rejects_leaves_no_run_behind(job, cluster, bucket, s3_
     assert not submit(job(), cluster).adopted
 
 
-def test_a_job_whose_pods_would_be_rejected_is_refused_with_the_spec_s_key(job, cluster, bucket, s3_storage):
+def test_a_job_whose_pods_would_be_rejected_is_refused_with_the_key_of_the_spec(job, cluster, bucket, s3_storage):
     path = "spec.terminationGracePeriodSeconds"
     cluster.refusals["create", PODS] = RejectedError("invalid", [(path, "must be greater than 0")])
     with pytest.raises(RejectedError, match=r"cluster\.grace_period: must be greater"):
@@ -161,7 +161,7 @@ def test_a_job_whose_pods_would_be_rejected_is_refused_with_the_spec_s_key(job, 
     assert object_keys(f"{bucket}/runs/weather", s3_storage) == []
 
 
-def test_a_quota_that_is_used_up_is_only_told(job, cluster):
+def test_an_exhausted_quota_is_only_a_warning(job, cluster):
     cluster.refusals["create", PODS] = ClusterError('pods "a" is forbidden: exceeded quota: team, requested: cpu=4')
     told: list[str] = []
     assert not submit(job(), cluster, warn=told.append).adopted
@@ -169,7 +169,7 @@ def test_a_quota_that_is_used_up_is_only_told(job, cluster):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_submit_that_died_around_the_job_s_creation_is_completed(job, after):
+def test_a_submit_interrupted_around_the_creation_of_the_job_is_completed(job, after):
     cluster = DyingCluster(after=after)
     with pytest.raises(Died):
         submit(job(), cluster)
@@ -180,7 +180,7 @@ def test_a_submit_that_died_around_the_job_s_creation_is_completed(job, after):
     assert len(jobs(cluster)) == 1
 
 
-def test_a_half_done_submit_is_completed_as_it_was_begun(job):
+def test_an_interrupted_submit_is_completed_as_it_began(job):
     cluster = DyingCluster(after=False)
     with pytest.raises(Died):
         submit(job(), cluster)
@@ -190,14 +190,14 @@ def test_a_half_done_submit_is_completed_as_it_was_begun(job):
     assert pod["containers"][0]["resources"]["limits"]["memory"] == "16Gi"
 
 
-def test_a_half_done_submit_is_not_completed_in_another_namespace(job):
+def test_an_interrupted_submit_is_not_completed_in_another_namespace(job):
     with pytest.raises(Died):
         submit(job(), DyingCluster(after=False))
     with pytest.raises(RefusedError, match="namespace team"):
         submit(job(), FakeCluster("other"))
 
 
-def test_a_submit_that_died_during_the_uploads_is_completed(job, cluster, bucket, s3_storage):
+def test_a_submit_interrupted_during_the_uploads_is_completed(job, cluster, bucket, s3_storage):
     done = submit(job(), cluster, dry_run=True)
     assert object_keys(bucket, s3_storage) == []
     assert submit(job(), cluster).found.reference == done.found.reference
@@ -208,7 +208,7 @@ def test_a_submit_that_died_during_the_uploads_is_completed(job, cluster, bucket
     assert store.get("model.safetensors") == b"the model.safetensors"
 
 
-def test_a_cluster_that_stops_answering_says_that_the_same_command_goes_on(job, cluster):
+def test_an_unreachable_cluster_is_reported_with_the_command_that_resumes_waiting(job, cluster):
     original = cluster.create
 
     def fails(kind: str, manifest: Object, **how: Any) -> Object:
@@ -221,7 +221,7 @@ def test_a_cluster_that_stops_answering_says_that_the_same_command_goes_on(job, 
         submit(job(), cluster)
 
 
-def test_a_dry_run_shows_exactly_what_is_sent_then_and_writes_nothing(job, cluster, bucket, s3_storage):
+def test_a_dry_run_prints_exactly_the_submitted_manifest_and_writes_nothing(job, cluster, bucket, s3_storage):
     dry = submit(job(), cluster, dry_run=True)
     assert object_keys(bucket, s3_storage) == []
     assert jobs(cluster) == []
@@ -232,13 +232,13 @@ def test_a_dry_run_shows_exactly_what_is_sent_then_and_writes_nothing(job, clust
     assert {key: sent["metadata"][key] for key in dry.manifest["metadata"]} == dry.manifest["metadata"]
 
 
-def test_a_dry_run_of_what_runs_already_sends_nothing(job, cluster):
+def test_a_dry_run_of_an_active_run_sends_nothing(job, cluster):
     submit(job(), cluster)
     dry = submit(job(), cluster, dry_run=True)
     assert (dry.adopted, dry.manifest) == (True, None)
 
 
-def test_differences_that_change_nothing_computed_are_told(job, cluster):
+def test_differences_that_do_not_affect_training_are_reported(job, cluster):
     submit(job(), cluster)
     again = submit(job("image=example/train:2"), cluster)
     assert again.differences == ('image: "example/train:1", not "example/train:2"',)
@@ -252,24 +252,24 @@ def test_differences_that_change_nothing_computed_are_told(job, cluster):
         ("model=no/", "^model: "),
     ],
 )
-def test_what_no_cluster_could_run_is_said_before_anything_is_asked(job, cluster, override, words):
+def test_an_impossible_job_is_refused_before_the_cluster_is_contacted(job, cluster, override, words):
     with pytest.raises(SpecError, match=words):
         submit(job(override), cluster)
     assert cluster.calls == []
 
 
-def test_data_that_are_not_in_the_store_are_named_with_their_key(job, cluster, bucket):
+def test_data_missing_from_the_store_is_reported_with_its_key(job, cluster, bucket):
     with pytest.raises(PreflightError, match=r"^data\.train: .*no such object or folder"):
         submit(job(f"data.train={bucket}/nothing/"), cluster)
 
 
-def test_a_model_folder_in_the_store_that_is_none_is_refused(job, cluster, bucket, s3_storage):
+def test_an_invalid_model_folder_in_the_store_is_refused(job, cluster, bucket, s3_storage):
     open_store(f"{bucket}/model", s3_storage).put("vocab.txt", b"x")
     with pytest.raises(Exception, match=r"model: .* no (config|weights)"):
         submit(job(f"model={bucket}/model/"), cluster)
 
 
-def test_a_job_s_name_that_is_another_run_s_is_refused(job, cluster, bucket, s3_storage):
+def test_a_job_name_of_another_run_is_refused(job, cluster, bucket, s3_storage):
     inputs = open_store(f"{bucket}/inputs", s3_storage)
     for name in ("vocab.txt", "config.json", "model.safetensors", "rows.jsonl"):
         inputs.put(name, b"x")
@@ -284,7 +284,7 @@ def test_a_job_s_name_that_is_another_run_s_is_refused(job, cluster, bucket, s3_
     assert not submit(job(*there, f"output={bucket}/elsewhere/"), cluster, key="other").adopted
 
 
-def test_a_store_that_only_pods_reach_is_told_with_the_field_for_it(job, cluster):
+def test_a_store_reachable_only_from_pods_is_reported_with_the_field_to_set(job, cluster):
     with pytest.raises(StoreError, match="launcher_endpoint_url") as caught:
         submit(job("storage.endpoint_url=http://127.0.0.1:9"), cluster)
     assert caught.value.exit_code == 4
@@ -295,7 +295,7 @@ def test_the_launcher_s_own_address_of_the_store_is_used(job, cluster, s3_storag
     assert not submit(spec, cluster).adopted
 
 
-def test_a_launcher_in_the_cluster_reaches_the_store_as_pods_do(job, cluster, s3_storage, monkeypatch):
+def test_a_launcher_in_the_cluster_uses_the_endpoint_of_the_pods(job, cluster, s3_storage, monkeypatch):
     monkeypatch.setenv(contract.IN_CLUSTER_ENV, "1")
     of_a_laptop = ["storage.launcher_endpoint_url=http://127.0.0.1:9", "storage.ca_bundle=/home/me/ca.pem"]
     done = submit(job(*of_a_laptop), cluster)

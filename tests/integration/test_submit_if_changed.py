@@ -30,14 +30,14 @@ def write_rows(folder: Path, answer: str) -> None:
     (folder / "train.jsonl").write_text(f'{{"input": "a", "<ans>": "{answer}"}}\n')
 
 
-def test_the_first_firing_begins_a_run_and_those_while_it_runs_adopt_it(job, cluster):
+def test_the_first_scheduled_submit_begins_a_run_and_later_ones_adopt_it_while_it_is_active(job, cluster):
     first, second = fire(job(), cluster), fire(job(), cluster)
     assert (first.adopted, second.adopted) == (False, True)
     assert second.found.reference == first.found.reference
     assert len(jobs(cluster)) == 1
 
 
-def test_unchanged_inputs_begin_nothing(job, cluster, s3_storage):
+def test_unchanged_inputs_begin_no_run(job, cluster, s3_storage):
     first = fire(job(), cluster)
     end(run_of(first, s3_storage), "succeeded", "01", cluster)
     again = fire(job(), cluster)
@@ -46,17 +46,17 @@ def test_unchanged_inputs_begin_nothing(job, cluster, s3_storage):
 
 
 @pytest.mark.parametrize("override", ["train.lr=3e-4", "data.eval=null"])
-def test_another_training_begins_a_run(job, cluster, s3_storage, override):
+def test_changed_training_begins_a_run(job, cluster, s3_storage, override):
     end(run_of(fire(job(), cluster), s3_storage), "succeeded", "01", cluster)
     assert not fire(job(override), cluster).adopted
 
 
-def test_what_changes_nothing_that_is_trained_begins_nothing(job, cluster, s3_storage):
+def test_changes_that_do_not_affect_training_begin_no_run(job, cluster, s3_storage):
     end(run_of(fire(job(), cluster), s3_storage), "succeeded", "01", cluster)
     assert fire(job("workers.memory=1Gi"), cluster).adopted
 
 
-def test_data_that_come_back_are_trained_on_again(job, cluster, s3_storage: StorageSpec, tmp_path):
+def test_restored_data_is_trained_on_again(job, cluster, s3_storage: StorageSpec, tmp_path):
     runs = []
     for day, answer in (("01", "b"), ("02", "c"), ("03", "b")):
         write_rows(tmp_path, answer)
@@ -68,7 +68,7 @@ def test_data_that_come_back_are_trained_on_again(job, cluster, s3_storage: Stor
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_a_run_that_ended_badly_is_followed_by_another(job, cluster, s3_storage, state):
+def test_a_run_that_failed_or_was_cancelled_is_followed_by_another(job, cluster, s3_storage, state):
     first = fire(job(), cluster)
     end(run_of(first, s3_storage), state, "01", cluster)
     second = fire(job(), cluster)
@@ -96,7 +96,7 @@ def test_a_success_with_a_key_counts(job, cluster, s3_storage, tmp_path):
     assert not fire(job(), cluster).adopted
 
 
-def test_a_success_of_something_else_with_a_key_counts_too(job, cluster, s3_storage, tmp_path):
+def test_a_success_of_other_training_with_a_key_counts_too(job, cluster, s3_storage, tmp_path):
     first = fire(job(), cluster)
     end(run_of(first, s3_storage), "succeeded", "01", cluster)
     write_rows(tmp_path, "c")
@@ -106,7 +106,7 @@ def test_a_success_of_something_else_with_a_key_counts_too(job, cluster, s3_stor
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_another_of_the_same_that_ended_badly_does_not_hide_it_either(job, cluster, s3_storage, state):
+def test_a_later_failed_run_of_the_same_inputs_does_not_hide_the_success(job, cluster, s3_storage, state):
     first = fire(job(), cluster)
     end(run_of(first, s3_storage), "succeeded", "01", cluster)
     end(run_of(submit(job(), cluster, new=True), s3_storage), state, "02", cluster)
@@ -115,14 +115,14 @@ def test_another_of_the_same_that_ended_badly_does_not_hide_it_either(job, clust
     assert jobs(cluster) == []
 
 
-def test_a_run_that_vanished_is_followed_by_another(job, cluster, s3_storage):
+def test_a_run_whose_job_is_missing_is_followed_by_another(job, cluster, s3_storage):
     first = fire(job(), cluster)
     run_of(first, s3_storage).store.put(keys.attempt_key(1), b"{}")
     cluster.objects.clear()
     assert fire(job(), cluster).found.run_id == f"{first.found.run_id}-2"
 
 
-def test_a_firing_that_died_half_way_is_completed_by_the_next(job):
+def test_an_interrupted_scheduled_submit_is_completed_by_the_next(job):
     cluster = DyingCluster(after=False)
     with pytest.raises(Died):
         fire(job(), cluster)
@@ -131,7 +131,7 @@ def test_a_firing_that_died_half_way_is_completed_by_the_next(job):
 
 
 @pytest.mark.parametrize("option", ["--new", "--key=x"])
-def test_it_is_refused_beside_what_asks_for_a_run_in_any_case(tmp_path, option):
+def test_if_changed_is_incompatible_with_options_that_always_begin_a_run(tmp_path, option):
     done = cli("submit", tmp_path / "job.yaml", "--if-changed", option)
     assert done.code == 2
     assert option.partition("=")[0] in done.err

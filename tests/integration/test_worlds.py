@@ -71,7 +71,7 @@ def end(server: RankServer, run: Run) -> None:
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_whatever_the_worlds_and_wherever_they_die_nothing_is_lost(job, server, undisturbed, number):
+def test_nothing_is_lost_for_any_world_sizes_and_any_faults(job, server, undisturbed, number):
     log.warning("CPMBEE_SEED=%s", SEED)  # pytest shows it when the test fails
     draw = random.Random(f"{SEED}-{number}")
     run = new_run(job, f"drawn-{number}", *OPTIONS)
@@ -98,7 +98,7 @@ def test_whatever_the_worlds_and_wherever_they_die_nothing_is_lost(job, server, 
 
 
 @pytest.mark.parametrize("rank", range(3))
-def test_a_stop_of_any_rank_is_one_of_all_after_that_step_and_costs_none(job, server, undisturbed, rank):
+def test_sigterm_to_any_rank_stops_all_ranks_after_that_step_and_loses_no_step(job, server, undisturbed, rank):
     run = new_run(job, f"stop-{rank}", *OPTIONS, "train.checkpoint_interval=1000")
     assert server.start(run, 3, Fault(rank, "step", 4, "before", signal.SIGTERM)).wait() == [0, 0, 0]
     assert json.loads(run.store.get(keys.LATEST)) == {"step": 4, "attempt": 1}
@@ -119,7 +119,7 @@ def test_all_worlds_of_an_epoch_leave_one_record(job, server):
     assert_each_row_once_an_epoch(run)
 
 
-def test_what_fails_again_and_again_at_the_same_step_ends_the_run_with_its_reason(job, server):
+def test_repeated_failures_at_the_same_step_fail_the_run_with_the_reason(job, server):
     run = new_run(job, "poisoned", *OPTIONS, "train.checkpoint_interval=1")
     for attempt in (1, 2, 3):
         assert run.result() is None
@@ -130,7 +130,7 @@ def test_what_fails_again_and_again_at_the_same_step_ends_the_run_with_its_reaso
     assert result["reason"].startswith("failed 3 times at the same step: RuntimeError: CUDA out of memory")
 
 
-def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undisturbed):
+def test_a_stale_world_that_wakes_up_changes_nothing(job, server, undisturbed):
     """All of it stands still, as on a node that hangs, while another takes over; then it wakes up in mid-work."""
     run = new_run(job, "zombie", *OPTIONS)
     zombie = server.start(run, 2)
@@ -146,7 +146,7 @@ def test_a_world_that_comes_back_from_the_dead_changes_nothing(job, server, undi
     assert numbers(Path(run.url)) == numbers(undisturbed)
 
 
-def test_a_checkpoint_that_comes_after_the_next_attempt_has_begun_is_not_gone_on_from(job, server, undisturbed):
+def test_a_checkpoint_written_after_the_next_attempt_began_is_not_resumed_from(job, server, undisturbed):
     """The last write of a world that was thought to be dead: the metrics, and what is lost, are the later one's."""
     run = new_run(job, "late", *OPTIONS, "train.checkpoint_interval=4")
     late = keys.manifest_key(8, 1)
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_comes_after_the_next_attempt_has_begun_is_not_gone_on
     assert_each_row_once_an_epoch(run)
 
 
-def test_two_worlds_at_once_are_told_apart(job, server, undisturbed):
+def test_two_concurrent_worlds_are_distinguished(job, server, undisturbed):
     """The older one writes on while the newer one begins: it is refused, and the newer one ends well."""
     run = new_run(job, "two", *OPTIONS, "train.checkpoint_interval=1")
     older = server.start(run, 1, Fault(0, "step", 3, "after", signal.SIGSTOP))

@@ -85,11 +85,11 @@ def _doubt(status: RunStatus, found: FoundRun) -> str | None:
     run, problem = (found.run, None) if found.run is not None else open_run(found.url, found.storage)
     if problem is not None:
         raise StoreError(f"reported as succeeded, but the store cannot confirm it: {problem}")
-    missing = keys.RESULT if run is None or run.result() is None else _missing_delta(run)
+    missing = keys.RESULT if run is None or run.result() is None else missing_delta(run)
     return None if missing is None else f"reported as succeeded, but {found.url} has no {missing}"
 
 
-def _missing_delta(run: Run) -> str | None:
+def missing_delta(run: Run) -> str | None:
     """Return the missing or corrupt object of a successful run, None if it is complete."""
     for pointer in (keys.BEST, keys.LAST):
         try:

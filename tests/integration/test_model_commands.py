@@ -50,7 +50,7 @@ def store(run, bucket, s3_storage, tmp_path, tiny_vocab):
     return store
 
 
-def test_rows_models_and_answers_live_in_s3(run, store):
+def test_records_models_and_answers_are_stored_in_s3(run, store):
     run("predict", "--model", "BUCKET/base", "--delta", "BUCKET/run", "--input", "BUCKET/rows.jsonl",
         "--output", "BUCKET/out/answers.jsonl", "--max-length", "3")  # fmt: skip
     (row,) = map(json.loads, store.get("out/answers.jsonl").decode().splitlines())
@@ -73,7 +73,7 @@ def test_a_merged_model_in_s3_scores_as_base_and_delta(run, store):
     assert base["loss"] != pytest.approx(merged["loss"], rel=1e-3)
 
 
-def test_what_is_there_is_not_written_over(run, store):
+def test_existing_outputs_are_not_overwritten(run, store):
     before = store.get("base/model.safetensors")
     with pytest.raises(RefusedError, match="base"):
         run("model", "merge", "--model", "BUCKET/base", "--delta", "BUCKET/run", "--out", "BUCKET/base")

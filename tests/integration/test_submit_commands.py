@@ -46,7 +46,7 @@ def verb(kubeconfig: Path) -> Verb:
     return run
 
 
-def test_stdout_has_the_run_and_stderr_what_comes_next(verb: Verb, spec: Path, cluster: FakeCluster) -> None:
+def test_stdout_has_the_run_and_stderr_the_next_commands(verb: Verb, spec: Path, cluster: FakeCluster) -> None:
     done = verb("submit", spec)
     assert done.code == 0, done.err
     (job,) = jobs(cluster)
@@ -75,7 +75,7 @@ def test_a_dry_run_prints_the_manifest_and_nothing_else(
     assert "nothing would be created" in running.err
 
 
-def test_mistakes_in_the_spec_come_before_the_question_for_a_cluster(spec: Path, tmp_path: Path) -> None:
+def test_spec_errors_are_reported_before_the_cluster_is_contacted(spec: Path, tmp_path: Path) -> None:
     nowhere = {"KUBECONFIG": str(tmp_path / "nowhere")}
     local = cli("submit", spec, "--set", "output=runs/", env=nowhere)
     assert local.code == 3
@@ -86,7 +86,7 @@ def test_mistakes_in_the_spec_come_before_the_question_for_a_cluster(spec: Path,
 
 
 @pytest.mark.parametrize("options", [["--timeout", "5"], ["--dry-run", "--wait"]])
-def test_options_that_make_no_sense_together_are_refused(verb: Verb, spec: Path, options: list[str]) -> None:
+def test_incompatible_options_are_refused(verb: Verb, spec: Path, options: list[str]) -> None:
     assert verb("submit", spec, *options).code == 2
 
 
@@ -141,7 +141,7 @@ def test_a_run_is_cancelled_refused_and_resumed(verb: Verb, spec: Path, cluster:
         assert len(jobs(cluster)) == (name == "resume")
 
 
-def test_a_run_without_a_delta_has_logs_to_fetch_at_least(
+def test_logs_can_be_fetched_from_a_run_without_a_delta(
     verb: Verb, spec: Path, bucket: str, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
     reference = verb("submit", spec).out.strip()
@@ -155,7 +155,7 @@ def test_a_run_without_a_delta_has_logs_to_fetch_at_least(
     assert (tmp_path / "t" / "logs" / "pod-0" / "00001.log").read_bytes() == b"a line\n"
 
 
-def test_what_is_fetched_answers(tmp_path: Path) -> None:
+def test_a_fetched_delta_answers(tmp_path: Path) -> None:
     """Of a run of this machine, which needs no cluster."""
     job = make_job(tmp_path, rows=64)
     done = cli("local", job, "--run-id", "one", "--processes", 1, "--set", "train.epochs=1")
