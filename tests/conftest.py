@@ -8,9 +8,9 @@ import pytest
 
 import cpmbee_job  # noqa: F401 (before anything loads torch)
 
-# A shell has what it starts in the background ignore Ctrl-C, and all that we start would inherit that.
+# Background processes of a shell ignore SIGINT, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# So does nohup with a hangup: what we start is to hear it, we are still to go on.
+# nohup ignores SIGHUP likewise: child processes must receive it, and this process must survive it.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 

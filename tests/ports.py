@@ -5,7 +5,7 @@ import socket
 from itertools import count
 
 _RANGE = range(20_000, 30_000)
-"""Below the ports that the kernel gives to whoever asks for any: only we choose from these."""
+"""Below the kernel's ephemeral ports, so only these tests choose from the range."""
 _next = count(os.getpid() * 97)
 
 

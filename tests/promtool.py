@@ -24,11 +24,11 @@ def program() -> str:
     BIN.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BIN.parent) as folder:
         if download(folder).returncode:
-            run("apt-get", "update", "-qq")  # a fresh machine knows no packages
+            run("apt-get", "update", "-qq")  # a fresh machine has no package lists
             download(folder).check_returncode()
         (package,) = Path(folder).glob("*.deb")
         run("dpkg", "--extract", package, folder)
-        (Path(folder) / "usr/bin/promtool").replace(kept)  # whole, whoever else does the same
+        (Path(folder) / "usr/bin/promtool").replace(kept)  # atomic, so concurrent installs are safe
     return str(kept)
 
 

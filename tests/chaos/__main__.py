@@ -66,9 +66,9 @@ def main() -> None:
         plan = draw(seed, count, kinds)
         if options.plan:
             for fault in plan.faults:
-                print(f"{fault.number}  {fault.words()}")
+                print(f"{fault.number}  {fault.text()}")
             return
-        _tell(f"{count} faults, CHAOS_SEED={seed}" + ("" if can_be_full else "; no disk can be made here to be full"))
+        _report(f"{count} faults, CHAOS_SEED={seed}" + ("" if can_be_full else "; no disk can be made here to be full"))
         verdict = execute(plan, folder)
     if options.json:
         print(json.dumps(asdict(verdict)))
@@ -77,7 +77,7 @@ def main() -> None:
     if options.write:
         write(PAGE, verdict)
     for problem in verdict.problems:
-        _tell(f"LOST: {problem}")
+        _report(f"LOST: {problem}")
     sys.exit(bool(verdict.problems))
 
 
@@ -94,14 +94,14 @@ def execute(plan: Plan, folder: Path) -> Verdict:
         steps_per_epoch = -(-ROWS // GLOBAL_BATCH)
         job = _upload(folder, calm, epochs=-(-plan.steps // steps_per_epoch))
         undisturbed = "s3://chaos/undisturbed/chaos/calm"
-        _tell(f"the undisturbed run: at least {plan.steps} steps")
+        _report(f"the undisturbed run: at least {plan.steps} steps")
         done = cli("local", job, "--run-id=calm", "--set=output=s3://chaos/undisturbed/")
         if done.code:
             sys.exit(f"error: the undisturbed run ended with {done.code}:\n{done.err}")
         run = Run.begin(parse_spec(job.read_text(), source=str(job)), plan.seed, calm)
         environment = {contract.STORAGE_ENV: shaky.model_dump_json()}
         left = seconds - (time.monotonic() - begun_at)
-        driver = Driver(plan, run, proxy, environment, folder, folder / "disk", left, _tell)
+        driver = Driver(plan, run, proxy, environment, folder, folder / "disk", left, _report)
         ended_early = ""
         try:
             driver.drive()
@@ -135,8 +135,8 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _tell(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+def _report(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

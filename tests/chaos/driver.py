@@ -1,4 +1,4 @@
-"""Drives one run through a plan of faults, and writes down what became of each."""
+"""Drive one run through a plan of faults and record the outcome of each."""
 
 import os
 import time
@@ -25,7 +25,7 @@ class RunEndedError(Exception):
 
 
 class OutOfTimeError(Exception):
-    """The limit of the whole has passed."""
+    """The time limit has passed."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Driver:
         folder: Path,
         disk: Path,
         seconds: float,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         """`run` as it is seen without faults, `environment` what leads its pods through the proxy."""
         self.plan, self.run, self.struck = plan, run, list[Struck]()
@@ -76,7 +76,7 @@ class Driver:
         self.log.touch()
         self.record = Record(folder / "record")
         self.pods = 0
-        self._tell = tell
+        self._report = report
         self._begun_at = time.monotonic()
         self._seconds = seconds
         self._disk = disk
@@ -183,23 +183,23 @@ class Driver:
         return [struck for struck in self.struck if struck.recovered_after is None]
 
     def _resumed(self, after: int, lost: int) -> None:
-        """An attempt has gone on after that step."""
+        """Record an attempt that resumed after that step."""
         struck = self._open() or self.struck[-1:]
         for one in struck:
             one.step = max(one.step, after + lost)  # what it had done by its end
         struck[0].lost += lost
         least = min(one.valid_step for one in struck)
         if after < least:
-            words = f"went on after step {after}, though the checkpoint of step {least} was whole"
-            self.problems.append(f"fault {struck[-1].fault.number}: {words}")
+            message = f"went on after step {after}, though the checkpoint of step {least} was whole"
+            self.problems.append(f"fault {struck[-1].fault.number}: {message}")
 
     def _recovered(self, struck: Struck) -> None:
         struck.recovered_after = self.elapsed - struck.at
         struck.log_end = self.log.stat().st_size
         struck.restarts = newest_attempt(self.run.store) - struck.attempts_before
-        words = struck.fault.words() if struck.came else f"{struck.fault.words()} (which did not come)"
-        self._tell(
-            f"{struck.fault.number}/{len(self.plan.faults)}  {words}, at step {struck.step}: "
+        message = struck.fault.text() if struck.came else f"{struck.fault.text()} (which did not come)"
+        self._report(
+            f"{struck.fault.number}/{len(self.plan.faults)}  {message}, at step {struck.step}: "
             f"recovered in {struck.recovered_after:.0f} s, {struck.lost} steps lost"
         )
 

@@ -1,4 +1,4 @@
-"""What has to be true of a run after all faults, and what is not."""
+"""Check the invariants of a run after all faults."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -29,7 +29,7 @@ class Kind:
     name: str
     moments: Sequence[Moment]
     interrupts: bool = True
-    """The attempt ends; else it goes on."""
+    """Whether the attempt ends."""
     ends_pod: bool = False
     """Another pod takes its place, with another number of processes."""
     seconds: Sequence[float] = (0.0,)
@@ -97,7 +97,7 @@ class Fault:
     seconds: float
     variant: str
 
-    def words(self) -> str:
+    def text(self) -> str:
         when = f"while {self.moment}"
         if self.request:
             when += f", {'before' if self.before else 'after'} {self.request}"

@@ -1,4 +1,4 @@
-"""What the attempts of a run say they do, step by step; `recording/sitecustomize.py` writes it."""
+"""Steps of the attempts of a run, as written by `recording/sitecustomize.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path

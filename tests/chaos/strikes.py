@@ -30,7 +30,7 @@ OBJECTS = "/runs/"
 LONGEST_GRACE = 60.0
 """Seconds that a pod has between SIGTERM and SIGKILL."""
 ZOMBIE_SECONDS = 3.0
-"""For which it goes on, until its kubelet hears that its pod is gone."""
+"""Seconds that it continues until its kubelet learns that the pod is deleted."""
 
 
 class Wait(Protocol):
@@ -53,12 +53,12 @@ class Target:
 
 
 def strike(fault: Fault, target: Target, held: Held | None) -> None:
-    """Do it, and undo what ends by itself. Returns when the fault has gone."""
+    """Inject the fault, undo temporary changes, and return when it is over."""
     _STRIKES[fault.kind.name](fault, target, held)
 
 
 def newest_valid(run: Run) -> int:
-    """The step that the run has to go on after, at least."""
+    """Return the earliest step from which the run must resume."""
     for manifest in resumable_checkpoints(run.store):
         with suppress(DamagedError, NotFoundError):
             read_state(run.store, manifest)
@@ -94,7 +94,7 @@ def _kill_torchrun(fault: Fault, target: Target, held: Held | None) -> None:
 
 
 def _kill_entrypoint(fault: Fault, target: Target, held: Held | None) -> None:
-    """What it has started ends with it."""
+    """Its child processes end with it."""
     pod, below = target.pod, descendants(target.pod.process.pid)
     pod.process.kill()
     _release(held, drop=True)

@@ -79,7 +79,7 @@ def jobs(**job: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"imag": {}}, "imag"),
         ({"image": {"tag": 1}}, "/image/tag"),
@@ -100,10 +100,10 @@ def jobs(**job: Any) -> dict[str, Any]:
         ({"s3": {"enabled": True}}, "secret.accessKeyId"),
     ],
 )
-def test_invalid_values_are_reported_before_the_installation(values: dict[str, Any], words: str) -> None:
+def test_invalid_values_are_reported_before_the_installation(values: dict[str, Any], message: str) -> None:
     done = helm("template", "rel", str(CHART), "--namespace=team", values=values)
     assert done.returncode != 0
-    assert words in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("path", DOCUMENTED, ids=".".join)

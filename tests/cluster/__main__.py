@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def up() -> None:
-    """Bring the cluster up, or mend what is missing of it."""
+    """Start the cluster, or restart its missing parts."""
     started = time.monotonic()
     machine.check()
     machine.install_packages()
@@ -68,14 +68,14 @@ def down() -> None:
 
 
 def status() -> None:
-    """Say what runs."""
+    """Report which daemons run."""
     if not machine.MARK.exists():
         raise ClusterError(f"There is no cluster in {STATE}: `make cluster` makes one.")
     dead = [name for name in DAEMONS if not running(name)]
     for name in DAEMONS:
         sys.stdout.write(f"{name:24} {'ended' if name in dead else 'runs'}\n")
     if dead:
-        raise ClusterError("Not all of the cluster runs: `make cluster` mends it.")
+        raise ClusterError("Not all of the cluster runs: run `make cluster` to repair it.")
     sys.stdout.write(addons.kubectl("get", "nodes,deployments", "--all-namespaces"))
 
 
@@ -89,7 +89,7 @@ def build() -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Nobody else brings the cluster up or down meanwhile."""
+    """Hold the lock against a concurrent start or stop of the cluster."""
     STATE.mkdir(parents=True, exist_ok=True)
     folder = os.open(STATE, os.O_RDONLY)
     try:
@@ -103,13 +103,13 @@ def alone() -> Iterator[None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
-    parser.add_argument("verb", choices=["up", "down", "status", "build"])
-    verb = {"up": up, "down": down, "status": status, "build": build}[parser.parse_args().verb]
+    parser.add_argument("command", choices=["up", "down", "status", "build"])
+    command = {"up": up, "down": down, "status": status, "build": build}[parser.parse_args().command]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         machine.need_root()
         with alone():
-            verb()
+            command()
     except ClusterError as error:
         log.error("%s", error)
         return 1

@@ -76,7 +76,7 @@ def training_operator() -> None:
 
 
 def definitions() -> None:
-    """Kinds that our manifests use and nobody acts upon here, so that the API server can check them."""
+    """Define the kinds of our manifests that no operator here handles, so that the API server validates them."""
     kubectl("apply", "--server-side", "-f", binaries.DEFINITIONS)
 
     def are_known() -> bool:

@@ -52,7 +52,7 @@ def build(modules: Iterable[str] = MODULES) -> None:
 
 @contextmanager
 def _alone(module: str) -> Iterator[None]:
-    """Nobody else builds it meanwhile; another one may be built."""
+    """Hold the lock of this module; other modules can be built concurrently."""
     with (CACHE / f"{module}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -84,7 +84,7 @@ def _build(module: str) -> None:
 
 
 def _versions(module: str) -> dict[str, str]:
-    """What a program says of itself, by the name of the variable in it."""
+    """Return the version variables to link into a program."""
     if module == "kubernetes":
         return {"k8s.io/component-base/version.gitVersion": _required(module, "k8s.io/kubernetes", "Version")}
     if module == "helm":  # for which Kubernetes it renders a chart where it asks none

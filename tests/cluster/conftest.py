@@ -26,7 +26,7 @@ TRAIN_IMAGE = os.environ.get("CPMBEE_TRAIN_IMAGE", TRAIN)
 
 @dataclass(frozen=True)
 class S3:
-    """The server's addresses: for pods, and for this machine."""
+    """Addresses of the S3 server: for pods and for this machine."""
 
     endpoint_url: str
     launcher_endpoint_url: str
@@ -57,7 +57,7 @@ def s3_server(cluster: None) -> Iterator[S3]:
 
 @pytest.fixture(scope="session")
 def recoveries(pytestconfig: pytest.Config) -> list[Recovery]:
-    """What is put in here is shown in the end."""
+    """Collect recoveries for the summary at the end of the session."""
     return pytestconfig.stash.setdefault(RECOVERIES, [])
 
 
@@ -87,10 +87,10 @@ class Laptop:
         path.write_text(yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return path
 
-    def run(self, verb: str, *arguments: object) -> Outcome:
+    def run(self, command: str, *arguments: object) -> Outcome:
         storage = self.spec["storage"]
         return cli(
-            verb,
+            command,
             *arguments,
             env={"CPMBEE_OUTPUT": self.spec["output"], "AWS_ENDPOINT_URL": storage["launcher_endpoint_url"]},
         )
@@ -98,9 +98,9 @@ class Laptop:
     def submit(self, *arguments: object) -> Outcome:
         return self.run("submit", self.job, *arguments)
 
-    def ask(self, verb: str, run: str, *arguments: object) -> Outcome:
-        """A verb about a run."""
-        return self.run(verb, run, "-n", self.namespace, *arguments)
+    def ask(self, command: str, run: str, *arguments: object) -> Outcome:
+        """Run a command about a run."""
+        return self.run(command, run, "-n", self.namespace, *arguments)
 
     def status(self, run: str) -> dict[str, Any]:
         done = self.ask("status", run, "--json")

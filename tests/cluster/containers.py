@@ -41,7 +41,7 @@ def import_layout(layout: Path) -> None:
                 archive.add(blob, f"blobs/sha256/{blob.name}")
         _add(archive, "index.json", json.dumps(index).encode())
     if importing.wait():
-        raise ClusterError(f"`ctr images import` of {layout} failed: its words are above.")
+        raise ClusterError(f"`ctr images import` of {layout} failed: its output is above.")
 
 
 def import_program(name: str, program: Path, path: str) -> None:

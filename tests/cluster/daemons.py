@@ -1,4 +1,4 @@
-"""Programs that run on when this one has ended: started, waited for, found again and stopped."""
+"""Start, find and stop daemons that outlive this process."""
 
 import logging
 import os
@@ -27,10 +27,10 @@ class Daemon:
     command: list[str]
     ready: Callable[[], bool]
     address: tuple[str, int] | None = None
-    """Where it listens and nobody else may."""
+    """Port on which only this daemon listens."""
 
     def up(self, *, seconds: float = 60) -> None:
-        """Running and ready, when this returns."""
+        """Start the daemon and wait until it is ready."""
         if running(self.name):
             log.info("%s runs", self.name)
         else:
@@ -66,11 +66,11 @@ def kill(name: str) -> None:
 
 
 def wait_for(ready: Callable[[], bool], seconds: float, otherwise: str, *, alive: str = "") -> None:
-    """Return once it is ready; the error has the last words of the daemon `alive`, which must not end meanwhile."""
+    """Wait until it is ready. If the daemon `alive` exits first, raise an error with the end of its log."""
     deadline = time.monotonic() + seconds
     while not ready():
         if alive and not running(alive):
-            raise ClusterError(f"{alive} ended by itself. {_last_words(alive)}")
+            raise ClusterError(f"{alive} exited unexpectedly. {_last_words(alive)}")
         if time.monotonic() > deadline:
             raise ClusterError(f"{otherwise} after {seconds:.0f} s. {_last_words(alive)}")
         time.sleep(0.1)

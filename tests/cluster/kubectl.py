@@ -42,7 +42,7 @@ def fresh_namespace(prefix: str) -> Iterator[str]:
 
 
 def eventually(ask: Callable[[], T], what: str, seconds: float = 300) -> T:
-    """The first answer that is true. Fails where there is none in time."""
+    """Poll until the result is true and return it. Fails after the timeout."""
     deadline = time.monotonic() + seconds
     while not (answer := ask()):
         assert time.monotonic() < deadline, f"never: {what}"

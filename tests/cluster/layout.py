@@ -28,4 +28,4 @@ DOMAIN = "cluster.local"
 
 
 class ClusterError(Exception):
-    """The cluster cannot be had here, in words for the person who asked for it."""
+    """Report why the cluster cannot run on this machine."""

@@ -1,4 +1,4 @@
-"""What the machine must have, what it lacks of Debian's packages, and how it was before."""
+"""Check the machine, install missing Debian packages, and restore its previous state."""
 
 import ipaddress
 import json
@@ -108,7 +108,7 @@ def install_packages(packages: Mapping[str, str] = PACKAGES) -> None:
     if not missing:
         return
     if not shutil.which("apt-get"):
-        raise ClusterError(f"Not a Debian machine, and it lacks: {', '.join(missing)}.")
+        raise ClusterError(f"Not a Debian machine, and these programs are missing: {', '.join(missing)}.")
     log.info("Installing %s ...", " ".join(missing))
     run("apt-get", "update", "-qq")
     frontend = ("env", "DEBIAN_FRONTEND=noninteractive")

@@ -1,4 +1,4 @@
-"""A run that is disturbed while it trains: when it goes on, by what its store shows."""
+"""Measure from the store when a disturbed run resumes."""
 
 import json
 import time

@@ -77,7 +77,7 @@ def test_runs_survive_launchers_upgrades_and_uninstall(release: Release) -> None
     (first,) = eventually(release.runs, "the run is there")
     (launcher,) = release.launchers()
     kubectl("delete", "job", "-n", release.namespace, launcher["metadata"]["name"])
-    eventually(lambda: release.result(first), "the run goes on without its launcher", seconds=600)
+    eventually(lambda: release.result(first), "the run continues without its launcher", seconds=600)
     assert release.result(first)["state"] == "succeeded"
 
     spec["workers"] |= {"count": 3, "max": 2}
@@ -105,7 +105,7 @@ def test_runs_survive_launchers_upgrades_and_uninstall(release: Release) -> None
     run = f"{spec['name']}/{second}"
     eventually(lambda: (release.laptop.status(run)["step"] or 0) >= 5, "it has done 5 steps")
     release.laptop.kill(run, 0)  # what replaces it needs the credentials
-    eventually(lambda: release.result(second), "the run goes on without the release", seconds=900)
+    eventually(lambda: release.result(second), "the run continues without the release", seconds=900)
     assert release.result(second)["state"] == "succeeded"
     assert release.result(first)["state"] == "succeeded"
 

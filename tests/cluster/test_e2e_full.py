@@ -1,4 +1,4 @@
-"""What goes wrong on a real cluster, said in words; `make e2e-full`."""
+"""Failures on a real cluster and their messages; `make e2e-full`."""
 
 import json
 

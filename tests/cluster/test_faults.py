@@ -1,4 +1,4 @@
-"""What befalls pods: each time training goes on, with the curve of a run that is left alone; `make e2e-full`."""
+"""Faults of pods: training resumes with the loss curve of an undisturbed run; `make e2e-full`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +62,7 @@ def test_a_run_resumes_after_any_fault_of_its_pods(laptop: Laptop, recoveries: l
     assert_undisturbed(laptop, run)
 
 
-def test_an_init_container_killed_in_one_of_three_pods_is_restarted(laptop: Laptop, recoveries: list[Recovery]):
+def test_a_pod_deleted_during_its_init_container_is_replaced(laptop: Laptop, recoveries: list[Recovery]):
     rows = laptop.folder / "raw" / "train.jsonl"
     rows.write_text(rows.read_text(encoding="utf-8") * 300, encoding="utf-8")  # 16 pieces
     laptop.spec["train"] |= {"max_steps": 6}

@@ -39,7 +39,7 @@ def corpus(subject: str) -> list[Any]:
 
 @st.composite
 def damaged(draw: st.DrawFn, seeds: Sequence[bytes], pieces: Sequence[bytes] = ()) -> bytes:
-    """One of the seeds with some bytes altered, cut, repeated, or with `pieces` put in."""
+    """Draw a seed with bytes altered, removed or repeated, or with `pieces` inserted."""
     data = draw(st.sampled_from(seeds))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
@@ -58,7 +58,7 @@ STRANGE = st.sampled_from(
 
 @st.composite
 def altered(draw: st.DrawFn, documents: Sequence[Any]) -> Any:
-    """One of the JSON documents with some of its values replaced, or gone."""
+    """Draw one of the JSON documents with values replaced or removed."""
     document = json.loads(json.dumps(draw(st.sampled_from(documents))))
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(document))

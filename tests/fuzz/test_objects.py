@@ -1,4 +1,4 @@
-"""What a Kubernetes API (or a proxy before it) answers: a status in words, or one of our errors."""
+"""Any response of a Kubernetes API (or of a proxy before it) gives a readable status, or one of our errors."""
 
 import json
 from collections.abc import Iterator

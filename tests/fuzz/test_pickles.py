@@ -1,4 +1,4 @@
-"""Data sets of the original's format are plain data or a `DataError`: nothing runs, memory is bounded."""
+"""Datasets in the original's format give plain data or a `DataError`: no code runs, memory is bounded."""
 
 import os
 import pickle

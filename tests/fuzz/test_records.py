@@ -1,4 +1,4 @@
-"""Any bytes in the place of a record of the store: its readers find it damaged or do without, in words."""
+"""Any bytes in place of a document of the store: its readers report it as corrupt or continue without it."""
 
 import json
 from collections.abc import Callable
@@ -52,7 +52,7 @@ INDEX_RECORD: dict[str, Any] = json.loads(
 
 
 def begin(folder: Path) -> Run:
-    """A run with one record of each kind, in which everything can be read."""
+    """Create a run with one valid document of each kind."""
     text = f"name: a\nmodel: m/\ndata: {{train: t.jsonl}}\noutput: {folder}\ntrain: {{max_failures: 2, deadline: 9}}\n"
     run = Run.begin(parse_spec(text, source="job.yaml"), "r1")
     run.bind_data(data_record(rows=2))
@@ -192,7 +192,7 @@ def test_damaged_small_documents(tmp_path_factory: pytest.TempPathFactory, data:
 
 
 def small(folder: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    """Those of a prepared data set, of this machine's uploads, of a container, of an inference."""
+    """Read the documents of a prepared dataset, a local upload, a container and an inference."""
     try:
         InferenceRequest.parse(data, keys.REQUEST)
     except CpmbeeError as error:

@@ -1,4 +1,4 @@
-"""Any line of data: an example that can be encoded, or an error that names file, line and place in it."""
+"""Any line of data gives an encodable example, or an error with file, line and position."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Any text as a job spec, any `--set`: a `JobSpec` that survives its own YAML, or an error that names where."""
+"""Any job spec and any `--set` give a `JobSpec` that round-trips through YAML, or an error with the location."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Any file of weights: tensors that can all be read, or a `ModelError`."""
+"""Any weights file gives readable tensors, or a `ModelError`."""
 
 import io
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ SAFETENSORS = [safetensors.torch.save(STATE, metadata={"format": "pt"})]
 
 
 class DistantFile:
-    """A file that is not on this machine: read by ranges, as one in a bucket."""
+    """A remote file, read by ranges like one in a bucket."""
 
     tag = ""
 

@@ -44,7 +44,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
 
 @pytest.fixture
 def bucket(s3: EmbeddedS3) -> str:
-    """URL of a folder in S3 that nobody else uses."""
+    """URL of a folder in S3 that only this test uses."""
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}"
 
 
@@ -68,13 +68,13 @@ def proxy(session_proxy: FaultProxy) -> FaultProxy:
 
 @pytest.fixture
 def shaky(proxy: FaultProxy, bucket: str) -> S3Store:
-    """A store whose way to the server leads through the proxy."""
+    """A store that reaches the server through the proxy."""
     return S3Store(bucket, StorageSpec(endpoint_url=proxy.url), QUICK)
 
 
 @pytest.fixture
 def steady(proxy: FaultProxy, bucket: str) -> S3Store:
-    """A store that moves one part after the other, by way of the proxy."""
+    """A store that transfers one part after the other, through the proxy."""
     return S3Store(bucket, StorageSpec(endpoint_url=proxy.url), replace(QUICK, threads=1))
 
 

@@ -1,6 +1,6 @@
-"""A proxy in front of an S3 server that makes things go wrong on request.
+"""A proxy in front of an S3 server that injects faults.
 
-The Host header goes on unchanged, since S3's signatures cover it.
+The Host header is forwarded unchanged, since S3's signatures cover it.
 """
 
 import http.client
@@ -18,15 +18,15 @@ from urllib.parse import urlsplit
 Kind = Literal[
     "error", "slow_down", "expired", "hang", "drop", "drop_answer", "truncate", "alter", "alter_sent", "trickle", "skew"
 ]
-"""500; 503 SlowDown; 400 ExpiredToken; no answer in time; connection closed before the request went on; ... after it
-was carried out; half of the answer's body; one changed byte in it; one in the request's; the body in pieces, after a
-pause each; a `Date` of tomorrow."""
+"""500; 503 SlowDown; 400 ExpiredToken; no answer in time; connection closed before the request is forwarded; the same
+after the server executes it; half of the answer's body; one changed byte in it; one changed byte in the request's body;
+the body in pieces, after a pause each; a `Date` of tomorrow."""
 
 HANG_SECONDS = 1.5
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
 PIECES = 6
 LONGEST_HOLD = 60.0
-"""Seconds after which a held request goes on, whatever became of those who wanted it held."""
+"""Seconds after which a held request is released in any case."""
 REFUSALS = {"error": (500, "InternalError"), "slow_down": (503, "SlowDown"), "expired": (400, "ExpiredToken")}
 
 
@@ -39,7 +39,7 @@ class Fault:
 
 
 class Held:
-    """A request that waits in the proxy, or will: `before` it goes on to the server, or with the answer in hand."""
+    """A request that the proxy holds: `before` it is forwarded to the server, or after the response arrived."""
 
     def __init__(self, method: str, key: str, *, before: bool) -> None:
         self.method, self.key, self.before = method, key, before
@@ -48,12 +48,12 @@ class Held:
         self._drop = False
 
     def release(self, *, drop: bool = False) -> None:
-        """Let it go on; `drop`: the request, or its answer, gets lost."""
+        """Release it. `drop`: discard the request, or its response."""
         self._drop = drop
         self._released.set()
 
     def wait(self) -> bool:
-        """In the request's thread; whether it gets lost."""
+        """Block the request's thread until the release. Return whether to discard it."""
         self.reached.set()
         self._released.wait(LONGEST_HOLD)
         return self._drop
@@ -83,14 +83,14 @@ class FaultProxy:
             self._planned.append(Fault(kind, times, method, key))
 
     def hold(self, key: str, *, method: str = "PUT", before: bool) -> Held:
-        """Have the next request that fits wait until it is released."""
+        """Hold the next matching request until it is released."""
         held = Held(method, key, before=before)
         with self._lock:
             self._held.append(held)
         return held
 
     def let_go(self, held: Held) -> None:
-        """Don't wait for it any more; it is released if it has come."""
+        """Stop holding it; release it if it has arrived."""
         with self._lock:
             if held in self._held:
                 self._held.remove(held)
@@ -105,7 +105,7 @@ class FaultProxy:
         return None
 
     def be_away(self) -> None:
-        """From now on no request goes through, until `clear`."""
+        """Drop every request until `clear`."""
         for method in METHODS:
             self.fail("drop", 1 << 30, method=method)
 
@@ -116,7 +116,7 @@ class FaultProxy:
             self.hits = self.requests = self.uploaded = self.downloaded = self.unsigned_bodies = 0
 
     def gets_of(self, key: str) -> int:
-        """How often objects whose path contains `key` have been read."""
+        """Return the number of reads of objects whose path contains `key`."""
         with self._lock:
             return sum(key in path for path in self._gets)
 
@@ -141,7 +141,7 @@ class FaultProxy:
 
 @contextmanager
 def fault_proxy(target: str) -> Iterator[FaultProxy]:
-    """Serves on a free loopback port until the block ends."""
+    """Serve on a free loopback port until the block ends."""
     proxy = FaultProxy(target)
 
     class Handler(_Handler):
@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815 (names of http.server)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
     def _refuse(self, kind: Kind) -> None:
         status, code = REFUSALS[kind]

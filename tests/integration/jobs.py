@@ -88,7 +88,7 @@ def metrics(run: Path | str, event: str = "step", storage: StorageSpec | None = 
 
 
 def assert_same_scores(scores: dict[str, Any], others: dict[str, Any]) -> None:
-    """Numbers to 1e-4, digests to the letter."""
+    """Compare numbers to 1e-4 and digests exactly."""
     assert scores.keys() == others.keys()
     for key, value in others.items():
         assert scores[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), key
@@ -102,7 +102,7 @@ def losses(run: Path | str, storage: StorageSpec | None = None) -> list[float]:
 
 
 def numbers(run: Path | str, storage: StorageSpec | None = None) -> list[Any]:
-    """All that the metrics say of training, but for speed and attempts."""
+    """Return the training metrics without speeds and attempts."""
     steps, evaluations = (metrics(run, event, storage) for event in ("step", "eval"))
     of_steps = [(line["step"], line["loss"], line["grad_norm"], line["tokens"]) for line in steps]
     return of_steps + [(line["step"], line["loss"], line["best"]) for line in evaluations]
@@ -135,13 +135,13 @@ def is_alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The living processes that `pid` has started."""
+    """Return the live child processes of `pid`."""
     found = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
     return [child for child in found if _status(child)[1:2] == [str(pid)]]
 
 
 def descendants(pid: int) -> list[int]:
-    """All living processes below `pid`, the workers of torchrun among them."""
+    """Return all live descendants of `pid`, including the workers of torchrun."""
     return [process for child in children(pid) for process in (child, *descendants(child))]
 
 
@@ -155,7 +155,7 @@ def _status(pid: int) -> list[str]:
 
 
 def workers(pid: int) -> list[int]:
-    """The processes below `pid` that execute steps."""
+    """Return the descendants of `pid` that execute steps."""
     return [
         p
         for p in descendants(pid)

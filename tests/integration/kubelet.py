@@ -1,4 +1,4 @@
-"""What a cluster in memory lacks: somebody who runs the containers of its PyTorchJobs, as processes of this machine."""
+"""Run the containers of an in-memory cluster's PyTorchJobs as local processes."""
 
 import os
 import threading

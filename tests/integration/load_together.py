@@ -75,7 +75,7 @@ def main() -> None:
         report = {"error": f"{type(error).__name__}: {error.message}"}
     sys.stdout.write(json.dumps(report))
     sys.stdout.flush()
-    os._exit(0)  # a world that has failed has nobody to say goodbye to
+    os._exit(0)  # after a failure no peer answers a shutdown
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Starts ranks of a run in a moment: forked from this process, which has torch loaded, each does what a worker does.
+"""Start ranks of a run quickly, as workers forked from this process, which has torch loaded.
 
-Lines of JSON on stdin: {"url": ..., "rank": ..., "world_size": ..., "port": ..., "log": ..., "fault": ...} starts one,
-its process id is answered; {"wait": pid} is answered with its exit status (negative: a signal's number).
+Lines of JSON on stdin: {"url": ..., "rank": ..., "world_size": ..., "port": ..., "log": ..., "fault": ...} starts one
+and returns its process id; {"wait": pid} returns its exit status (negative: a signal's number).
 
-The names of the objects that it writes and deletes go to `<log>.writes`, a line each with its rank before it.
+Each object that it writes or deletes is a line of `<log>.writes`: the rank and the name.
 
-A fault is a signal that the rank sends to itself (0: an exception, as of memory that is used up):
+A fault is a signal that the rank sends to itself (0: an exception, like out of memory):
 {"signal": 9, "at": "step", "number": 7, "when": "after"}; at "write" it is counted in writes to the store, which are
 objects written or deleted.
 
-`sharded`: the rank trains as on GPUs that can't hold the base, with BMTrain's own code (`tests.bmtrain_on_cpu`).
+`sharded`: the rank trains as on GPUs too small for the base, with BMTrain's own code (`tests.bmtrain_on_cpu`).
 """
 
 import importlib
@@ -37,7 +37,7 @@ WRITES = ("put", "upload", "delete")
 
 
 def main() -> None:
-    # What these import takes seconds.
+    # Their imports take seconds: do them once, before any fork.
     delta_model_class()
     torch.optim.AdamW([torch.zeros(1)])
     pyarrow.chunked_array([[1]]).to_pandas()
@@ -53,8 +53,8 @@ def main() -> None:
         answer(pid)
 
 
-def answer(word: object) -> None:
-    sys.stdout.write(f"{word}\n")
+def answer(value: object) -> None:
+    sys.stdout.write(f"{value}\n")
     sys.stdout.flush()
 
 
@@ -89,7 +89,7 @@ def shard_the_base() -> None:
 
 
 def inject(at: str, number: int, when: str, signal: int) -> None:
-    """Have this process send itself the signal before or after the call of that number (a step's is the step's)."""
+    """Send this process the signal before or after the call with this number (for steps: the step's number)."""
     calls = 0
 
     def wrapped(method: Callable[..., Any]) -> Callable[..., Any]:

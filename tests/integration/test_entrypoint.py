@@ -1,4 +1,4 @@
-"""A pod's two containers as processes: init step and entrypoint, under the environment that a cluster gives them."""
+"""The two containers of a pod as processes, init container and entrypoint, with the environment of a cluster."""
 
 import json
 import os
@@ -25,16 +25,16 @@ from tests.processes import run_python
 
 
 @pytest.fixture
-def last_word(tmp_path: Path) -> Path:
-    """The file that the kubelet would read."""
+def termination_message(tmp_path: Path) -> Path:
+    """The termination log that the kubelet would read."""
     path = tmp_path / "termination-log"
     path.touch()
     return path
 
 
 @pytest.fixture
-def pod(last_word: Path) -> dict[str, str]:
-    return {**os.environ, TERMINATION_LOG_ENV: str(last_word)}
+def pod(termination_message: Path) -> dict[str, str]:
+    return {**os.environ, TERMINATION_LOG_ENV: str(termination_message)}
 
 
 def begin(tmp_path: Path, *overrides: str) -> Run:
@@ -49,7 +49,7 @@ def train(url: str, environment: dict[str, str]) -> "subprocess.CompletedProcess
     return run_python(*contract.train_command(url), env=environment)
 
 
-def test_an_image_incompatible_with_the_launcher_fails_the_run_before_any_read(tmp_path, pod, last_word):
+def test_an_image_incompatible_with_the_launcher_fails_the_run_before_any_read(tmp_path, pod, termination_message):
     run = tmp_path / "runs" / "weather" / "r1"
     run.mkdir(parents=True)
     (run / keys.SPEC).write_text("of: a form that this version has never seen\n")
@@ -58,10 +58,10 @@ def test_an_image_incompatible_with_the_launcher_fails_the_run_before_any_read(t
     result = json.loads((run / keys.RESULT).read_text())
     assert (result["state"], result["exit_code"]) == ("failed", 3)
     assert "the image is older" in result["reason"]
-    last_word.write_text("")
+    termination_message.write_text("")
     assert train(str(run), pod).returncode == 3
-    assert "the image is older" in last_word.read_text()
-    assert "use the image of cpmbee-job 99.0" in last_word.read_text()
+    assert "the image is older" in termination_message.read_text()
+    assert "use the image of cpmbee-job 99.0" in termination_message.read_text()
 
 
 def test_an_unreadable_spec_fails_the_run(tmp_path, pod):
@@ -72,27 +72,27 @@ def test_an_unreadable_spec_fails_the_run(tmp_path, pod):
 
 
 def test_missing_credentials_fail_the_init_container_at_once_with_a_message(
-    bucket, s3_storage: StorageSpec, pod, last_word, tmp_path
+    bucket, s3_storage: StorageSpec, pod, termination_message, tmp_path
 ):
     pod = {name: value for name, value in pod.items() if not name.startswith("AWS_")}
     pod |= {contract.STORAGE_ENV: s3_storage.model_dump_json(), "AWS_EC2_METADATA_DISABLED": "true"}
     pod["HOME"] = str(tmp_path)
     assert prepare(f"{bucket}/weather/r1", pod).returncode == PreflightError.exit_code
-    assert "no credentials" in last_word.read_text()
+    assert "no credentials" in termination_message.read_text()
 
 
 def test_an_outage_of_the_store_is_retried(bucket, proxy, pod, tmp_path):
     storage = StorageSpec(endpoint_url=proxy.url)
     run = Run.start(load_spec(make_job(tmp_path), [f"output={bucket}"]), "r1", storage)
-    proxy.fail("error", 6)  # all that the client tries by itself
+    proxy.fail("error", 6)  # all retries of the client
     done = prepare(run.url, pod | {contract.STORAGE_ENV: storage.model_dump_json()})
     assert done.returncode == 0, done.stderr
     assert "the store failed, retrying" in done.stderr
     assert run.data()["train"]["examples"] == 400
 
 
-def test_a_worker_that_is_killed_repeatedly_fails_the_run(tmp_path, pod, last_word):
-    """As by the kernel for memory where no counter tells of it. (Fewer starts and shorter pauses than a pod has.)"""
+def test_a_worker_that_is_killed_repeatedly_fails_the_run(tmp_path, pod, termination_message):
+    """Like an OOM kill that no counter records. (Fewer starts and shorter pauses than in a pod.)"""
     run = begin(tmp_path)
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
@@ -109,15 +109,15 @@ def test_a_worker_that_is_killed_repeatedly_fails_the_run(tmp_path, pod, last_wo
     pod["PYTHONPATH"] = os.pathsep.join([str(tmp_path), pod.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", program], env=pod, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    words = "no newer checkpoint after 2 starts: a worker was killed or exited without a message"
-    assert run.result()["reason"] == last_word.read_text() == words
+    reason = "no newer checkpoint after 2 starts: a worker was killed or exited without a message"
+    assert run.result()["reason"] == termination_message.read_text() == reason
 
 
-def test_a_deadline_that_passes_between_two_starts_fails_the_run(tmp_path, pod, last_word):
+def test_a_deadline_that_passes_between_two_starts_fails_the_run(tmp_path, pod, termination_message):
     run = begin(tmp_path, "train.deadline=60")
     run.store.put(keys.attempt_key(1), documents.to_json({"started_unix": time.time() - 61}))
     assert train(run.url, pod).returncode == JobFailedError.exit_code
-    assert run.result()["reason"] == last_word.read_text() == "the deadline of 60 s has passed"
+    assert run.result()["reason"] == termination_message.read_text() == "the deadline of 60 s has passed"
 
 
 @contextmanager
@@ -169,8 +169,8 @@ def test_pods_train_together_and_survive_the_loss_of_one(tmp_path, pod):
 
 
 def test_the_other_pods_do_not_wait_for_a_pod_killed_while_stopping(tmp_path, pod):
-    """All ranks agreed to stop for it, so that the survivor's workers ended well, and its torchrun waits for another
-    that will never say goodbye."""
+    """All ranks agreed to stop, so the workers of the surviving pod succeeded, but its torchrun waits for a torchrun
+    that never leaves the rendezvous."""
     with two_pods(tmp_path, pod) as (folder, pods):
         begun = len(list((folder / "attempts").glob("?????.json")))
         (worker,) = workers(pods[1].pid)

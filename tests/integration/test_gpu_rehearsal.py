@@ -71,17 +71,17 @@ def test_missing_requirements_of_a_python_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "message"),
     [
         ("main()", "has no torch"),
         ("pip('install', ['not-there'])", "dev.txt does not have not-there"),
         ("build_bmtrain()", "CUDA's compiler nvcc is neither in /nowhere/bin (CUDA_HOME) nor on PATH"),
     ],
 )
-def test_an_impossible_environment_is_refused_with_a_message(code: str, words: str) -> None:
+def test_an_impossible_environment_is_refused_with_a_message(code: str, message: str) -> None:
     """`-I -S`: as a Python without any package."""
     code = f"import sys; sys.path.append({str(ROOT / 'tests/gpu')!r}); import environment; environment.{code}"
     done = python("-I", "-S", "-c", code, CUDA_HOME="/nowhere", PATH="/nowhere")
     assert done.returncode == 1
-    assert words in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

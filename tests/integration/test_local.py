@@ -33,7 +33,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(job: Path) -> Path:
-    """A run on one process that nobody disturbs."""
+    """An undisturbed run on one process."""
     done = cli("local", job, "--run-id", "one", "--processes", 1)
     assert done.code == 0, done.err
     return Path(done.out.strip())
@@ -257,7 +257,7 @@ def test_an_invalid_record_fails_the_run_with_its_file_and_line(tmp_path: Path) 
     assert "Traceback" not in done.err
     result = json.loads((tmp_path / "runs/weather/bad/result.json").read_text())
     assert (result["state"], result["exit_code"]) == ("failed", 3)
-    # Mended, the same run goes on.
+    # After the record is fixed, the same run resumes.
     lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(lines[:30]))
     assert cli("local", job, "--run-id", "bad", "--set", "train.max_steps=1").code == 0

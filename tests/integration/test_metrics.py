@@ -100,7 +100,7 @@ def test_prometheus_sees_a_run_train_fail_and_resume(bucket: str, proxy, tmp_pat
         assert first["cpmbee_s3_sent_bytes_total"] > max(entry.size for entry in run.store.list("checkpoints/"))
         assert first["cpmbee_s3_received_bytes_total"] > 0
 
-        # The last word of the workers stays while there are none.
+        # The last metrics of the workers stay while none run.
         killed = workers(process.pid)
         for worker in killed:
             os.kill(worker, signal.SIGKILL)
@@ -108,7 +108,7 @@ def test_prometheus_sees_a_run_train_fail_and_resume(bucket: str, proxy, tmp_pat
         last = ask()
         assert last.keys() >= first.keys()
 
-        # Counters go on where they were, and the new workers' words count.
+        # Counters continue, and the metrics of the new workers count.
         then = until(
             ask, lambda values: values["cpmbee_attempt"] == 2 and values["cpmbee_step"] > last["cpmbee_step"] + 8
         )

@@ -66,7 +66,7 @@ def test_a_merged_model_in_s3_scores_as_base_and_delta(run, store):
     together = json.loads(run("evaluate", "--model", "BUCKET/base", "--delta", "BUCKET/run/delta/7.1/mine.pt", *data))
     merged = json.loads(run("evaluate", "--model", "BUCKET/merged", *data))
     base = json.loads(run("evaluate", "--model", "BUCKET/base", *data))
-    # The .pt does not say alpha; the manifest beside it does.
+    # The .pt has no alpha; the manifest beside it has.
     assert together["loss"] == pytest.approx(merged["loss"], rel=1e-4)
     together = json.loads(run("evaluate", "--model", "BUCKET/base", "--delta", "BUCKET/run/delta/7.1", *data))
     assert together["loss"] == pytest.approx(merged["loss"], rel=1e-5)

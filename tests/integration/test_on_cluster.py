@@ -29,7 +29,7 @@ from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import object_keys
 from tests.processes import run_python
 
-Verb = Callable[..., Outcome]
+RunCli = Callable[..., Outcome]
 
 
 class WorkingCluster(FakeCluster):
@@ -80,7 +80,7 @@ def cluster(tmp_path: Path) -> WorkingCluster:
 
 
 @pytest.fixture
-def verb(cluster: WorkingCluster, tmp_path: Path, s3_storage: StorageSpec) -> Iterator[Verb]:
+def run_cli(cluster: WorkingCluster, tmp_path: Path, s3_storage: StorageSpec) -> Iterator[RunCli]:
     with kubernetes_api(cluster, tmp_path) as kubeconfig:
         here = {"KUBECONFIG": str(kubeconfig), "CPMBEE_CACHE": str(tmp_path / "cache")}
         here["AWS_ENDPOINT_URL"] = s3_storage.endpoint_url or ""
@@ -102,11 +102,11 @@ def job(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
 
 
 def test_scores_equal_local_scores_and_are_kept_in_the_store(
-    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+    run_cli: RunCli, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
     what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--json")
-    here = verb(*what, "--per-example", tmp_path / "here.jsonl")
-    there = verb(
+    here = run_cli(*what, "--per-example", tmp_path / "here.jsonl")
+    there = run_cli(
         *what, "--on-cluster", "--job", job, "--per-example", tmp_path / "there.jsonl", "--output", tmp_path / "scores"
     )
     assert (here.code, there.code) == (0, 0), here.err + there.err
@@ -120,21 +120,21 @@ def test_scores_equal_local_scores_and_are_kept_in_the_store(
     assert [Path(key).name for key in kept] == ["per-example.jsonl", "request.json", "scores.json"]
 
     asked = list(cluster.calls)
-    again = verb(*what, "--on-cluster", "--job", job)
+    again = run_cli(*what, "--on-cluster", "--job", job)
     assert (again.code, json.loads(again.out)) == (0, scores)
     assert cluster.calls == asked  # nothing more: the Job may be forgotten by then
 
 
 def test_a_run_supplies_the_image_and_the_store_for_its_own_delta(
-    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+    run_cli: RunCli, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
-    local = verb("local", job, "--set", "train.epochs=1", "--set", "train.max_length=256", "--run-id", "r1")
+    local = run_cli("local", job, "--set", "train.epochs=1", "--set", "train.max_length=256", "--run-id", "r1")
     assert local.code == 0, local.err
     run = Run.open(f"{bucket}/runs/weather/r1", s3_storage)
     (tmp_path / "question.jsonl").write_text((tmp_path / "rows.jsonl").read_text().splitlines()[0])
     what = ("predict", "--model", tmp_path / "model", "--delta", run.url, "--input", tmp_path / "question.jsonl")
-    here = verb(*what, "--max-length", 4)
-    there = verb(*what, "--max-length", 4, "--on-cluster")
+    here = run_cli(*what, "--max-length", 4)
+    there = run_cli(*what, "--max-length", 4, "--on-cluster")
     assert there.code == 0, there.err
     assert there.out == here.out
     (created,) = cluster.objects[JOBS].values()
@@ -144,7 +144,7 @@ def test_a_run_supplies_the_image_and_the_store_for_its_own_delta(
     assert delta == f"{run.url}/{best}"
 
     what = ("evaluate", "--model", tmp_path / "model", "--delta", run.url, "--data", tmp_path / "rows.jsonl")
-    scored = verb(*what, "--record", "--json", "--on-cluster")
+    scored = run_cli(*what, "--record", "--json", "--on-cluster")
     assert scored.code == 0, scored.err
     scores = json.loads(scored.out)
     kept = run.store.get(f"{best}{keys.RECORDED_SCORES}{scores['eval_digest']}.json")
@@ -152,41 +152,41 @@ def test_a_run_supplies_the_image_and_the_store_for_its_own_delta(
 
 
 def test_an_invalid_record_fails_the_job_with_file_line_and_code_until_it_is_fixed(
-    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path
+    run_cli: RunCli, job: Path, cluster: WorkingCluster, tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"
     good = rows.read_text()
     rows.write_text(good + '{"input": "no answer"}\n')
     what = ("evaluate", "--model", tmp_path / "model", "--data", rows, "--on-cluster", "--job", job)
-    done = verb(*what)
+    done = run_cli(*what)
     assert done.code == 3, done.err
     assert "rows.jsonl:13" in done.err.splitlines()[-2]
     assert "evaluate failed with exit code 3" in done.err
-    assert verb(*what).code == 3
+    assert run_cli(*what).code == 3
     assert [verb for verb, name in cluster.calls if name.startswith(JOBS) and verb != "get"] == [
         "create", "delete", "create",
     ]  # fmt: skip
     rows.write_text(good)
-    assert verb(*what).code == 0
+    assert run_cli(*what).code == 0
 
 
 def test_an_active_inference_is_waited_for_and_not_started_twice(
-    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+    run_cli: RunCli, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
     cluster.idle = True
     what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--on-cluster", "--job", job)
     for _ in range(2):
-        done = verb(*what, "--timeout", "0s")
+        done = run_cli(*what, "--timeout", "0s")
         assert done.code == 101, done.err
         assert "pending" in done.err
     assert "already exists" in done.err
     (created,) = cluster.objects[JOBS].values()
     folder = open_store(created["metadata"]["annotations"][naming.URL_ANNOTATION], s3_storage)
     folder.put(keys.SCORES, b'{"loss": 0.5}')  # its pod has done it
-    done = verb(*what)
+    done = run_cli(*what)
     assert (done.code, done.out) == (0, "loss           0.5000\n")
     folder.put(keys.SCORES, b'{"loss": ')
-    damaged = verb(*what)
+    damaged = run_cli(*what)
     assert (damaged.code, f"error: {folder.url}/{keys.SCORES}: " in damaged.err) == (4, True), damaged.err
     folder.put(keys.SCORES, b'{"loss": 0.5}')
     spec = load_spec(job)
@@ -205,7 +205,7 @@ def test_an_active_inference_is_waited_for_and_not_started_twice(
     ],
 )
 def test_every_inference_flag_reaches_the_pod(
-    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, command: str, rows: str, given: dict[str, str]
+    run_cli: RunCli, job: Path, cluster: WorkingCluster, tmp_path: Path, command: str, rows: str, given: dict[str, str]
 ) -> None:
     cluster.idle = True
     here = {rows, "--model", "--delta", "--output", "--json", "--record", "--per-example"}
@@ -214,7 +214,7 @@ def test_every_inference_flag_reaches_the_pod(
     assert {max(parameter.opts, key=len) for parameter in parameters} - here == given.keys()
     flags = [f"{flag}={value}" for flag, value in given.items()]
     what = ("--model", tmp_path / "model", rows, tmp_path / "rows.jsonl", "--on-cluster", "--job", job)
-    assert verb(command, *what, *flags, "--timeout", "0s").code == 101
+    assert run_cli(command, *what, *flags, "--timeout", "0s").code == 101
     (created,) = cluster.objects[JOBS].values()
     (container,) = created["spec"]["template"]["spec"]["containers"]
     asked = dict(argument.split("=") for argument in container["args"] if "=" in argument and argument.startswith("--"))
@@ -223,7 +223,7 @@ def test_every_inference_flag_reaches_the_pod(
 
 
 def test_gc_leaves_results_and_what_a_waiting_job_needs(
-    verb: Verb, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
+    run_cli: RunCli, job: Path, cluster: WorkingCluster, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
     output = f"{bucket}/runs"
     what = ("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--on-cluster", "--job", job)
@@ -232,24 +232,24 @@ def test_gc_leaves_results_and_what_a_waiting_job_needs(
         """What is there, as far as its folder."""
         return {key.rpartition("/")[0] for key in object_keys(output, s3_storage)}
 
-    assert verb(*what).code == 0
+    assert run_cli(*what).code == 0
     kept = {place for place in places() if place.startswith("inference/")}
     uploads = places() - kept
     assert (len(kept), len(uploads)) == (1, 2)
     time.sleep(1.1)
     before = int(time.time())  # the store's clock shows seconds, rounded down
     cluster.idle = True
-    assert verb(*what, "--batch-tokens", 4096, "--timeout", "0s").code == 101  # of the same model and rows
+    assert run_cli(*what, "--batch-tokens", 4096, "--timeout", "0s").code == 101  # of the same model and rows
     (waits,) = places() - kept - uploads
     assert find_garbage(output, s3_storage, before).garbage == ()
 
     findings = find_garbage(output, s3_storage, time.time() + 3600)
     collect(findings, s3_storage, lambda _: None)
     assert places() == kept
-    again = verb(*what, "--json")
+    again = run_cli(*what, "--json")
     assert (again.code, json.loads(again.out)["examples"]) == (0, 12), again.err
     cluster.objects[JOBS].clear()  # it is gone; asking begins it anew, with all that it takes
-    assert verb(*what, "--batch-tokens", 4096, "--timeout", "0s").code == 101
+    assert run_cli(*what, "--batch-tokens", 4096, "--timeout", "0s").code == 101
     assert places() == kept | uploads | {waits}
 
 
@@ -272,7 +272,7 @@ def test_ctrl_c_stops_waiting_and_does_not_cancel_the_job(
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "words"),
+    ("options", "code", "message"),
     [
         (["--on-cluster"], 2, "name a job spec with --job"),
         (["--on-cluster", "--delta", "s3://tests/nowhere/run"], 2, "--delta: s3://tests/nowhere/run: no run there"),
@@ -282,10 +282,10 @@ def test_ctrl_c_stops_waiting_and_does_not_cancel_the_job(
     ],
 )
 def test_errors_equal_those_of_the_command_line(
-    verb: Verb, job: Path, tmp_path: Path, cluster: WorkingCluster, options: list[str], code: int, words: str
+    run_cli: RunCli, job: Path, tmp_path: Path, cluster: WorkingCluster, options: list[str], code: int, message: str
 ) -> None:
     given = [str(job) if option == "JOB" else option for option in options]
-    done = verb("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", *given)
+    done = run_cli("evaluate", "--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", *given)
     assert done.code == code, done.err
-    assert words in done.err
+    assert message in done.err
     assert JOBS not in cluster.objects

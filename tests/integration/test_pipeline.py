@@ -91,8 +91,8 @@ def test_a_success_is_reported_in_the_job_summary(
     reference = cli("submit", spec, env=kubeconfig).out.strip()
     succeed(Run.open(f"{bucket}/runs/{reference}", s3_storage))
     files = ("--summary", tmp_path / "summary.md", "--junit", tmp_path / "junit.xml")
-    for verb in (("submit", spec, "--wait"), ("wait", reference)):
-        done = cli(*verb, "--json", *files, env=kubeconfig)
+    for command in (("submit", spec, "--wait"), ("wait", reference)):
+        done = cli(*command, "--json", *files, env=kubeconfig)
         assert done.code == 0, done.err
         assert json.loads(done.out)["phase"] == "succeeded"
         assert report_of(tmp_path / "junit.xml").get("name") == reference
@@ -114,9 +114,9 @@ def test_a_failure_is_reported_with_the_reason_of_the_run_and_escaped(
     failure = report_of(tmp_path / "junit.xml").find("failure")
     assert failure is not None
     assert "train.jsonl:3: bad row: ```<b>|" in (failure.text or "")
-    fence, *words = (tmp_path / "summary.md").read_text().partition("````text\n")[1:]
+    fence, *rest = (tmp_path / "summary.md").read_text().partition("````text\n")[1:]
     assert fence
-    assert "````\n" in words[0], "a longer fence than any in the text"
+    assert "````\n" in rest[0], "a longer fence than any in the text"
 
 
 def test_errors_before_the_run_begins_are_reported_too(spec: Path, kubeconfig: dict[str, str], tmp_path: Path) -> None:

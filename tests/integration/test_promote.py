@@ -100,9 +100,9 @@ def test_the_command_reports_both_scores_as_text_as_json_and_in_the_summary(
     assert document["incumbent"] == {"run": better.url, "eval_loss": 0.25}
     text = summary.read_text()
     assert text.startswith("before\n### not promoted")
-    for words in (refused.err, text):
-        assert "0.500000" in words
-        assert "0.250000" in words
+    for output in (refused.err, text):
+        assert "0.500000" in output
+        assert "0.250000" in output
 
 
 def test_runs_are_compared_side_by_side(make_run: MakeRun, s3_storage: StorageSpec, tmp_path: Path) -> None:

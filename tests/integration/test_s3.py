@@ -90,15 +90,15 @@ def test_an_unreachable_server_is_reported(bucket: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "storage", "words"),
+    ("url", "storage", "message"),
     [
         ("s3://", {}, "names no bucket"),
         ("s3://tests/x", {"endpoint_url": "no address"}, "storage.endpoint_url"),
         ("s3://tests/x", {"ca_bundle": "/no/such.pem"}, "storage.ca_bundle"),
     ],
 )
-def test_wrong_settings(url: str, storage: dict[str, str], words: str) -> None:
-    with pytest.raises(SpecError, match=words):
+def test_wrong_settings(url: str, storage: dict[str, str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         S3Store(url, StorageSpec().model_copy(update=storage))
 
 
@@ -132,7 +132,7 @@ def test_parts_of_an_interrupted_upload_are_found_and_deleted(s3: EmbeddedS3, bu
     assert [one.kind for one in findings.garbage] == ["cut upload"]
     collect(findings, StorageSpec(endpoint_url=s3.endpoint_url), lambda _: None)
     assert list(store.leftovers()) == []
-    store.discard(leftover)  # somebody else was faster
+    store.discard(leftover)  # another process was faster
     left = client.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{prefix}-not-ours/")["Uploads"]
     client.abort_multipart_upload(Bucket=BUCKET, Key=left[0]["Key"], UploadId=left[0]["UploadId"])
 

@@ -1,4 +1,4 @@
-"""Large files from S3, cut off in the middle: the next call moves what is missing, and nothing is mixed up."""
+"""Large files from S3, interrupted: the next call transfers only the missing parts and never mixes contents."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from cpmbee_job.store.embedded import EmbeddedS3, embedded_s3
 from cpmbee_job.store.s3.bucket import S3Store
 from tests.integration.conftest import BUCKET, CREDENTIALS, QUICK, TAIL
 from tests.integration.faults import FaultProxy, fault_proxy
-from tests.integration.transfers import HEADERS, PART, PATIENT, alter, kill_when, sha256, stored
+from tests.integration.transfers import HEADERS, LONG_TIMEOUT, PART, alter, kill_when, sha256, stored
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -93,7 +93,9 @@ def test_object_that_is_replaced_meanwhile(steady: S3Store, big: Path, tmp_path:
     assert sha256(tmp_path / "copy") == sha256(newer)
 
 
-def test_altered_cached_bytes_are_detected(steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path) -> None:
+def test_altered_bytes_of_an_incomplete_download_are_replaced(
+    steady: S3Store, proxy: FaultProxy, big: Path, tmp_path: Path
+) -> None:
     steady.upload(big, "big")
     proxy.fail("error", 100, key=f"bytes={3 * PART}-")
     copy = tmp_path / "out" / "copy"
@@ -124,7 +126,7 @@ def test_a_corrupt_object_is_reported(
 
 
 def test_several_download_to_the_same_place(bucket: str, s3_storage: StorageSpec, big: Path, tmp_path: Path) -> None:
-    store = S3Store(bucket, s3_storage, PATIENT)
+    store = S3Store(bucket, s3_storage, LONG_TIMEOUT)
     store.upload(big, "big")
     copy = tmp_path / "out" / "copy"
     with ThreadPoolExecutor(3) as pool:
@@ -134,7 +136,7 @@ def test_several_download_to_the_same_place(bucket: str, s3_storage: StorageSpec
     assert list(copy.parent.iterdir()) == [copy]
 
 
-def test_a_restarted_server_keeps_its_objects(tmp_path: Path, s3: EmbeddedS3, big: Path) -> None:
+def test_transfers_resume_after_a_restart_of_the_server(tmp_path: Path, s3: EmbeddedS3, big: Path) -> None:
     key, secret = CREDENTIALS.values()
     limits = replace(QUICK, threads=1)
 

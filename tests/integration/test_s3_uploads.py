@@ -1,4 +1,4 @@
-"""Large files to S3, cut off in the middle: the next call moves what is missing, and nothing is mixed up."""
+"""Large files to S3, interrupted: the next call transfers only the missing parts and never mixes contents."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from cpmbee_job.store.s3.bucket import S3Store
 from cpmbee_job.store.s3.client import Limits
 from tests.integration.conftest import BUCKET, QUICK, TAIL
 from tests.integration.faults import FaultProxy
-from tests.integration.transfers import HEADERS, PART, PATIENT, alter, kill_when, sha256, stored
+from tests.integration.transfers import HEADERS, LONG_TIMEOUT, PART, alter, kill_when, sha256, stored
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -223,9 +223,9 @@ def test_file_that_changes_is_not_uploaded(
 def test_several_upload_the_same_at_once(big: Path, proxy: FaultProxy, s3: EmbeddedS3, bucket: str) -> None:
     storage = StorageSpec(endpoint_url=proxy.url)
     with ThreadPoolExecutor(3) as pool:
-        for call in [pool.submit(S3Store(bucket, storage, PATIENT).upload, big, "big") for _ in range(3)]:
+        for call in [pool.submit(S3Store(bucket, storage, LONG_TIMEOUT).upload, big, "big") for _ in range(3)]:
             call.result()
-    store = S3Store(bucket, storage, PATIENT)
+    store = S3Store(bucket, storage, LONG_TIMEOUT)
     assert stored(store) == big.read_bytes()
     assert [entry.key for entry in store.list()] == ["big"]
     assert unfinished(s3, bucket) == []
@@ -239,9 +239,9 @@ def test_several_upload_different_things_at_once(
         files.append(tmp_path / str(number))
         files[-1].write_bytes(os.urandom(2 * PART + number))
     with ThreadPoolExecutor(3) as pool:
-        for call in [pool.submit(S3Store(bucket, s3_storage, PATIENT).upload, file, "big") for file in files]:
+        for call in [pool.submit(S3Store(bucket, s3_storage, LONG_TIMEOUT).upload, file, "big") for file in files]:
             call.result()
-    store = S3Store(bucket, s3_storage, PATIENT)
+    store = S3Store(bucket, s3_storage, LONG_TIMEOUT)
     assert stored(store) in [file.read_bytes() for file in files]
     assert unfinished(s3, bucket) == []
 

@@ -70,7 +70,7 @@ def test_a_rank_that_hangs_outside_of_training_is_killed_and_the_run_resumes(
 def test_slow_loading_is_not_a_stall(
     job: Path, bucket: str, proxy: FaultProxy, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
-    """The headers of all weights are read without a word to another rank, and take longer than the limit."""
+    """Reading the headers of all weights, without communication between ranks, takes longer than the limit."""
     model = shutil.copytree(job.parent / "model", tmp_path / "model")
     (weights,) = model.glob("*.safetensors")
     whole = load_file(weights)

@@ -1,4 +1,4 @@
-"""Training on while the store fails, and what must be true of a store that is slow, strange or full."""
+"""Training and storing through faults of the store: errors, outages, slow responses, wrong clocks, full disks."""
 
 import json
 import os
@@ -31,10 +31,10 @@ OUTAGE = 2.0 * STALL_TIMEOUT
 def test_training_continues_through_bursts_of_errors_and_an_outage_longer_than_the_stall_timeout(
     bucket: str, proxy: FaultProxy, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
-    """Steps go on while the store is away; what they made is there when it is back, and drawn as without all that."""
+    """Steps continue during the outage. Afterwards the outputs are stored, with an undisturbed run's loss curve."""
     job = make_job(tmp_path)
     target = ["--set", f"output={bucket}", "--set", f"storage.endpoint_url={proxy.url}"]
-    target += ["--set", f"train.stall_timeout={STALL_TIMEOUT}"]  # which the wait for the store is not
+    target += ["--set", f"train.stall_timeout={STALL_TIMEOUT}"]  # waiting for the store does not count as a stall
     process = start("local", job, "--run-id", "shaken", "--processes", 2, "--set", "train.epochs=4", *target)
     store = open_store(f"{bucket}/weather/shaken", s3_storage)
     while store.info(keys.manifest_key(2, 1)) is None:
@@ -94,7 +94,7 @@ def test_a_wrong_local_clock_is_reported(bucket: str, proxy: FaultProxy, tmp_pat
 
 @pytest.fixture
 def short_lived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Credentials of a program that gives them for two seconds; the file that counts its calls."""
+    """Configure a program that issues credentials valid for two seconds. Return the file that counts its calls."""
     calls = tmp_path / "calls"
     program = tmp_path / "credentials"
     answer = {"Version": 1, "AccessKeyId": os.environ["AWS_ACCESS_KEY_ID"]}
@@ -124,7 +124,7 @@ def test_expired_credentials_are_refreshed(s3, bucket: str, s3_storage: StorageS
 
 @pytest.fixture
 def one_megabyte(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB, for who may make one."""
+    """Mount a disk of 1 MB, or skip the test."""
     with small_disk(tmp_path / "small", "1m") as is_there:
         if not is_there:
             pytest.skip("no file system can be mounted here")

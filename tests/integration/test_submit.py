@@ -245,15 +245,15 @@ def test_differences_that_do_not_affect_training_are_reported(job, cluster):
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("output=file:///tmp/x/", r"^output: .*which pods cannot reach"),
         ("image=null", "^image: missing"),
         ("model=no/", "^model: "),
     ],
 )
-def test_an_impossible_job_is_refused_before_the_cluster_is_contacted(job, cluster, override, words):
-    with pytest.raises(SpecError, match=words):
+def test_an_impossible_job_is_refused_before_the_cluster_is_contacted(job, cluster, override, message):
+    with pytest.raises(SpecError, match=message):
         submit(job(override), cluster)
     assert cluster.calls == []
 

@@ -21,7 +21,7 @@ from tests.integration.jobs import Outcome, cli, make_job, start
 from tests.integration.kubernetes_api import kubernetes_api
 from tests.integration.submitting import jobs, make_job_file, object_keys
 
-Verb = Callable[..., Outcome]
+RunCli = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def spec(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
 
 
 @pytest.fixture
-def verb(kubeconfig: Path) -> Verb:
+def run_cli(kubeconfig: Path) -> RunCli:
     def run(*arguments: object) -> Outcome:
         done = cli(*arguments, env={"KUBECONFIG": str(kubeconfig)})
         for secret in (CREDENTIALS["AWS_SECRET_ACCESS_KEY"], "secret-token"):
@@ -46,14 +46,14 @@ def verb(kubeconfig: Path) -> Verb:
     return run
 
 
-def test_stdout_has_the_run_and_stderr_the_next_commands(verb: Verb, spec: Path, cluster: FakeCluster) -> None:
-    done = verb("submit", spec)
+def test_stdout_has_the_run_and_stderr_the_next_commands(run_cli: RunCli, spec: Path, cluster: FakeCluster) -> None:
+    done = run_cli("submit", spec)
     assert done.code == 0, done.err
     (job,) = jobs(cluster)
     reference = done.out.strip()
     assert job["metadata"]["name"] == reference.replace("/", "-")
     assert f"cpmbee-job status {reference}" in done.err
-    again = verb("submit", spec, "--json", "--set", "workers.memory=1Gi")
+    again = run_cli("submit", spec, "--json", "--set", "workers.memory=1Gi")
     document = json.loads(again.out)
     assert (document["run"], document["adopted"], document["namespace"]) == (reference, True, "team")
     assert document["differences"] == ['workers.memory: "16Gi", not "1Gi"']
@@ -61,16 +61,16 @@ def test_stdout_has_the_run_and_stderr_the_next_commands(verb: Verb, spec: Path,
 
 
 def test_a_dry_run_prints_the_manifest_and_nothing_else(
-    verb: Verb, spec: Path, cluster: FakeCluster, bucket: str, s3_storage: StorageSpec
+    run_cli: RunCli, spec: Path, cluster: FakeCluster, bucket: str, s3_storage: StorageSpec
 ) -> None:
-    done = verb("submit", spec, "--dry-run")
+    done = run_cli("submit", spec, "--dry-run")
     assert done.code == 0, done.err
     manifest = yaml.safe_load(done.out)
     assert object_keys(bucket, s3_storage) == []
     assert jobs(cluster) == []
-    verb("submit", spec)
+    run_cli("submit", spec)
     assert jobs(cluster)[0]["spec"] == manifest["spec"]
-    running = verb("submit", spec, "--dry-run")
+    running = run_cli("submit", spec, "--dry-run")
     assert (running.code, running.out) == (0, "")
     assert "nothing would be created" in running.err
 
@@ -86,8 +86,8 @@ def test_spec_errors_are_reported_before_the_cluster_is_contacted(spec: Path, tm
 
 
 @pytest.mark.parametrize("options", [["--timeout", "5"], ["--dry-run", "--wait"]])
-def test_incompatible_options_are_refused(verb: Verb, spec: Path, options: list[str]) -> None:
-    assert verb("submit", spec, *options).code == 2
+def test_incompatible_options_are_refused(run_cli: RunCli, spec: Path, options: list[str]) -> None:
+    assert run_cli("submit", spec, *options).code == 2
 
 
 def test_waiting_ends_with_the_run_s_own_exit_code(
@@ -108,46 +108,46 @@ def test_waiting_ends_with_the_run_s_own_exit_code(
 
 
 def test_waiting_for_a_run_that_has_succeeded_before_ends_at_once(
-    verb: Verb, spec: Path, bucket: str, s3_storage: StorageSpec
+    run_cli: RunCli, spec: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
-    reference = verb("submit", spec).out.strip()
+    reference = run_cli("submit", spec).out.strip()
     run = Run.open(f"{bucket}/runs/{reference}", s3_storage)
     run.store.put("delta/1.1/manifest.json", b"{}")
     for pointer in (keys.BEST, keys.LAST):
         run.store.put(pointer, documents.to_json({"prefix": "delta/1.1/"}))
     run.finish("succeeded", "finished")
-    done = verb("submit", spec, "--wait", "--json")
+    done = run_cli("submit", spec, "--wait", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["phase"] == "succeeded"
 
 
-def test_a_run_is_cancelled_refused_and_resumed(verb: Verb, spec: Path, cluster: FakeCluster) -> None:
-    reference = verb("submit", spec).out.strip()
-    done = verb("cancel", reference)
+def test_a_run_is_cancelled_refused_and_resumed(run_cli: RunCli, spec: Path, cluster: FakeCluster) -> None:
+    reference = run_cli("submit", spec).out.strip()
+    done = run_cli("cancel", reference)
     assert done.code == 0, done.err
     assert cluster.objects[PYTORCHJOBS] == {}
-    refused = verb("submit", spec)
+    refused = run_cli("submit", spec)
     assert refused.code == 5
     way = re.search("`cpmbee-job (resume s3:.*?)`", refused.err)
     assert way is not None, "the cluster has forgotten it: only the place leads to it"
     assert way[0] in done.err
-    resumed = verb(*way[1].split(), "--set", "workers.memory=1Gi")
+    resumed = run_cli(*way[1].split(), "--set", "workers.memory=1Gi")
     assert resumed.code == 0, resumed.err
     assert resumed.out.strip() == reference
     for name in ("resume", "cancel"):
-        told = verb(name, reference, "--json")
+        told = run_cli(name, reference, "--json")
         assert told.code == 0, told.err
         assert json.loads(told.out)["run"] == reference
         assert len(jobs(cluster)) == (name == "resume")
 
 
 def test_logs_can_be_fetched_from_a_run_without_a_delta(
-    verb: Verb, spec: Path, bucket: str, s3_storage: StorageSpec, tmp_path: Path
+    run_cli: RunCli, spec: Path, bucket: str, s3_storage: StorageSpec, tmp_path: Path
 ) -> None:
-    reference = verb("submit", spec).out.strip()
+    reference = run_cli("submit", spec).out.strip()
     Run.open(f"{bucket}/runs/{reference}", s3_storage).store.put("logs/pod-0/00001.log", b"a line\n")
-    assert verb("fetch", reference, "--to", tmp_path / "t").code == 102
-    done = verb("fetch", reference, "--to", tmp_path / "t", "--what", "logs,spec", "--json")
+    assert run_cli("fetch", reference, "--to", tmp_path / "t").code == 102
+    done = run_cli("fetch", reference, "--to", tmp_path / "t", "--what", "logs,spec", "--json")
     assert done.code == 0, done.err
     document = json.loads(done.out)
     assert (document["run"], document["folder"]) == (reference, str(tmp_path / "t"))

@@ -1,4 +1,4 @@
-"""What the tests of uploads and of downloads share."""
+"""Helpers for the tests of uploads and downloads."""
 
 import hashlib
 import signal
@@ -12,11 +12,11 @@ from pathlib import Path
 from cpmbee_job.store.s3.bucket import S3Store
 from tests.integration.conftest import QUICK
 
-PATIENT = replace(QUICK, read_timeout=60)
-"""Of those that crowd on one server."""
+LONG_TIMEOUT = replace(QUICK, read_timeout=60)
+"""Limits for many concurrent clients of one server."""
 PART = QUICK.part_size
 HEADERS = 20_000
-"""More bytes than all XML of a transfer has."""
+"""Upper bound of the bytes of headers and XML in a transfer."""
 
 
 def sha256(path: Path) -> str:
@@ -24,7 +24,7 @@ def sha256(path: Path) -> str:
 
 
 def kill_when(reached: Callable[[], bool], call: str, store: S3Store, endpoint_url: str) -> None:
-    """Runs a call of the store in a process of its own, which is killed as soon as that point is reached."""
+    """Run a call of the store in a subprocess, and kill it as soon as it reaches that point."""
     code = (
         "from pathlib import Path\nfrom cpmbee_job.spec import StorageSpec\n"
         "from cpmbee_job.store.s3.bucket import S3Store\n"
@@ -36,7 +36,7 @@ def kill_when(reached: Callable[[], bool], call: str, store: S3Store, endpoint_u
     try:
         deadline = time.monotonic() + 60
         while not reached():
-            assert process.poll() is None, "it ended by itself"
+            assert process.poll() is None, "it exited before it was killed"
             assert time.monotonic() < deadline, "it did not get there"
             time.sleep(0.02)
     finally:
@@ -49,7 +49,7 @@ def stored(store: S3Store) -> bytes:
 
 
 def alter(path: Path, place: int) -> None:
-    """Changes a byte."""
+    """Change one byte."""
     with path.open("r+b") as file:
         file.seek(place)
         byte = file.read(1)[0]

@@ -1,4 +1,4 @@
-"""Worlds of real processes that a test starts, disturbs and starts again; see `rank_server`."""
+"""Worlds of real processes that a test starts, disturbs and restarts; see `rank_server`."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from cpmbee_job.spec import load_spec
 from cpmbee_job.store.files import LOCK
 from tests.ports import free_port
 
-PATIENCE = 60.0
-"""Seconds after which a world that has not ended by itself is ended, as a watchdog would."""
+TIMEOUT = 60.0
+"""Seconds after which a world that still runs is killed, as a watchdog would."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Fault:
 
 @dataclass
 class World:
-    """The process ids of its ranks, by rank."""
+    """A running world: the process ids of its ranks, by rank."""
 
     pids: list[int]
     server: "RankServer"
     ended: dict[int, int] = field(default_factory=dict)
 
     def wait(self, *ranks: int) -> list[int]:
-        """The exit statuses of these ranks (default: all), once they have ended, or were ended."""
-        watchdog = threading.Timer(PATIENCE, self.send, [signal.SIGKILL])
+        """Wait for these ranks (default: all) and return their exit statuses."""
+        watchdog = threading.Timer(TIMEOUT, self.send, [signal.SIGKILL])
         watchdog.start()
         for rank in ranks or range(len(self.pids)):
             if rank not in self.ended:
@@ -56,7 +56,7 @@ class World:
         return [self.ended[rank] for rank in ranks or range(len(self.pids))]
 
     def send(self, number: int, *ranks: int) -> None:
-        """A signal to these ranks (default: all) that are still there."""
+        """Send a signal to those of these ranks (default: all) that still run."""
         for rank in set(ranks or range(len(self.pids))) - set(self.ended):
             with suppress(ProcessLookupError):
                 os.kill(self.pids[rank], number)
@@ -102,33 +102,33 @@ def rank_server(log: Path) -> Iterator[RankServer]:
 
 
 def new_run(job: Path, run_id: str, *overrides: str) -> Run:
-    """A run of the job with its data prepared."""
+    """Create a run of the job with prepared data."""
     run = Run.start(load_spec(job, overrides), run_id)
     run.bind_data(prepare_job(run.spec, run.storage))
     return run
 
 
 def wait_for_object(run: Run, key: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while run.store.info(key) is None:
         assert time.monotonic() < deadline, f"{key} did not appear"
         time.sleep(0.01)
 
 
 def state(pid: int) -> str:
-    """Of a process, as `ps` shows it: T stopped, Z ended."""
+    """Return the state of a process as `ps` shows it: T stopped, Z zombie."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def wait_until_state(pid: int, wanted: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while state(pid) != wanted:
         assert time.monotonic() < deadline, f"process {pid} is {state(pid)}, not {wanted}"
         time.sleep(0.01)
 
 
 def freeze(world: World, run: Run) -> None:
-    """Stop all its processes, at a moment when none has a lock, as a store on another machine gives none."""
+    """Stop all its processes while none holds a lock, since a remote store has no locks."""
     while True:
         world.send(signal.SIGSTOP)
         for pid in world.pids:
