@@ -183,7 +183,7 @@ class Driver:
         return [struck for struck in self.struck if struck.recovered_after is None]
 
     def _resumed(self, after: int, lost: int) -> None:
-        """Record an attempt that resumed after that step."""
+        """Record that an attempt resumed after that step and repeated `lost` steps."""
         struck = self._open() or self.struck[-1:]
         for one in struck:
             one.step = max(one.step, after + lost)  # what it had done by its end

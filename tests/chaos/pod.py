@@ -62,7 +62,7 @@ class Pod:
             send(pid, number)
 
     def freeze(self) -> list[int]:
-        """As on a node that hangs; what is frozen."""
+        """Freeze all processes, as on a node that hangs. Return them."""
         while True:
             self.send(signal.SIGSTOP)
             frozen = [self.process.pid, *descendants(self.process.pid)]
@@ -72,7 +72,7 @@ class Pod:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """All of it at once, as with its node."""
+        """Kill all processes at once, as when the node fails."""
         below = descendants(self.process.pid)
         for pid in (self.process.pid, *below):
             send(pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Resumption:
-    """An attempt's first step has come."""
+    """The resumption of a run by an attempt, at its first step."""
 
     after: int
     """Steps that it did not do again."""

@@ -58,7 +58,7 @@ def strike(fault: Fault, target: Target, held: Held | None) -> None:
 
 
 def newest_valid(run: Run) -> int:
-    """Return the earliest step from which the run must resume."""
+    """Return the step of the newest valid checkpoint, 0 without one. The run must not resume from an earlier step."""
     for manifest in resumable_checkpoints(run.store):
         with suppress(DamagedError, NotFoundError):
             read_state(run.store, manifest)
@@ -94,7 +94,7 @@ def _kill_torchrun(fault: Fault, target: Target, held: Held | None) -> None:
 
 
 def _kill_entrypoint(fault: Fault, target: Target, held: Held | None) -> None:
-    """Its child processes end with it."""
+    """Kill the entrypoint only; its child processes must end too."""
     pod, below = target.pod, descendants(target.pod.process.pid)
     pod.process.kill()
     _release(held, drop=True)

@@ -116,7 +116,7 @@ def install_packages(packages: Mapping[str, str] = PACKAGES) -> None:
 
 
 def check_network() -> None:
-    """iptables and bridged packets' way through it work, and nobody else uses our addresses."""
+    """Check that iptables filters bridged packets, and that the addresses are unused."""
     if not Path("/proc/sys/net/bridge").exists():
         run("modprobe", "br_netfilter")
     for table in ("filter", "nat", "mangle"):

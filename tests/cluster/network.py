@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def make_bridge() -> bool:
-    """Whether it had to be made."""
+    """Return whether it was created."""
     if Path(f"/sys/class/net/{BRIDGE}").exists():
         return False
     log.info("Making the bridge %s", BRIDGE)
     run("ip", "link", "add", BRIDGE, "mtu", str(mtu()), "type", "bridge")
     run("ip", "address", "add", f"{NODE_IP}/{POD_NETWORK.partition('/')[2]}", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
-    run("ip", "route", "add", SERVICE_NETWORK, "dev", BRIDGE)  # a machine without a way out reaches Services too
+    run("ip", "route", "add", SERVICE_NETWORK, "dev", BRIDGE)  # so a machine without a default route reaches Services
     return True
 
 

@@ -164,7 +164,7 @@ def _proxy_config() -> dict[str, object]:
 
 
 def kill_pods() -> None:
-    """End every process of every pod; a living kubelet then starts the pods again."""
+    """Kill every process of every pod; a running kubelet then restarts the pods."""
     deadline = time.monotonic() + 20
     while members := _members():
         if time.monotonic() > deadline:

@@ -16,22 +16,22 @@ from tests.cluster.kubectl import eventually
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a run went on after a fault; times in seconds from the fault."""
+    """Recovery of a run after a fault; times in seconds from the fault."""
 
     fault: str
     step: float
     """First step of a later attempt in the store."""
     whole: float
-    """First step there of an attempt with all workers that are wanted."""
+    """First step in the store of an attempt with all requested workers."""
     again: int
-    """Steps in the store that were done again."""
+    """Steps in the store that were repeated."""
 
 
 RECOVERIES = pytest.StashKey[list[Recovery]]()
 
 
 def table(recoveries: list[Recovery]) -> str:
-    """As the documentation has it."""
+    """Return the row for the table in the documentation."""
     lines = ["| fault | next step | with all workers | steps repeated |", "|---|---|---|---|"]
     lines += [f"| {found.fault} | {found.step:.0f} s | {found.whole:.0f} s | {found.again} |" for found in recoveries]
     return "\n".join(lines) + "\n"
@@ -63,7 +63,7 @@ class Training:
         return self.has(workers) and json.loads(self._read(keys.LATEST) or "{}").get("attempt") == self.attempt()
 
     def recovery(self, fault: str, do: Callable[[], object], workers: int) -> Recovery:
-        """Do it, and wait until the run has gone on with so many workers."""
+        """Call `do` and wait until the run resumes with this many workers."""
         before, last, began = self.attempt(), 0, time.monotonic()
 
         def has_gone_on() -> bool:

@@ -65,19 +65,19 @@ class Release:
         return self.helm(verb, str(CHART), "--wait", "--timeout=3m", values=values)
 
     def launchers(self) -> list[dict[str, Any]]:
-        """Jobs of the release, the oldest first."""
+        """Return the Jobs of the release, oldest first."""
         jobs = get("jobs", "-n", self.namespace, "-l", LABEL)["items"]
         return sorted(jobs, key=lambda job: job["metadata"]["creationTimestamp"])
 
     def ended(self, condition: str) -> list[str]:
-        """Names of the launchers that are Complete, or Failed."""
+        """Return the names of the launchers that are Complete or Failed."""
         return [job["metadata"]["name"] for job in self.launchers() if is_true(job, condition)]
 
     def logs(self, job: str) -> str:
         return kubectl("logs", "-n", self.namespace, f"job/{job}")
 
     def runs(self) -> set[str]:
-        """Run ids of the PyTorchJobs that are there."""
+        """Return the run ids of the existing PyTorchJobs."""
         jobs = get("pytorchjobs", "-n", self.namespace)["items"]
         return {job["metadata"]["labels"][naming.RUN_LABEL] for job in jobs}
 

@@ -1,4 +1,4 @@
-"""The main way on a real cluster, as a user goes it; `make e2e`."""
+"""The main workflow of a user on a real cluster; `make e2e`."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def asked_on_the_cluster(laptop: Laptop, run: str, delta: Path, question: Path) 
     here = laptop.run("evaluate", *data, "--delta", delta)
     there = laptop.run("evaluate", *data, "--delta", laptop.status(run)["url"], "--on-cluster", "--timeout=10m")
     assert (here.code, there.code) == (0, 0), here.err + there.err
-    assert re.search(r"-evaluate-\w+-\w+ \| examples", there.err)  # what its pod says
+    assert re.search(r"-evaluate-\w+-\w+ \| examples", there.err)  # from the log of its pod
     scores = json.loads(there.out)
     assert_same_scores(scores, json.loads(here.out))
     again = laptop.run("evaluate", *data, "--delta", laptop.status(run)["url"], "--on-cluster")
@@ -130,7 +130,7 @@ def test_an_invalid_record_fails_the_job_with_its_file_and_line(laptop: Laptop):
 
 
 def has_failed(namespace: str) -> bool:
-    """Whether the operator has given the only PyTorchJob up: nothing starts it again."""
+    """Return whether the operator marked the only PyTorchJob as failed, so that nothing restarts it."""
     (job,) = get("pytorchjobs", "-n", namespace)["items"]
     conditions = job.get("status", {}).get("conditions", [])
     return any(found["type"] == "Failed" and found["status"] == "True" for found in conditions)

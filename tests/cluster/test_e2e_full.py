@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.e2e_full, pytest.mark.timeout(900)]
 
 
 def problem(laptop: Laptop, run: str, *words: str) -> str:
-    """The first problem that `status` names, once it has these words."""
+    """Return the first problem in `status` that contains these words."""
 
     def said() -> str | None:
         return next((p for p in laptop.status(run)["problems"] if all(word in p for word in words)), None)

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e_full, pytest.mark.timeout(1800)]
 
 
 def storage(laptop: Laptop) -> StorageSpec:
-    """How this machine reaches the store."""
+    """Return the store settings for this machine."""
     return StorageSpec(endpoint_url=laptop.spec["storage"]["launcher_endpoint_url"])
 
 
@@ -99,7 +99,7 @@ def is_preparing(laptop: Laptop, run: str, index: int) -> bool:
 
 
 def assert_undisturbed(laptop: Laptop, run: str) -> None:
-    """The run has a line for each step, with the loss of one process here that is left alone."""
+    """Assert one line for each step, with the loss of an undisturbed local run on one process."""
     found = [line["loss"] for line in metrics(laptop, run) if line["event"] == "step"]
     laptop.spec["output"] = str(laptop.folder / "runs")
     local = laptop.run("local", laptop.job, "--processes=1")
@@ -108,7 +108,7 @@ def assert_undisturbed(laptop: Laptop, run: str) -> None:
 
 
 def crash(laptop: Laptop, run: str, index: int) -> None:
-    """End all processes of a worker's container, none of which is asked before."""
+    """Kill all processes of a worker's container without SIGTERM."""
     (name,) = laptop.pods(run, index)
     soon = "(sleep 1; kill -s KILL -- -1) > /dev/null 2>&1 &"  # `exec` itself is to end well
     kubectl("exec", "-n", laptop.namespace, name, "-c", naming.TRAIN_CONTAINER, "--", "sh", "-c", soon)

@@ -31,7 +31,7 @@ MOST_GROWTH = 48 << 20
 
 
 class CountingTransport(Transport):
-    """Remembers the requests."""
+    """Record the requests."""
 
     requests: list[str]
 
@@ -41,7 +41,7 @@ class CountingTransport(Transport):
 
 
 class Crowd(ApiCluster):
-    """A namespace's cluster that tells what was asked of it."""
+    """A namespace's cluster that records its requests."""
 
     def __init__(self, namespace: str) -> None:
         self.transport = CountingTransport(config.new_client_from_config)
@@ -53,7 +53,7 @@ class Crowd(ApiCluster):
         self.transport.json("PUT", path, body={**item, "status": status})
 
     def asked(self) -> list[str]:
-        """Since the last time."""
+        """Return the requests since the last call."""
         asked, self.transport.requests = self.transport.requests, []
         return asked
 
@@ -122,14 +122,14 @@ def crowd() -> Iterator[Crowd]:
 
 
 @pytest.fixture(scope="module")
-def nobody() -> Iterator[str]:
+def empty_namespace() -> Iterator[str]:
     with fresh_namespace("crowd-none") as namespace:
         yield namespace
 
 
 @pytest.fixture(autouse=True)
 def no_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cluster alone is asked: nothing here has credentials for a store."""
+    """Only the cluster is queried: no credentials for a store exist here."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -163,14 +163,14 @@ main()
 
 
 def peak(*arguments: str) -> int:
-    """Most memory that the command needs, in bytes."""
+    """Return the peak memory of the command in bytes."""
     done = subprocess.run([sys.executable, "-c", MEASURED, *arguments], capture_output=True, text=True, check=True)
     line = next(line for line in done.stderr.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) << 10
 
 
-def test_memory_does_not_grow_with_runs(crowd: Crowd, nobody: str) -> None:
-    none, many = (peak("list", "--limit=0", "--namespace", name) for name in (nobody, crowd.namespace))
+def test_memory_does_not_grow_with_runs(crowd: Crowd, empty_namespace: str) -> None:
+    none, many = (peak("list", "--limit=0", "--namespace", name) for name in (empty_namespace, crowd.namespace))
     assert many - none < MOST_GROWTH
 
 

@@ -20,7 +20,7 @@ def test_quick_benchmarks_run():
     done = bench("packing", "startup", "--json")
     assert done.returncode == 0, done.stderr
     figures = {figure["what"]: figure for figure in json.loads(done.stdout)["figures"]}
-    # Figures that are not times must be reached on any machine.
+    # Targets other than times must be met on any machine.
     marked = [figure for figure in figures.values() if figure["mark"] is not None]
     assert len(marked) == 6
     assert [figure["what"] for figure in marked if not figure["reached"]] == []

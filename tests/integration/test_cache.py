@@ -1,4 +1,4 @@
-"""Model folders in S3, and the copies that are kept of them."""
+"""Model folders in S3 and their cached copies."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +49,7 @@ def test_interrupted_copy_is_completed(shaky: S3Store, proxy: FaultProxy, tmp_pa
     moved: list[int] = []
     folder = fetch_folder(f"{shaky.url}/model", storage, tmp_path, moved.append)
     assert proxy.gets_of("/model/a") == copied
-    assert sum(moved) == 101  # what is there already counts as done
+    assert sum(moved) == 101  # existing files count as done
     assert (folder / "b").read_bytes() == b"b" * 100
 
 
@@ -59,7 +59,7 @@ def test_many_processes_fetch_one_folder(shaky: S3Store, proxy: FaultProxy, tmp_
     with ThreadPoolExecutor(4) as pool:
         copies = [pool.submit(fetch_folder, url, storage, tmp_path) for _ in range(4)]
         assert len({copy.result() for copy in copies}) == 1
-    assert proxy.gets_of("/model/config.json") < 4  # one copy, which may have been tried again
+    assert proxy.gets_of("/model/config.json") < 4  # one copy, possibly retried
 
 
 def test_a_missing_folder_is_reported(s3_storage: StorageSpec, bucket: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`make chaos` with five faults; a seed in its output gives the same ones again."""
+"""`make chaos` with five faults; the printed seed reproduces them."""
 
 import json
 import os

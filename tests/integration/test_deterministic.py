@@ -1,4 +1,4 @@
-"""`train.deterministic`: the same bytes, whatever the number of processes and whatever happens to them."""
+"""`train.deterministic`: identical bytes for any number of processes and any faults."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ OPTIONS = ["--set", "train.deterministic=true", "--set", "train.epochs=4", "--se
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run on one process, and one on two that are killed and then on three, in the middle of an epoch."""
+    """One run on one process; another is killed on two processes within an epoch and resumes on three."""
     job = make_job(tmp_path_factory.mktemp("job"))
     folder = job.parent / "runs" / "weather"
     process = start(

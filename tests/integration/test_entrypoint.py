@@ -54,7 +54,7 @@ def test_an_image_incompatible_with_the_launcher_fails_the_run_before_any_read(t
     run.mkdir(parents=True)
     (run / keys.SPEC).write_text("of: a form that this version has never seen\n")
     pod |= {contract.VERSION_ENV: "1000", contract.LAUNCHER_ENV: "99.0", contract.STORAGE_ENV: '{"new_field": 1}'}
-    assert prepare(str(run), pod).returncode == 0  # or it would be started for ever
+    assert prepare(str(run), pod).returncode == 0  # a failure would restart it forever
     result = json.loads((run / keys.RESULT).read_text())
     assert (result["state"], result["exit_code"]) == ("failed", 3)
     assert "the image is older" in result["reason"]
@@ -122,7 +122,7 @@ def test_a_deadline_that_passes_between_two_starts_fails_the_run(tmp_path, pod, 
 
 @contextmanager
 def two_pods(tmp_path: Path, pod: dict[str, str]) -> Iterator[tuple[Path, list["subprocess.Popen[bytes]"]]]:
-    """The run's folder and two entrypoints with what the training operator puts into elastic pods, training."""
+    """Yield the run's folder and two training entrypoints with the environment of elastic pods."""
     run = begin(tmp_path, "train.epochs=200", "train.early_stop_patience=0", "data.eval=null")
     assert prepare(run.url, pod).returncode == 0
     port = free_port()
@@ -153,14 +153,14 @@ def two_pods(tmp_path: Path, pod: dict[str, str]) -> Iterator[tuple[Path, list["
 
 
 def next_world_size(folder: Path, begun: int) -> int:
-    """Of the attempt after the first `begun` ones."""
+    """Return the world size of the attempt after the first `begun` ones."""
     following = folder / keys.attempt_key(begun + 1)
     wait_for(following, 120)
     return int(json.loads(following.read_text())["world_size"])
 
 
 def test_pods_train_together_and_survive_the_loss_of_one(tmp_path, pod):
-    """The survivor's world has one rank."""
+    """The surviving pod continues with one rank."""
     with two_pods(tmp_path, pod) as (folder, pods):
         begun = len(list((folder / "attempts").glob("?????.json")))
         for process in [*descendants(pods[1].pid), pods[1].pid]:

@@ -106,6 +106,6 @@ def test_errors_are_reported_with_a_message(folder: Path) -> None:
     done = finetune(folder, "wrong", "--load", str(folder / "nowhere.bin"))
     assert done.returncode != 0
     assert "nowhere.bin" in done.stderr
-    assert 'finetune.py", line' not in done.stderr  # torchrun's own traceback is not ours to silence
+    assert 'finetune.py", line' not in done.stderr  # torchrun still prints its own traceback
     done = finetune(folder, "wrong", "--use-delta", "--epoch", "0")
     assert "epochs" in done.stderr

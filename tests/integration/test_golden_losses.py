@@ -1,4 +1,4 @@
-"""The losses that GPUs are held against are still those of a CPU."""
+"""The golden losses for GPUs equal those of a CPU."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.integration.worlds import new_run
 
 
 def test_a_cpu_still_gives_the_golden_losses(tmp_path: Path) -> None:
-    """If what is trained has changed on purpose: `python -m tests.gpu.golden`."""
+    """After an intended change of training, run `python -m tests.gpu.golden`."""
     golden = json.loads(PLACE.read_text(encoding="utf-8"))
     found = compute(new_run(make_job(tmp_path), "golden", OPTION))
     assert found["steps"] == pytest.approx(golden["steps"], rel=1e-5)

@@ -79,7 +79,7 @@ def test_missing_requirements_of_a_python_are_found() -> None:
     ],
 )
 def test_an_impossible_environment_is_refused_with_a_message(code: str, message: str) -> None:
-    """`-I -S`: as a Python without any package."""
+    """`-I -S` starts Python without any package."""
     code = f"import sys; sys.path.append({str(ROOT / 'tests/gpu')!r}); import environment; environment.{code}"
     done = python("-I", "-S", "-c", code, CUDA_HOME="/nowhere", PATH="/nowhere")
     assert done.returncode == 1

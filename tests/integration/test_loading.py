@@ -1,4 +1,4 @@
-"""Models that are read by ranges: from S3, by several ranks, with little memory, and when something goes wrong."""
+"""Models read by ranges: from S3, by several ranks, with little memory, and with faults."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def load(url: str, endpoint_url: str):
 
 
 def world(size: int, *arguments: str, caches: list[Path] | None = None) -> list[dict]:
-    """What the ranks of a world print that loads the model together."""
+    """Load the model in a world and return the output of each rank."""
     port = free_port()
     ranks = []
     for rank in range(size):
@@ -145,7 +145,7 @@ def test_each_rank_reads_its_share_once(folder):
     assert [report["sum"] for report in reports] == pytest.approx([expected] * 2, rel=1e-12)
     total = sum(parameter.nbytes for parameter in alone.parameters())
     shares = [report["bytes"] for report in reports]
-    assert total <= sum(shares) <= total + 1000  # but for the tables
+    assert total <= sum(shares) <= total + 1000  # except for the tables
     assert max(shares) < 0.55 * total
 
 
@@ -168,7 +168,7 @@ def test_a_rank_reads_what_its_machine_has_kept(stored, s3_storage, proxy, tmp_p
     caches = [tmp_path / "one", tmp_path / "other"]
     first = world(2, stored, proxy.url, caches=caches)
     before = proxy.gets_of("/model-0")
-    second = world(2, stored, proxy.url, caches=caches[::-1])  # the pods came back with each other's number
+    second = world(2, stored, proxy.url, caches=caches[::-1])  # the pods restart with swapped indices
     assert [report["digest"] for report in second] == [report["digest"] for report in first]
     assert proxy.gets_of("/model-0") - before <= 2 * 2 * 3  # tables
 

@@ -1,4 +1,4 @@
-"""`cpmbee-job local` on real processes: the same curve whatever the world does, and honest ends."""
+"""`cpmbee-job local` on real processes: the same loss curve for any world size and any fault, and correct results."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_any_number_of_processes_gives_the_same_loss_curve(
     assert done.code == 0, done.err
     run = Path(json.loads(done.out)["run"])
     assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-4)
-    for count in ("tokens", "target_tokens", "epoch"):  # rows that only pad a rank's share count nowhere
+    for count in ("tokens", "target_tokens", "epoch"):  # padding rows of a rank are not counted
         assert [line[count] for line in metrics(run)] == [line[count] for line in metrics(undisturbed)]
     ours, theirs = metrics(run, "eval"), metrics(undisturbed, "eval")
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-4)
@@ -191,7 +191,12 @@ def test_sigterm_leaves_a_checkpoint_to_resume_from(job: Path, undisturbed: Path
 
 def test_sigterm_to_one_worker_stops_all_and_the_job_resumes(job: Path, undisturbed: Path) -> None:
     run = undisturbed.parent / "one-stopped"
-    rare = ["--set", "train.checkpoint_interval=1000", "--set", "train.eval_interval=2"]  # only a stop leaves one
+    rare = [
+        "--set",
+        "train.checkpoint_interval=1000",
+        "--set",
+        "train.eval_interval=2",
+    ]  # so only SIGTERM writes a checkpoint
     process = start("local", job, "--run-id", "one-stopped", "--processes", 2, *LONG, *rare)
     wait_for(run / "delta" / "BEST")
     os.kill(workers(process.pid)[1], signal.SIGTERM)
@@ -230,7 +235,7 @@ def test_no_process_outlives_its_parent(job: Path, tmp_path: Path, victim: str) 
     os.kill({"local": process.pid, "entrypoint": entrypoint, "torchrun": torchrun}[victim], signal.SIGKILL)
     wait_until_gone([torchrun, *first_workers])
     if victim == "torchrun":
-        wait_for(run / "attempts" / "00002.json")  # it is started again
+        wait_for(run / "attempts" / "00002.json")  # the job restarts
         process.terminate()
     else:
         wait_until_gone([entrypoint])

@@ -1,4 +1,4 @@
-"""What Prometheus gets of a pod: its entrypoint and two workers, with everything in S3."""
+"""Metrics of a pod as Prometheus reads them: entrypoint and two workers, with all data in S3."""
 
 import json
 import os
@@ -37,7 +37,7 @@ OPENER = build_opener(ProxyHandler({}))
 
 @contextmanager
 def pod(run: Run, log: Path) -> Iterator[tuple["subprocess.Popen[bytes]", Callable[[], Scrape]]]:
-    """The training container with two workers, and how to ask it."""
+    """Run the training container with two workers. Yield its process and a function that reads its metrics."""
     environment = {**os.environ, contract.STORAGE_ENV: run.storage.model_dump_json()}
     run_python(*contract.prepare_command(run.url), env=environment).check_returncode()
     with log.open("wb") as file:
@@ -68,7 +68,7 @@ def scrape(port: str) -> Scrape:
 
 
 def until(ask: Callable[[], T], what: Callable[[T], bool]) -> T:
-    """Ask until it is so."""
+    """Poll until the condition holds."""
     deadline = time.monotonic() + 120
     while not what(values := ask()):
         assert time.monotonic() < deadline, values

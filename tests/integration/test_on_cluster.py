@@ -33,7 +33,7 @@ RunCli = Callable[..., Outcome]
 
 
 class WorkingCluster(FakeCluster):
-    """Does a Job as soon as it is there: its container's command as a process, its end as kubelet and controller tell
+    """Executes each created Job: its container's command as a process, its end as kubelet and controller tell
     it. `idle`: nothing is done."""
 
     def __init__(self, cache: Path) -> None:
@@ -122,7 +122,7 @@ def test_scores_equal_local_scores_and_are_kept_in_the_store(
     asked = list(cluster.calls)
     again = run_cli(*what, "--on-cluster", "--job", job)
     assert (again.code, json.loads(again.out)) == (0, scores)
-    assert cluster.calls == asked  # nothing more: the Job may be forgotten by then
+    assert cluster.calls == asked  # no more requests: the Job may be deleted by then
 
 
 def test_a_run_supplies_the_image_and_the_store_for_its_own_delta(
@@ -182,7 +182,7 @@ def test_an_active_inference_is_waited_for_and_not_started_twice(
     assert "already exists" in done.err
     (created,) = cluster.objects[JOBS].values()
     folder = open_store(created["metadata"]["annotations"][naming.URL_ANNOTATION], s3_storage)
-    folder.put(keys.SCORES, b'{"loss": 0.5}')  # its pod has done it
+    folder.put(keys.SCORES, b'{"loss": 0.5}')  # as its pod writes it
     done = run_cli(*what)
     assert (done.code, done.out) == (0, "loss           0.5000\n")
     folder.put(keys.SCORES, b'{"loss": ')
@@ -248,7 +248,7 @@ def test_gc_leaves_results_and_what_a_waiting_job_needs(
     assert places() == kept
     again = run_cli(*what, "--json")
     assert (again.code, json.loads(again.out)["examples"]) == (0, 12), again.err
-    cluster.objects[JOBS].clear()  # it is gone; asking begins it anew, with all that it takes
+    cluster.objects[JOBS].clear()  # the Job is deleted: the command starts the inference again with all its inputs
     assert run_cli(*what, "--batch-tokens", 4096, "--timeout", "0s").code == 101
     assert places() == kept | uploads | {waits}
 

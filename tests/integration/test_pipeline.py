@@ -1,4 +1,4 @@
-"""What a pipeline asks of `submit --wait` and `wait`: files for its job page, and what its end means for the run."""
+"""`submit --wait` and `wait` in a pipeline: report files, and the effect of the pipeline's exit on the run."""
 
 import json
 import signal
@@ -37,34 +37,34 @@ def spec(tmp_path: Path, bucket: str, s3_storage: StorageSpec) -> Path:
 
 
 class HangingCluster(FakeCluster):
-    """Does not answer at first."""
+    """An API server that does not respond at first."""
 
     def __init__(self, namespace: str = "team") -> None:
         super().__init__(namespace)
-        self.asked, self.go_on = threading.Event(), threading.Event()
+        self.asked, self.proceed = threading.Event(), threading.Event()
 
     def server_version(self) -> str:
         self.asked.set()
-        self.go_on.wait(60)
+        self.proceed.wait(60)
         return super().server_version()
 
 
 class SlowCluster(FakeCluster):
-    """Takes its time with a PyTorchJob."""
+    """An API server that creates PyTorchJobs slowly."""
 
     def __init__(self, namespace: str) -> None:
         super().__init__(namespace)
-        self.creating, self.go_on = threading.Event(), threading.Event()
+        self.creating, self.proceed = threading.Event(), threading.Event()
 
     def create(self, kind: str, manifest: Object, **how: Any) -> Object:
         if kind == PYTORCHJOBS and not how.get("dry_run"):
             self.creating.set()
-            self.go_on.wait(60)
+            self.proceed.wait(60)
         return super().create(kind, manifest, **how)
 
 
 def submitted(process: "subprocess.Popen[str]", cluster: FakeCluster, bucket: str, storage: StorageSpec) -> Run:
-    """The run, once its PyTorchJob is there and the command waits for its end."""
+    """Return the run once its PyTorchJob exists and the command waits for its result."""
     deadline = time.monotonic() + 60
     while not jobs(cluster):
         assert process.poll() is None, process.communicate()[1]
@@ -157,7 +157,7 @@ def test_a_cancelled_pipeline_cancels_its_run(
     process = start("submit", spec, *options, env=kubeconfig)
     run = submitted(process, cluster, bucket, s3_storage)
     process.send_signal(number)
-    process.send_signal(number)  # pipelines are impatient
+    process.send_signal(number)  # pipelines signal repeatedly
     out, err = process.communicate(timeout=60)
     assert process.returncode == 103, err
     result = run.result()
@@ -218,14 +218,14 @@ def test_any_other_exit_of_the_command_does_not_cancel_the_run(
 def test_a_signal_before_the_run_begins_creates_nothing(
     spec: Path, tmp_path: Path, bucket: str, s3_storage: StorageSpec
 ) -> None:
-    """While the submit can't go on yet: its cluster does not answer."""
+    """The submit is blocked: its cluster does not respond."""
     hanging = HangingCluster()
     with kubernetes_api(hanging, tmp_path) as path:
         process = start("submit", spec, "--wait", "--cancel-on-signal", env={"KUBECONFIG": str(path)})
         assert hanging.asked.wait(60)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
-        hanging.go_on.set()
+        hanging.proceed.set()
     assert process.returncode == 103, err
     assert "no run was started" in err
     assert open_store(f"{bucket}/runs/weather", s3_storage).folders() == []
@@ -239,8 +239,8 @@ def test_a_signal_while_a_run_is_created_cancels_it_after_its_creation(
         process = start("submit", spec, "--wait", "--cancel-on-signal", env={"KUBECONFIG": str(path)})
         assert cluster.creating.wait(60)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)  # it comes while the answer is awaited; where it comes later the end is the same
-        cluster.go_on.set()
+        time.sleep(0.2)  # usually arrives during the request; later, the result is the same
+        cluster.proceed.set()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 103, err
     (run_id,) = open_store(f"{bucket}/runs/weather", s3_storage).folders()

@@ -1,4 +1,4 @@
-"""Promoting on a real object store, with real conditional puts."""
+"""Promotion on a real object store with conditional puts."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def test_the_best_of_eight_concurrent_promotions_stays(
     assert delta.run == runs["r0"].url
     assert target.get(f"{delta.prefix}delta.safetensors") == b"tensors of r0"
     promoted = [promotion for promotion in done.values() if promotion.promoted]
-    # a chain: each took the place of another, so no pointer was put over one that its writer had not read
+    # a chain: each replaced a different one, so no writer overwrote a pointer that it had not read
     assert len({promotion.incumbent for promotion in promoted}) == len(promoted)
     for promotion in done.values():
         losses = promotion.verdict.candidate, promotion.verdict.incumbent

@@ -1,4 +1,4 @@
-"""Going on with runs that have ended, against a real object store; the cluster is one in memory."""
+"""Resume finished runs, with a real object store and an in-memory cluster."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""S3 beyond what both stores do, and while its server and the network misbehave."""
+"""Behavior specific to S3, and faults of its server and of the network."""
 
 import filecmp
 import time

@@ -1,4 +1,4 @@
-"""Ranks that stand still before the first step or after the last one, and those that are only slow."""
+"""Ranks that hang before the first step or after the last one, and ranks that are only slow."""
 
 import json
 import os
@@ -29,7 +29,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(job: Path) -> Path:
-    done = cli("local", job, "--run-id", "calm", "--processes", 1, *OPTIONS)  # any number computes the same
+    done = cli(
+        "local", job, "--run-id", "calm", "--processes", 1, *OPTIONS
+    )  # any number of processes computes the same
     assert done.code == 0, done.err
     return Path(done.out.strip())
 

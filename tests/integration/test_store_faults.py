@@ -147,7 +147,7 @@ def test_a_full_disk_fails_the_command_with_a_message_and_the_run_resumes_after_
     run = one_megabyte / "runs" / "weather" / "full"
     store = open_store(str(run))
     for manifest in stored_checkpoints(store):
-        read_state(store, manifest)  # no half of one counts
+        read_state(store, manifest)  # every listed checkpoint is complete
     filler.unlink()
     again = cli("local", job, *options, "--set", "train.keep_checkpoints=2")
     assert again.code == 0, again.err

@@ -1,4 +1,4 @@
-"""Both stores behave the same."""
+"""Behavior that both stores share."""
 
 import filecmp
 import threading
@@ -118,7 +118,7 @@ def test_one_of_many_replaces(store: Store, round_: int) -> None:
 
 
 def race(put) -> dict[bytes, bool]:
-    """Eight threads put at the same moment: who won."""
+    """Put from eight threads at the same moment. Return whether each succeeded, by writer."""
     barrier = threading.Barrier(8)
 
     def contend(name: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Submitting to a cluster in memory, against a real object store."""
+"""Submit to an in-memory cluster, with a real object store."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -203,7 +203,7 @@ def test_a_submit_interrupted_during_the_uploads_is_completed(job, cluster, buck
     assert submit(job(), cluster).found.reference == done.found.reference
     spec = run_of(done, s3_storage).spec
     store = open_store(spec.model, s3_storage)
-    store.put("model.safetensors", b"something else")  # as if damaged
+    store.put("model.safetensors", b"something else")  # simulates corruption
     submit(job(), cluster)
     assert store.get("model.safetensors") == b"the model.safetensors"
 

@@ -156,7 +156,7 @@ def test_logs_can_be_fetched_from_a_run_without_a_delta(
 
 
 def test_a_fetched_delta_answers(tmp_path: Path) -> None:
-    """Of a run of this machine, which needs no cluster."""
+    """The delta of a local run can be fetched without a cluster."""
     job = make_job(tmp_path, rows=64)
     done = cli("local", job, "--run-id", "one", "--processes", 1, "--set", "train.epochs=1")
     assert done.code == 0, done.err

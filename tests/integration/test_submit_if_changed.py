@@ -20,7 +20,7 @@ def fire(spec: JobSpec, cluster: FakeCluster) -> Submission:
 
 
 def end(run: Run, state: str, at: str, cluster: FakeCluster) -> None:
-    """The run ends at that time, and the cluster forgets it."""
+    """Finish the run at that time and delete its job."""
     record = {"state": state, "reason": "a reason", "run": run.url, "ended_at": f"2026-01-{at}T00:00:00Z"}
     run.store.put(keys.RESULT, documents.to_json(record))
     cluster.objects.get(PYTORCHJOBS, {}).clear()

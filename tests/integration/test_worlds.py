@@ -1,4 +1,4 @@
-"""Worlds that are killed, stopped and changed at moments that a seed draws, and what stays true of their run."""
+"""Kill, stop and resize worlds at random moments from a seed, and check the invariants of their run."""
 
 import json
 import logging
@@ -131,7 +131,7 @@ def test_repeated_failures_at_the_same_step_fail_the_run_with_the_reason(job, se
 
 
 def test_a_stale_world_that_wakes_up_changes_nothing(job, server, undisturbed):
-    """All of it stands still, as on a node that hangs, while another takes over; then it wakes up in mid-work."""
+    """The whole world freezes, as on a hung node. Another takes over; then the first one wakes up during its work."""
     run = new_run(job, "zombie", *OPTIONS)
     zombie = server.start(run, 2)
     wait_for_object(run, keys.manifest_key(4, 1))

@@ -61,7 +61,7 @@ def test_a_part_of_ccpm_is_trained_and_scored(folder: Path, reference: Path) -> 
     run = Path(done.out.strip())
     assert len(losses(run)) == 4
 
-    # What training says of the evaluation rows is what `evaluate` says of them one by one.
+    # The evaluation loss in training equals that of `evaluate` on single examples.
     scored = cli(
         "evaluate",
         "--model",
@@ -81,7 +81,7 @@ def test_a_part_of_ccpm_is_trained_and_scored(folder: Path, reference: Path) -> 
 
 @needs_reference
 def test_the_first_loss_is_the_originals(folder: Path, reference: Path) -> None:
-    """Before any update, a step over examples has the loss that the original gives them one by one."""
+    """Before any update, the loss of a step equals the original's loss of its examples, scored one by one."""
     rows, scores = reference / "reference" / "packed_rows.jsonl", reference / "reference" / "row_scores.jsonl"
     plain = [json.loads(line) for line in scores.read_text(encoding="utf-8").splitlines()]
     expected = -sum(row["base_logprob"] for row in plain) / sum(row["target_tokens"] for row in plain)
