@@ -50,7 +50,7 @@ def doctor(
     if as_json:
         console.print_json([vars(finding) for finding in findings])
     else:
-        console.print_lines([_line(finding) for finding in findings])
+        console.stdout.print(*[_line(finding) for finding in findings], sep="\n")
     problems = sum(finding.state == "problem" for finding in findings)
     if problems:
         raise PreflightError(f"{problems} of {len(findings)} checks failed")

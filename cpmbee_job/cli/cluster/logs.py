@@ -5,7 +5,8 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
-from cpmbee_job.cli.cluster.attach import StateChanges, follow_pods, interruptible, printer, say_end, wait_for
+from cpmbee_job.cli.cluster.attach import StateChanges, follow_pods, interruptible, printer
+from cpmbee_job.cli.cluster.run_text import summary
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, seconds
@@ -44,6 +45,7 @@ def logs(
     """
     from cpmbee_job.launch.background import begin
     from cpmbee_job.launch.follow.logs import CONTAINERS, LogSelection, read_logs
+    from cpmbee_job.launch.follow.wait import wait_for_end
 
     if previous and follow:
         raise UsageError("--previous and --follow are incompatible: a previous log no longer grows")
@@ -59,28 +61,29 @@ def logs(
             for line in read_logs(found, cluster, selection, console.say):
                 show(line)
             return
-        waiting = begin(lambda: wait_for(found, cluster, None, StateChanges()))
+        changes = StateChanges()
+        waiting = begin(lambda: wait_for_end(found, cluster, on_status=changes.update, on_trouble=changes.trouble))
         follow_pods(found, cluster, waiting, selection, show)
-        say_end(waiting.result())
+        status = waiting.result()
+    console.say(f"{status.reference}: {summary(status)}")
 
 
 @contextmanager
 def _json_list() -> "Iterator[Callable[[LogLine], None]]":
     """Print each line when it arrives, all together as one JSON list."""
-    separator = "[\n"
+    has_lines = False
 
     def show(line: "LogLine") -> None:
-        nonlocal separator
+        nonlocal has_lines
         fields = {"time": line.time, "pod": line.pod, "container": line.container, "text": line.text}
-        sys.stdout.write(separator + json.dumps(fields, ensure_ascii=False))
+        sys.stdout.write(f"{',' if has_lines else '['}\n{json.dumps(fields, ensure_ascii=False)}")
         sys.stdout.flush()
-        separator = ",\n"
+        has_lines = True
 
     try:
         yield show
-        if separator == "[\n":
-            sys.stdout.write("[")
-            separator = ",\n"
     finally:
-        if separator == ",\n":
+        if has_lines:
             sys.stdout.write("\n]\n")
+    if not has_lines:
+        sys.stdout.write("[]\n")

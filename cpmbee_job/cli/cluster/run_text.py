@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -11,7 +11,6 @@ from cpmbee_job.cli.shared.console import columns
 from cpmbee_job.launch.runs.durations import age, duration
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.runs.find import FoundRun
     from cpmbee_job.launch.runs.listing import RunEntry
     from cpmbee_job.launch.runs.pods import PodStatus
     from cpmbee_job.launch.runs.status import RunStatus
@@ -32,17 +31,6 @@ COLORS = {
     "cancelled": "magenta",
     "lost": "red",
 }
-
-
-def next_commands(found: "FoundRun", namespace: str) -> str:
-    """The commands that show an active run."""
-    run = found.arguments(namespace)
-    return f"state: `cpmbee-job status {run}`; logs: `cpmbee-job logs {run} --follow`"
-
-
-def run_fields(found: "FoundRun", namespace: str) -> dict[str, Any]:
-    """The fields that identify a run on a cluster in a JSON document."""
-    return {"run": found.reference, "url": found.url, "job": found.job_name, "namespace": namespace}
 
 
 def summary(run: "RunStatus") -> str:

@@ -1,6 +1,9 @@
+"""Show the state of a run, or of all runs."""
+
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,9 +11,9 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from cpmbee_job.cli.cluster.run_text import describe, summary
+from cpmbee_job.cli.cluster.run_text import describe, summary, table
 from cpmbee_job.cli.shared import console
-from cpmbee_job.cli.shared.commands import flag
+from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference
 from cpmbee_job.errors import UsageError
 
@@ -45,26 +48,51 @@ def status(
     elif as_json:
         console.print_json(observe(found, cluster).model_dump(mode="json"))
     else:
-        console.print_lines(describe(observe(found, cluster), datetime.now(UTC), all_pods))
+        console.stdout.print(*describe(observe(found, cluster), datetime.now(UTC), all_pods), sep="\n")
+
+
+def list_(
+    where: RunOptions,
+    limit: Annotated[int, option("--limit", "N", "Show at most this many, newest first; 0 shows all.", min=0)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of a namespace and of an output folder.
+
+    Without --output, only runs whose PyTorchJob still exists are listed. Schema of --json:
+    docs/reference/list.schema.json.
+
+    Example: cpmbee-job list --output s3://bucket/runs
+    """
+    from cpmbee_job.launch.runs.listing import list_runs
+
+    cluster = where.connect_if_needed()
+    listing = list_runs(cluster, output=where.output, storage=where.storage(), limit=limit or None)
+    for note in listing.notes:
+        console.warn(note)
+    if as_json:
+        console.print_json(listing.model_dump(mode="json"))
+        return
+    console.stdout.print(*table(listing.runs, datetime.now(UTC)), sep="\n")
+    hidden = listing.total - len(listing.runs)
+    if hidden:
+        console.say(f"{hidden} older runs are not shown (--limit)")
+    elif not listing.runs:
+        console.say("no runs" + ("" if cluster is None else f" in namespace {cluster.namespace}"))
 
 
 def _watch(observe: "Callable[[], RunStatus]", all_pods: bool) -> None:
     """Redraw on a terminal; elsewhere print a line for each change."""
-    if console.stdout.is_terminal:
-        with Live(console=console.stdout, auto_refresh=False) as live:
-            while True:
-                seen = observe()
-                live.update(Group(*describe(seen, datetime.now(UTC), all_pods)), refresh=True)
-                if seen.ended:
-                    return
-                time.sleep(REDRAW_SECONDS)
     last = ""
-    while True:
-        seen = observe()
-        line = summary(seen)
-        if (kind := re.sub(r" in \d+ \w+| \d+ \w+ ago", "", line)) != last:  # a countdown alone is not a change
-            typer.echo(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}")
-        if seen.ended:
-            return
-        last = kind
-        time.sleep(LINE_SECONDS)
+    with Live(console=console.stdout, auto_refresh=False) if console.stdout.is_terminal else nullcontext() as live:
+        while True:
+            seen = observe()
+            line = summary(seen)
+            kind = re.sub(r" in \d+ \w+| \d+ \w+ ago", "", line)
+            if live is not None:
+                live.update(Group(*describe(seen, datetime.now(UTC), all_pods)), refresh=True)
+            elif kind != last:  # a countdown alone is not a change
+                typer.echo(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}")
+            if seen.ended:
+                return
+            last = kind
+            time.sleep(LINE_SECONDS if live is None else REDRAW_SECONDS)

@@ -41,7 +41,7 @@ def check(
     try:
         sources = [open_source(url, storage) for url in (source, evaluation) if url is not None]
         num_bytes = sum(one.num_bytes for one in sources)
-        with console.byte_progress("check", num_bytes) as advance, format_as_option():
+        with console.progress("check", num_bytes) as advance, format_as_option():
             for one in sources:
                 checks.append(Check(one, tokenizer, format_name=format_name, max_length=max_length, strict=strict))
                 checks[-1].read(advance)

@@ -20,7 +20,7 @@ def reformat(
 
     num_bytes = sum(path.stat().st_size for path in input_files(source))
     warnings: Counter[str] = Counter()
-    with console.byte_progress("reformat", num_bytes) as advance, format_as_option():
+    with console.progress("reformat", num_bytes) as advance, format_as_option():
         written = reformat(source, target, format_name, warnings, advance)
     console.warn_of_counts(warnings)
     for path, count in written.items():

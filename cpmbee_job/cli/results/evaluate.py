@@ -105,7 +105,7 @@ def _score(
     evaluator = Evaluator(model, tokenizer, options.batch_tokens)
     summary = Summary()
     lines = nullcontext(None) if per_example is None else lines_to(per_example, storage)
-    with lines as write, console.item_progress("evaluate", len(examples), "examples") as advance:
+    with lines as write, console.progress("evaluate", len(examples), "examples") as advance:
         for score in evaluator.scores(examples):
             summary.add(score)
             if write is not None:

@@ -45,7 +45,7 @@ def merge(
     change = fetch_delta(delta, storage)
     base = StoredWeights(files.weights)
     layout = merged_layout(base.layout, change, same_dtype=round_weights)
-    with new_folder(out, storage, last=CONFIG) as folder, console.byte_progress("read weights", base.nbytes) as advance:
+    with new_folder(out, storage, last=CONFIG) as folder, console.progress("read weights", base.nbytes) as advance:
         _write_model(folder, layout, merged_weights(base.stream(advance), change, layout), files)
     warn_of_other_base(change, base.streamed_digest, delta, model)
     console.say(f"{out}: merged {change.source} (r {change.r}, alpha {change.alpha:g}) into {model}")
@@ -75,7 +75,7 @@ def convert(
     files = fetch_model(model, storage)
     stored = StoredWeights(files.weights)
     check_model(files, stored)
-    progress = console.byte_progress("read weights", stored.nbytes)
+    progress = console.progress("read weights", stored.nbytes)
     with new_folder(out, storage, last=CONFIG) as folder, progress as advance:
         _write_model(folder, stored.layout, stored.stream(advance), files, as_bin=target == "bin")
     console.say(f"{out}: {len(stored.tensors)} tensors of {model}")

@@ -50,7 +50,7 @@ def load_with_delta(options: ModelOptions, files: "ModelFiles", storage: "Storag
     on_gpu = torch.cuda.is_available()
     half = on_gpu and ModelConfig.from_file(files.config).half
     dtype, device = torch.float16 if half else torch.float32, torch.device("cuda" if on_gpu else "cpu")
-    with console.byte_progress("read weights", sum(file.size for file in files.weights)) as advance:
+    with console.progress("read weights", sum(file.size for file in files.weights)) as advance:
         model = load_model(files, dtype, device, progress=advance)
     if delta is not None and options.delta is not None:
         warn_of_other_base(delta, model.base_digest, options.delta, options.model)

@@ -77,7 +77,7 @@ def _predict(
     model = load_with_delta(inputs, files, storage)
     generator = Generator(model, tokenizer, BeamOptions(search.beam_size, search.max_length, search.repetition_penalty))
     total = len(questions)
-    with lines_to(output, storage) as write, console.item_progress("predict", total, "examples") as advance:
+    with lines_to(output, storage) as write, console.progress("predict", total, "examples") as advance:
         for begin in range(0, total, search.batch_size):
             for filled in generator.answer(questions[begin : begin + search.batch_size]):
                 write(filled)

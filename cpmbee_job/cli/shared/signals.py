@@ -27,7 +27,8 @@ class Signaled(BaseException):
 class Signals:
     """The signal handler, and the run that it cancels: none yet, one that is being started, or one that exists."""
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
         self.received = ""
         """Name of the first signal that arrived."""
         self._found: FoundRun | None = None
@@ -39,7 +40,12 @@ class Signals:
         self._found, self._cluster, self._held = found, cluster, True
 
     def watch(self, found: "FoundRun", cluster: "Cluster | None") -> None:
-        """From now on, cancel this run at once. Raises `Signaled` if a signal was deferred."""
+        """From now on, cancel this run at once. Raises `Signaled` if a signal was deferred.
+
+        Raises `UsageError` for a run that this command could not cancel.
+        """
+        if self._enabled and (cluster is None or not found.url.startswith("s3://")):
+            raise UsageError(f"--cancel-on-signal: {found.url} is a local run, or no cluster is configured")
         self._found, self._cluster, self._held = found, cluster, False
         if self.received:
             raise Signaled
@@ -83,7 +89,7 @@ def cancelling(enabled: bool, on_status: "Callable[[RunStatus], None]") -> Itera
 
     The block then ends with `CancelledError`, or with the error that prevented the cancellation.
     """
-    signals = Signals()
+    signals = Signals(enabled)
     if not enabled:
         yield signals
         return
@@ -99,9 +105,3 @@ def cancelling(enabled: bool, on_status: "Callable[[RunStatus], None]") -> Itera
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def require_cancellable(enabled: bool, found: "FoundRun", cluster: "Cluster | None") -> None:
-    """Raises `UsageError` for a run that this command could not cancel."""
-    if enabled and (cluster is None or not found.url.startswith("s3://")):
-        raise UsageError(f"--cancel-on-signal: {found.url} is a local run, or no cluster is configured")
