@@ -5,7 +5,7 @@ from rich.text import Text
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import argument, option
-from cpmbee_job.cli.shared.options import STORE, AsJson, JobClusterOptions, JobOptions, Overrides, StoreOptions
+from cpmbee_job.cli.shared.options import STORE, AsJson, ClusterOptions, JobOptions, Overrides, StoreOptions
 from cpmbee_job.errors import PreflightError, UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "red", "not_permitted":
 
 
 def doctor(
-    cluster: JobClusterOptions,
+    cluster: ClusterOptions,
     store: StoreOptions,
     job: Annotated[Path | None, argument("JOB.yaml", "A job spec: check all that it requires.")] = None,
     overrides: Overrides = None,

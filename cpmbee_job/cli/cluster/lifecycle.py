@@ -12,7 +12,7 @@ from cpmbee_job.cli.shared.ci_report import reported
 from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import (
     AsJson,
-    JobClusterOptions,
+    ClusterOptions,
     JobOptions,
     Overrides,
     PipelineOptions,
@@ -34,7 +34,7 @@ def submit(
     job: JobOptions,
     waiting: WaitOptions,
     pipeline: PipelineOptions,
-    where: JobClusterOptions,
+    where: ClusterOptions,
     key: Annotated[str, option("--key", "KEY", "Distinguishes runs of an identical spec.")] = "",
     new: Annotated[bool, flag("--new", "Start another run even if one exists.")] = False,
     if_changed: Annotated[

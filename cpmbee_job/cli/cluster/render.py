@@ -4,7 +4,7 @@ import typer
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import option
-from cpmbee_job.cli.shared.options import AsJson, JobNamespace, JobOptions
+from cpmbee_job.cli.shared.options import AsJson, JobOptions, Namespace
 
 
 def render(
@@ -12,7 +12,7 @@ def render(
     run_id: Annotated[
         str | None, option("--run-id", "ID", "Run id. Default: a digest of the spec's training fields.")
     ] = None,
-    namespace: JobNamespace = None,
+    namespace: Namespace = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a job's PyTorchJob without contacting a cluster.

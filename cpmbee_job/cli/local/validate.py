@@ -4,7 +4,7 @@ import typer
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag
-from cpmbee_job.cli.shared.options import AsJson, JobClusterOptions, JobOptions
+from cpmbee_job.cli.shared.options import AsJson, ClusterOptions, JobOptions
 
 if TYPE_CHECKING:
     from cpmbee_job.launch.kube.protocol import Cluster
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def validate(
     job: JobOptions,
-    where: JobClusterOptions,
+    where: ClusterOptions,
     server: Annotated[
         bool, flag("--server", "Also check by dry runs on the cluster: operator, admission, quotas.")
     ] = False,

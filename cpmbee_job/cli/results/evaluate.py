@@ -2,7 +2,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_tokenizer, load_with_delta
+from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_with_delta, open_model
 from cpmbee_job.cli.results.on_cluster import OnClusterOptions
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag, option
@@ -53,6 +53,7 @@ def evaluate(
     from cpmbee_job import documents
     from cpmbee_job.cli.results import recorded_scores
     from cpmbee_job.cli.shared.outputs import copy_lines, require_apart
+    from cpmbee_job.launch.inference.start import InferenceTask
     from cpmbee_job.store.urls import open_object
 
     storage = store.storage()
@@ -63,8 +64,9 @@ def evaluate(
     if recorded is not None:  # the delta itself, whatever its run or folder points to later
         options = replace(options, delta=recorded.url)
     if cluster is not None:
-        flags = {"--format": options.format_name, "--batch-tokens": str(options.batch_tokens)}
-        results = cluster.run_in_pod("evaluate", options.model, options.delta, options.data, flags, storage)
+        flags = (f"--format={options.format_name}", f"--batch-tokens={options.batch_tokens}")
+        task = InferenceTask("evaluate", options.model, options.delta, options.data, flags)
+        results = cluster.run_in_pod(task, storage)
         if per_example is not None:
             copy_lines(results, keys.PER_EXAMPLE, per_example, storage)
         report = recorded_scores.parse(results, required=recorded is not None)
@@ -91,12 +93,8 @@ def _score(
     from cpmbee_job.cli.results.recorded_scores import require_base
     from cpmbee_job.cli.shared.outputs import lines_to
     from cpmbee_job.eval.evaluate import Evaluator, Summary
-    from cpmbee_job.model.locate import fetch_model
-    from cpmbee_job.process.pod import require_contract
 
-    require_contract()
-    files = fetch_model(options.model, storage)
-    tokenizer = load_tokenizer(files)
+    files, tokenizer = open_model(options.model, storage)
     loaded = load_examples(options.data, storage, options.format_name)
     examples = [(location, _as_trained(example)) for location, example in loaded]
     model = load_with_delta(options, files, storage)

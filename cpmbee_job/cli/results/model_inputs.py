@@ -69,11 +69,15 @@ def warn_of_other_base(delta: "LoraDelta", base_digest: str, delta_url: str, mod
         console.warn(f"{delta_url} was trained on other weights than those of {model_url}")
 
 
-def load_tokenizer(files: "ModelFiles") -> "Tokenizer":
-    """Raises `ModelError` if the vocabulary is another model's."""
+def open_model(url: str, storage: "StorageSpec") -> "tuple[ModelFiles, Tokenizer]":
+    """Find a model's files and read its vocabulary. Raises `ModelError` if the vocabulary is another model's."""
     from cpmbee_job.data.encode.tokenizer import Tokenizer
     from cpmbee_job.model.config import ModelConfig
+    from cpmbee_job.model.locate import fetch_model
+    from cpmbee_job.process.pod import require_contract
 
+    require_contract()
+    files = fetch_model(url, storage)
     tokenizer = Tokenizer.from_file(files.vocab)
     vocab_size = ModelConfig.from_file(files.config).vocab_size
     if tokenizer.vocab_size != vocab_size:
@@ -81,7 +85,7 @@ def load_tokenizer(files: "ModelFiles") -> "Tokenizer":
             f"{files.vocab}: has {tokenizer.vocab_size} entries, but vocab_size in {files.config} is {vocab_size}",
             hint="use the vocab.txt of this model",
         )
-    return tokenizer
+    return files, tokenizer
 
 
 def load_examples(url: str, storage: "StorageSpec", format_name: str) -> "Sequence[tuple[str, Example]]":

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_tokenizer, load_with_delta
+from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_with_delta, open_model
 from cpmbee_job.cli.results.on_cluster import OnClusterOptions
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import option
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of the beam search."""
+    """Options of the beam search. Names and order of the fields identify stored results (`InferenceTask.flags`)."""
 
     beam_size: Annotated[int, option("--beam-size", "N", "Number of beams.", min=1)] = 3
     repetition_penalty: Annotated[
@@ -43,13 +43,13 @@ def predict(
     Example: cpmbee-job predict --on-cluster --job job.yaml --model s3://models/bee/ --input questions.jsonl
     """
     from cpmbee_job.cli.shared.outputs import copy_lines, require_apart
+    from cpmbee_job.launch.inference.start import InferenceTask
 
     storage = store.storage()
     require_apart(output, source, storage)
     if cluster := on_cluster.check():
-        flags = {"--beam-size": search.beam_size, "--repetition-penalty": search.repetition_penalty}
-        flags |= {"--max-length": search.max_length, "--batch-size": search.batch_size}
-        results = cluster.run_in_pod("predict", inputs.model, inputs.delta, source, flags, storage)
+        flags = tuple(f"--{name.replace('_', '-')}={value}" for name, value in vars(search).items())
+        results = cluster.run_in_pod(InferenceTask("predict", inputs.model, inputs.delta, source, flags), storage)
         copy_lines(results, keys.ROWS, output, storage)
     else:
         _predict(inputs, source, search, output, storage)
@@ -61,12 +61,8 @@ def _predict(
     from cpmbee_job.cli.shared.outputs import lines_to
     from cpmbee_job.eval.generate import BeamOptions, Generator
     from cpmbee_job.eval.questions import ask
-    from cpmbee_job.model.locate import fetch_model
-    from cpmbee_job.process.pod import require_contract
 
-    require_contract()
-    files = fetch_model(inputs.model, storage)
-    tokenizer = load_tokenizer(files)
+    files, tokenizer = open_model(inputs.model, storage)
     # Read all examples before the first prediction: an invalid one must not surface after hours of work.
     questions = []
     for location, example in load_examples(source, storage, "bee"):

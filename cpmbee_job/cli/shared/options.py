@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +41,9 @@ Overrides = Annotated[
     list[str] | None, option("--set", "KEY=VALUE", "Override a spec field, such as train.lr=2e-4. Repeatable.")
 ]
 RunReference = Annotated[str, argument("RUN", "The run: NAME/RUN_ID, or the URL of its folder.")]
+Namespace = Annotated[
+    str | None, option("--namespace, -n", "NAME", "Namespace. Default: that of the spec, else the context's.", CLUSTER)
+]
 Timeout = Annotated[
     float | None,
     option(
@@ -117,9 +120,7 @@ class ClusterOptions:
     context: Annotated[
         str | None, option("--context", "NAME", "Kubeconfig context. Default: the current one.", CLUSTER)
     ] = None
-    namespace: Annotated[
-        str | None, option("--namespace, -n", "NAME", "Namespace of the run. Default: the context's.", CLUSTER)
-    ] = None
+    namespace: Namespace = None
 
     def connect(self, namespace: str | None = None) -> "Cluster":
         """Connect to the cluster. `namespace` is the default, where the option is not given.
@@ -129,19 +130,6 @@ class ClusterOptions:
         from cpmbee_job.launch.kube.api import connect  # its import takes most of a second
 
         return connect(self.context, self.namespace or namespace)
-
-
-JobNamespace = Annotated[
-    str | None,
-    option("--namespace, -n", "NAME", "Namespace of the job. Default: the spec's, else the context's.", CLUSTER),
-]
-
-
-@dataclass(frozen=True)
-class JobClusterOptions(ClusterOptions):
-    """The cluster for a job, whose spec may name a namespace."""
-
-    namespace: JobNamespace = None
 
 
 @dataclass(frozen=True)
@@ -201,9 +189,7 @@ class RunOptions(StoreOptions, ClusterOptions):
     def _find_at_home(self, run: str, cluster: "Cluster | None") -> "tuple[FoundRun, Cluster | None]":
         from cpmbee_job.launch.runs.find import find_at_home
 
-        def connect(namespace: str) -> "Cluster":
-            return ClusterOptions(self.context, namespace).connect()
-
+        connect = replace(self, namespace=None).connect
         return find_at_home(run, cluster, connect, output=self.output, storage=self.storage())
 
 

@@ -39,13 +39,13 @@ def copy_lines(source: Store, key: str, url: str | None, storage: StorageSpec) -
     with _draft() as folder:
         path = folder / "lines"
         source.download(key, path)
-        if url is not None:
+        if url is None:
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.flush()
+        else:
             store, target = open_object(url, storage)
             store.upload(path, target)
-            return
-        with path.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.flush()
 
 
 def require_apart(output: str | None, source: str, storage: StorageSpec) -> None:
