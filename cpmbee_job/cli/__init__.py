@@ -21,8 +21,7 @@ from cpmbee_job.cli.data.encode import encode
 from cpmbee_job.cli.data.preprocess import preprocess
 from cpmbee_job.cli.data.reformat import reformat
 from cpmbee_job.cli.local.init import init
-from cpmbee_job.cli.local.local import local, prepare
-from cpmbee_job.cli.local.validate import validate
+from cpmbee_job.cli.local.local import local, prepare, validate
 from cpmbee_job.cli.results import model
 from cpmbee_job.cli.results.evaluate import evaluate
 from cpmbee_job.cli.results.predict import predict

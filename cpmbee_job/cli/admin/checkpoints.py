@@ -1,7 +1,6 @@
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-import typer
 from rich import filesize
 
 from cpmbee_job.cli.shared import console
@@ -20,14 +19,14 @@ def list_(run: RunReference, where: RunOptions, as_json: AsJson = False) -> None
 
     found = where.open(run)
     listed = list_checkpoints(found.store)
-    if as_json:
-        console.print_json({"url": found.url, "checkpoints": [asdict(one) for one in listed]})
-        return
+    lines = []
     for one in listed:
         written = "" if one.modified is None else f"{datetime.fromtimestamp(one.modified, UTC):%Y-%m-%dT%H:%M:%SZ}"
         line = f"step {one.step}  attempt {one.attempt}  {filesize.decimal(one.size or 0)}  {written}"
         problem = one.problem or ("superseded by a later attempt" if one.is_overtaken else "")
-        typer.echo(f"{line}  {problem}".rstrip())
+        lines.append(f"{line}  {problem}".rstrip())
+    document = {"url": found.url, "checkpoints": [asdict(one) for one in listed]}
+    console.print_result(document, lines, as_json=as_json)
     if not listed:
         console.say("no checkpoints (yet)")
 
@@ -43,15 +42,11 @@ def verify(run: RunReference, where: RunOptions, as_json: AsJson = False) -> Non
 
     found = where.open(run)
     report = verify_run(found)
-    if as_json:
-        console.print_json(asdict(report))
-    else:
-        for one in report.checkpoints:
-            typer.echo(f"checkpoint of step {one.step}, attempt {one.attempt}: {one.problem or 'ok'}")
-        for name, problem in report.deltas.items():
-            typer.echo(f"delta {name}: {problem or 'ok'}")
-        typer.echo(report.row_summary())
+    checked = report.checkpoints
+    lines = [f"checkpoint of step {one.step}, attempt {one.attempt}: {one.problem or 'ok'}" for one in checked]
+    lines += [f"delta {name}: {problem or 'ok'}" for name, problem in report.deltas.items()]
+    console.print_result(asdict(report), [*lines, report.row_summary()], as_json=as_json)
     if report.problems:
-        newest = next((one for one in report.checkpoints if one.is_resumable), None)
+        newest = next((one for one in checked if one.is_resumable), None)
         position = "from the beginning" if newest is None else f"after step {newest.step}"
         raise DamagedError(f"{found.url}: {len(report.problems)} damaged; the run would resume {position}")

@@ -1,12 +1,11 @@
 import time
 from typing import Annotated
 
-import typer
 from rich import filesize
 
 from cpmbee_job.cli.shared import console
-from cpmbee_job.cli.shared.commands import argument, flag, option
-from cpmbee_job.cli.shared.options import AsJson, StoreOptions, seconds
+from cpmbee_job.cli.shared.commands import argument, flag
+from cpmbee_job.cli.shared.options import AsJson, StoreOptions, duration_option
 from cpmbee_job.errors import UsageError
 
 MIN_AGE = 3600.0
@@ -18,7 +17,7 @@ def gc(
     store: StoreOptions,
     delete: Annotated[bool, flag("--delete", "Delete the objects instead of only listing them.")] = False,
     older_than: Annotated[
-        float, option("--older-than", "DURATION", "Keep newer objects: 90m, 24h, 7d; at least 1h.", parser=seconds)
+        float, duration_option("--older-than", "Keep newer objects: 90m, 24h, 7d; at least 1h.")
     ] = "24h",  # type: ignore[assignment]
     as_json: AsJson = False,
 ) -> None:
@@ -42,12 +41,9 @@ def gc(
     if delete:
         garbage = tuple(collect(findings, storage, lambda one: console.say(f"deleted {one.url}")))
     num_bytes = sum(one.num_bytes for one in garbage)
-    if as_json:
-        found = [{"kind": one.kind, "url": one.url, "why": one.why, "bytes": one.num_bytes} for one in garbage]
-        console.print_json({"output": output, "deleted": delete, "bytes": num_bytes, "garbage": found})
-        return
-    if not delete:
-        for one in garbage:
-            typer.echo(f"{one.kind:<12}{filesize.decimal(one.num_bytes):>10}  {one.url}  ({one.why})")
+    found = [{"kind": one.kind, "url": one.url, "why": one.why, "bytes": one.num_bytes} for one in garbage]
+    document = {"output": output, "deleted": delete, "bytes": num_bytes, "garbage": found}
+    lines = [f"{one.kind:<12}{filesize.decimal(one.num_bytes):>10}  {one.url}  ({one.why})" for one in garbage]
+    console.print_result(document, [] if delete else lines, as_json=as_json)
     outcome = "deleted" if delete else "can be deleted (--delete)" if garbage else "found"
     console.say(f"{filesize.decimal(num_bytes)} in {len(garbage)} places {outcome}")

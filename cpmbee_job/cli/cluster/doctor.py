@@ -47,10 +47,7 @@ def doctor(
         for finding in examine_all(lambda: cluster.connect(namespace), spec, output, storage):
             findings.append(finding)
             status.update(f"checking ... {finding.check}")
-    if as_json:
-        console.print_json([vars(finding) for finding in findings])
-    else:
-        console.stdout.print(*[_line(finding) for finding in findings], sep="\n")
+    console.print_result([vars(one) for one in findings], [_line(one) for one in findings], as_json=as_json)
     problems = sum(finding.state == "problem" for finding in findings)
     if problems:
         raise PreflightError(f"{problems} of {len(findings)} checks failed")

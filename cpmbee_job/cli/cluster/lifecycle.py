@@ -20,7 +20,7 @@ from cpmbee_job.cli.shared.options import (
     RunReference,
     Timeout,
     WaitOptions,
-    seconds,
+    duration_option,
 )
 from cpmbee_job.cli.shared.signals import cancelling
 from cpmbee_job.errors import UsageError
@@ -37,14 +37,7 @@ def submit(
     where: ClusterOptions,
     key: Annotated[str, option("--key", "KEY", "Distinguishes runs of an identical spec.")] = "",
     new: Annotated[bool, flag("--new", "Start another run even if one exists.")] = False,
-    if_changed: Annotated[
-        bool,
-        flag(
-            "--if-changed",
-            "Start a run only if data, model or training fields changed since the last successful run, and no such "
-            "run is active. A failed or cancelled run does not count.",
-        ),
-    ] = False,
+    if_changed: Annotated[bool, flag("--if-changed", "Start only if inputs changed since the last success.")] = False,
     dry_run: Annotated[bool, flag("--dry-run", "Print the PyTorchJob; upload, write and create nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -52,6 +45,9 @@ def submit(
 
     Submitting the same job again finds the same run. In a CI pipeline, use --wait, --key for a run of its own,
     --cancel-on-signal, --summary and --junit (docs/how-to/pipeline.md).
+
+    With --if-changed, a run starts only if data, model or training fields changed since the last successful run, and no
+    such run is active. A failed or cancelled run does not count.
 
     Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
     """
@@ -80,7 +76,9 @@ def submit(
             submittable,
             cluster,
             SubmitOptions(key, new, if_changed, dry_run),
-            SubmitHooks(console.byte_bar, console.warn, on_run=lambda found: signals.hold(found, cluster)),
+            SubmitHooks(
+                console.byte_bar, console.warn, on_run=lambda found: signals.watch(found, cluster, starting=True)
+            ),
         )
         signals.watch(done.found, cluster)
         _tell(done, dry_run=dry_run)
@@ -119,10 +117,7 @@ def wait(
 def cancel(
     run: RunReference,
     where: RunOptions,
-    timeout: Annotated[
-        float | None,
-        option("--timeout", "DURATION", "Time limit for the pods. Default: their grace period + 1m.", parser=seconds),
-    ] = None,
+    timeout: Annotated[float | None, duration_option("--timeout", "Default: the pods' grace period + 1m.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Cancel a run; its pods write a checkpoint first.

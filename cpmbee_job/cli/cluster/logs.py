@@ -9,7 +9,7 @@ from cpmbee_job.cli.cluster.attach import StateChanges, follow_pods, interruptib
 from cpmbee_job.cli.cluster.run_text import summary
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag, option
-from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, seconds
+from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, duration_option
 from cpmbee_job.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,15 +20,9 @@ def logs(
     run: RunReference,
     where: RunOptions,
     follow: Annotated[bool, flag("--follow, -f", "Keep printing until the run ends.")] = False,
-    previous: Annotated[
-        bool, flag("--previous, -p", "Show the log of the containers before their last restart.")
-    ] = False,
-    pod: Annotated[
-        str | None, option("--pod", "POD", "Only this pod: its name or its end, such as worker-1 or 1.")
-    ] = None,
-    since: Annotated[
-        float | None, option("--since", "DURATION", "Only the last 90s, 10m or 2h.", parser=seconds)
-    ] = None,
+    previous: Annotated[bool, flag("--previous, -p", "Show the log from before the containers' last restart.")] = False,
+    pod: Annotated[str | None, option("--pod", "POD", "Only one pod: its name, or its end (worker-1, 1).")] = None,
+    since: Annotated[float | None, duration_option("--since", "Only the last 90s, 10m or 2h.")] = None,
     container: Annotated[
         str | None, option("--container, -c", "NAME", "Only `prepare` (the init container) or `pytorch` (training).")
     ] = None,

@@ -1,7 +1,5 @@
 from typing import Annotated
 
-import typer
-
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import AsJson, JobOptions, Namespace
@@ -9,9 +7,7 @@ from cpmbee_job.cli.shared.options import AsJson, JobOptions, Namespace
 
 def render(
     job: JobOptions,
-    run_id: Annotated[
-        str | None, option("--run-id", "ID", "Run id. Default: a digest of the spec's training fields.")
-    ] = None,
+    run_id: Annotated[str | None, option("--run-id", "ID", "Run id. Default: a digest of the training fields.")] = None,
     namespace: Namespace = None,
     as_json: AsJson = False,
 ) -> None:
@@ -27,7 +23,4 @@ def render(
     manifest = render(spec, default_run_id(spec) if run_id is None else check_run_id(run_id), namespace)
     for remark in remarks(spec):
         console.warn(remark)
-    if as_json:
-        console.print_json(manifest)
-    else:
-        typer.echo(to_yaml(manifest), nl=False)
+    console.print_result(manifest, to_yaml(manifest).splitlines(), as_json=as_json)

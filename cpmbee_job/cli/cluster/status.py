@@ -45,10 +45,10 @@ def status(
     found, cluster = where.find(run)
     if watch:
         _watch(lambda: observe(found, cluster), all_pods)
-    elif as_json:
-        console.print_json(observe(found, cluster).model_dump(mode="json"))
     else:
-        console.stdout.print(*describe(observe(found, cluster), datetime.now(UTC), all_pods), sep="\n")
+        seen = observe(found, cluster)
+        lines = describe(seen, datetime.now(UTC), all_pods)
+        console.print_result(seen.model_dump(mode="json"), lines, as_json=as_json)
 
 
 def list_(
@@ -69,12 +69,8 @@ def list_(
     listing = list_runs(cluster, output=where.output, storage=where.storage(), limit=limit or None)
     for note in listing.notes:
         console.warn(note)
-    if as_json:
-        console.print_json(listing.model_dump(mode="json"))
-        return
-    console.stdout.print(*table(listing.runs, datetime.now(UTC)), sep="\n")
-    hidden = listing.total - len(listing.runs)
-    if hidden:
+    console.print_result(listing.model_dump(mode="json"), table(listing.runs, datetime.now(UTC)), as_json=as_json)
+    if hidden := listing.total - len(listing.runs):
         console.say(f"{hidden} older runs are not shown (--limit)")
     elif not listing.runs:
         console.say("no runs" + ("" if cluster is None else f" in namespace {cluster.namespace}"))

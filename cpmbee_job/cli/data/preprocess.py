@@ -20,9 +20,7 @@ def preprocess(
     input_folder: Annotated[str, option("--input", "DIR", "Folder of JSON lines files.")],
     output_path: Annotated[str, option("--output_path", "DIR", "Folder for the data sets.")],
     output_name: Annotated[str, option("--output_name", "NAME", "Name of the data files.")],
-    vocab: Annotated[
-        Path | None, option("--vocab", "FILE", "Also check that examples can be encoded with this vocab.txt.")
-    ] = None,
+    vocab: Annotated[Path | None, option("--vocab", "FILE", "Also check encoding with this vocab.txt.")] = None,
     on_error: Annotated[OnError, option("--on-error", "fail|skip", "How to handle an invalid record.")] = OnError.FAIL,
     strict: Strict = False,
 ) -> None:

@@ -1,12 +1,38 @@
-"""Prepare and train on this machine."""
+"""Validate, prepare and train jobs on this machine."""
 
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from cpmbee_job.cli.shared import console, extras
-from cpmbee_job.cli.shared.commands import option
-from cpmbee_job.cli.shared.options import AsJson, JobOptions
+from cpmbee_job.cli.shared.commands import flag, option
+from cpmbee_job.cli.shared.options import AsJson, ClusterOptions, JobOptions
+
+if TYPE_CHECKING:
+    from cpmbee_job.launch.kube.protocol import Cluster
+    from cpmbee_job.spec import JobSpec
+
+
+def validate(
+    job: JobOptions,
+    where: ClusterOptions,
+    server: Annotated[bool, flag("--server", "Also do dry runs on the cluster: operator, admission, quotas.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Validate a job spec and print it with all defaults.
+
+    Example: cpmbee-job validate job.yaml --server
+    """
+    from cpmbee_job.launch.checks.gpu_memory import require_room
+    from cpmbee_job.launch.manifest.render import remarks
+
+    spec = job.load()
+    require_room(spec)
+    for remark in remarks(spec):
+        console.warn(f"{job.job}: {remark}")
+    if server:
+        _check_on_server(f"{job.job}", spec, where.connect(spec.cluster.namespace))
+    console.print_result(spec.model_dump(mode="json"), spec.to_yaml().splitlines(), as_json=as_json)
+    if not as_json:
+        console.say(f"{job.job} is valid; packed rows in a step: {spec.global_batch_size}")
 
 
 def prepare(job: JobOptions, as_json: AsJson = False) -> None:
@@ -21,19 +47,14 @@ def prepare(job: JobOptions, as_json: AsJson = False) -> None:
     spec = job.load()
     with prepare_bar(console.stderr) as progress:
         document = prepare_job(spec, spec.storage.seen_by_launcher(), progress=progress)
-    if as_json:
-        console.print_json(document)
-        return
-    for split in ("train", "eval"):
-        if document[split] is not None:
-            typer.echo(describe(split, document[split]))
+    lines = [describe(split, document[split]) for split in ("train", "eval") if document[split] is not None]
+    console.print_result(document, lines, as_json=as_json)
 
 
 def local(
     job: JobOptions,
     processes: Annotated[
-        int | None,
-        option("--processes", "N", "Worker processes. Default: workers.count x max(workers.gpus, 1).", min=1),
+        int | None, option("--processes", "N", "Processes. Default: workers.count x max(workers.gpus, 1).", min=1)
     ] = None,
     run_id: Annotated[
         str | None, option("--run-id", "ID", "Run id. Reuse an id to resume a stopped run. Default: a new id.")
@@ -53,9 +74,6 @@ def local(
     run = Run.start(spec, new_run_id() if run_id is None else check_run_id(run_id), storage)
     console.say(f"run {run.url}")
     result = run_local(run, processes or spec.workers.count * max(spec.workers.gpus, 1))
-    if as_json:
-        console.print_json(result)
-        return
     scores = result["scores"]
     best = (
         f"best eval loss {scores['eval_loss']:.4f} at step {scores['best_step']}"
@@ -63,4 +81,19 @@ def local(
         else "no evaluation"
     )
     console.say(f"succeeded after {result['steps']} steps ({result['reason']}), {best}")
-    typer.echo(run.url)
+    console.print_result(result, [run.url], as_json=as_json)
+
+
+def _check_on_server(source: str, spec: "JobSpec", cluster: "Cluster") -> None:
+    """Raises the error with which the cluster would reject the job."""
+    from cpmbee_job.launch.checks.server_check import check_on_server, rendered
+
+    verdict = check_on_server(cluster, spec, rendered(spec, cluster.namespace))
+    for warning in verdict.warnings:
+        console.warn(warning)
+    for request in verdict.not_permitted:
+        console.warn(f"not permitted, so not checked: {request}")
+    place = f"{cluster.address}, namespace {cluster.namespace}"
+    verdict.require_accepted(source, place)
+    limit = ", as far as it could be checked" if verdict.not_permitted else ""
+    console.say(f"{place} would accept {source}{limit}")

@@ -29,13 +29,10 @@ def evaluate(
     on_cluster: OnClusterOptions,
     store: StoreOptions,
     per_example: Annotated[
-        str | None,
-        option("--per-example", "URL", "File for one JSON line per example: tokens, log-probability.", OUTPUT),
+        str | None, option("--per-example", "URL", "File for a JSON line per example: tokens, logprob.", OUTPUT)
     ] = None,
     record: Annotated[bool, flag("--record", "Store the scores with the delta, for `promote`.", OUTPUT)] = False,
-    output: Annotated[
-        str | None, option("--output", "URL", "File for the scores as JSON; local or s3://.", OUTPUT)
-    ] = None,
+    output: Annotated[str | None, option("--output", "URL", "File for the scores as JSON.", OUTPUT)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the reference answers: loss, perplexity, accuracy.
@@ -44,7 +41,8 @@ def evaluate(
     option scores best. The eval digest identifies the examples, independent of their order and file: losses with the
     same digest are comparable.
 
-    With --on-cluster a pod computes and stores the scores, and the same command returns the stored scores.
+    With --on-cluster a pod computes and stores the scores, and the same command returns the stored scores. Local inputs
+    are uploaded.
 
     Example: cpmbee-job evaluate --model models/cpm-bee-10b --delta runs/ccpm/r1 --data examples/eval.jsonl
 
@@ -78,12 +76,11 @@ def evaluate(
     if output is not None:
         target, key = open_object(output, storage)
         target.put(key, documents.to_json(report))
-    if as_json:
-        console.print_json(report)
-    else:
-        for key, value in report.items():
-            shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-            console.stdout.print(f"{key.replace('_', ' '):15}{shown}", markup=False)
+    lines = []
+    for key, value in report.items():
+        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        lines.append(f"{key.replace('_', ' '):15}{shown}")
+    console.print_result(report, lines, as_json=as_json)
 
 
 def _score(

@@ -23,9 +23,7 @@ def merge(
     delta: Annotated[str, option("--delta", "URL", DELTA_HELP)],
     out: Out,
     store: StoreOptions,
-    round_weights: Annotated[
-        bool, flag("--round", "Store merged weights in the base's dtype: smaller, but results differ slightly.")
-    ] = False,
+    round_weights: Annotated[bool, flag("--round", "Round to the base's dtype: smaller, less accurate.")] = False,
 ) -> None:
     """Merge a delta into its base model.
 

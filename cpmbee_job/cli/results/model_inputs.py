@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from cpmbee_job.model.weights.model_folder import ModelFiles
     from cpmbee_job.spec import StorageSpec
 
-ModelOption = Annotated[
-    str, option("--model", "URL", "Model folder with vocab.txt, config.json and weights; local or s3://.")
-]
+ModelOption = Annotated[str, option("--model", "URL", "Folder with vocab.txt, config.json, weights; local or s3://.")]
 DELTA_HELP = "Delta folder, .pt file, or a run's folder (then its best delta); local or s3://."
 
 

@@ -24,17 +24,9 @@ class OnClusterOptions(ClusterOptions):
     """Whether a pod does the work, and where."""
 
     on_cluster: Annotated[
-        bool,
-        flag(
-            "--on-cluster",
-            "Run in a pod. Image, resources and object store are those of --job, else of the run that --delta "
-            "names. Local inputs are uploaded.",
-            CLUSTER,
-        ),
+        bool, flag("--on-cluster", "Run in a pod, with the settings of --job, else of --delta's run.", CLUSTER)
     ] = False
-    job: Annotated[
-        Path | None, option("--job", "JOB.yaml", "With --on-cluster: the job spec to take them from.", CLUSTER)
-    ] = None
+    job: Annotated[Path | None, option("--job", "JOB.yaml", "Job spec for --on-cluster.", CLUSTER)] = None
     timeout: Timeout = None
 
     def check(self) -> Self | None:

@@ -36,7 +36,7 @@ def predict(
     """Fill <ans> of each example by beam search.
 
     Prints the filled examples as JSON lines. With --on-cluster a pod computes and stores them, and the same command
-    returns the stored results.
+    returns the stored results. Local inputs are uploaded.
 
     Example: cpmbee-job predict --model models/cpm-bee-10b --delta runs/ccpm/r1 --input questions.jsonl
 

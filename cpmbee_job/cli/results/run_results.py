@@ -46,10 +46,8 @@ def fetch(
         raise UsageError("--what: must name at least one kind")
     names = fetch(open_store(found.url, found.storage), target, kinds, last=last, bar=console.byte_bar)
     console.say(f"{len(names)} files of {found.url}")
-    if as_json:
-        console.print_json({"run": found.reference, "url": found.url, "folder": str(target), "files": list(names)})
-    else:
-        typer.echo(target)
+    document = {"run": found.reference, "url": found.url, "folder": str(target), "files": list(names)}
+    console.print_result(document, [str(target)], as_json=as_json)
 
 
 def promote(
@@ -58,8 +56,7 @@ def promote(
     where: RunOptions,
     min_gain: Annotated[float, option("--min-gain", "LOSS", "Minimum improvement of the loss.", min=0.0)] = 0.0,
     eval_digest: Annotated[
-        str | None,
-        option("--eval-digest", "DIGEST", "Examples to compare on (see `evaluate`). Default: the run's data.eval."),
+        str | None, option("--eval-digest", "DIGEST", "Examples to compare on. Default: those of data.eval.")
     ] = None,
     summary: SummaryFile = None,
     as_json: AsJson = False,
@@ -101,13 +98,10 @@ def compare(
     from cpmbee_job.launch.runs.compare import compare
 
     found = compare(where.open(first), where.open(second))
-    if as_json:
-        console.print_json(asdict(found))
-    else:
-        console.stdout.print(*side_by_side(found), sep="\n")
+    console.print_result(asdict(found), _side_by_side(found), as_json=as_json)
 
 
-def side_by_side(found: "Comparison") -> list[Text]:
+def _side_by_side(found: "Comparison") -> list[Text]:
     """A line for each field, with the values of both runs in columns."""
     runs = found.first, found.second
     rows = [("", *("/".join(run.url.split("/")[-2:]) for run in runs))]

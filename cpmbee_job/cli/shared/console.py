@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -41,6 +41,15 @@ def error(message: str) -> None:
 def print_json(document: Any) -> None:
     """Print the one JSON document of a `--json` command."""
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def print_result(document: Any, lines: Iterable[str | Text], *, as_json: bool) -> None:
+    """Print the result of a command: the document as JSON, or the lines. Text is never markup."""
+    if as_json:
+        print_json(document)
+    else:
+        for line in lines:
+            stdout.print(Text(line) if isinstance(line, str) else line)
 
 
 def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> list[Text]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,31 +36,22 @@ def seconds(text: str) -> float:
     return days * 86400 + hours * 3600 + minutes * 60 + rest
 
 
+def duration_option(names: str, text: str, panel: str | None = None) -> Any:
+    """An option whose value is a duration, in seconds."""
+    return option(names, "DURATION", text, panel, parser=seconds)
+
+
 AsJson = Annotated[bool, flag("--json", "Print one JSON document on stdout, and nothing else.", OUTPUT)]
-Overrides = Annotated[
-    list[str] | None, option("--set", "KEY=VALUE", "Override a spec field, such as train.lr=2e-4. Repeatable.")
-]
+Overrides = Annotated[list[str] | None, option("--set", "KEY=VALUE", "Set a spec field: train.lr=2e-4. Repeatable.")]
 RunReference = Annotated[str, argument("RUN", "The run: NAME/RUN_ID, or the URL of its folder.")]
-Namespace = Annotated[
-    str | None, option("--namespace, -n", "NAME", "Namespace. Default: that of the spec, else the context's.", CLUSTER)
-]
-Timeout = Annotated[
-    float | None,
-    option(
-        "--timeout", "DURATION", "Stop waiting after this time, such as 90m; exit code 101.", WAITING, parser=seconds
-    ),
-]
+Namespace = Annotated[str | None, option("--namespace, -n", "NAME", "Default: the job's, or the context's.", CLUSTER)]
+Timeout = Annotated[float | None, duration_option("--timeout", "Stop waiting after this time; exit code 101.", WAITING)]
 SummaryFile = Annotated[
-    Path | None,
-    option("--summary", "FILE", "Append a Markdown summary to this file, such as $GITHUB_STEP_SUMMARY.", PIPELINE),
+    Path | None, option("--summary", "FILE", "Append Markdown to this file, such as $GITHUB_STEP_SUMMARY.", PIPELINE)
 ]
 Vocabulary = Annotated[Path, option("--vocab", "FILE", "The model's vocab.txt.")]
-Format = Annotated[
-    str, option("--format", "FORMAT", "How records become examples: bee (they are examples), ccpm, or MODULE:FUNCTION.")
-]
-Strict = Annotated[
-    bool, flag("--strict", "Treat input that would be auto-corrected as an error, such as a number as text.")
-]
+Format = Annotated[str, option("--format", "FORMAT", "Format of records: bee (examples), ccpm, or MODULE:FUNCTION.")]
+Strict = Annotated[bool, flag("--strict", "Reject input that would be auto-corrected, such as a number as text.")]
 
 
 @contextmanager
@@ -117,9 +108,7 @@ class StoreOptions:
 class ClusterOptions:
     """A cluster and a namespace in it."""
 
-    context: Annotated[
-        str | None, option("--context", "NAME", "Kubeconfig context. Default: the current one.", CLUSTER)
-    ] = None
+    context: Annotated[str | None, option("--context", "NAME", "Kubeconfig context. Default: current.", CLUSTER)] = None
     namespace: Namespace = None
 
     def connect(self, namespace: str | None = None) -> "Cluster":
@@ -219,9 +208,7 @@ class PipelineOptions:
         bool, flag("--cancel-on-signal", "Cancel the run on SIGINT and SIGTERM; exit code 103.", PIPELINE)
     ] = False
     summary: SummaryFile = None
-    junit: Annotated[
-        Path | None, option("--junit", "FILE", "Write the outcome to this file as a JUnit XML report.", PIPELINE)
-    ] = None
+    junit: Annotated[Path | None, option("--junit", "FILE", "File for the outcome as JUnit XML.", PIPELINE)] = None
 
     @property
     def given(self) -> bool:

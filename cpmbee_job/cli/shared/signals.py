@@ -35,19 +35,15 @@ class Signals:
         self._cluster: Cluster | None = None
         self._held = False
 
-    def hold(self, found: "FoundRun", cluster: "Cluster") -> None:
-        """Defer signals while this run is being started, so that what has to be cancelled is known."""
-        self._found, self._cluster, self._held = found, cluster, True
+    def watch(self, found: "FoundRun", cluster: "Cluster | None", *, starting: bool = False) -> None:
+        """Cancel this run on a signal. While it is `starting`, defer signals until its parts are known.
 
-    def watch(self, found: "FoundRun", cluster: "Cluster | None") -> None:
-        """From now on, cancel this run at once. Raises `Signaled` if a signal was deferred.
-
-        Raises `UsageError` for a run that this command could not cancel.
+        Raises `Signaled` if a signal was deferred, `UsageError` for a run that this command could not cancel.
         """
         if self._enabled and (cluster is None or not found.url.startswith("s3://")):
             raise UsageError(f"--cancel-on-signal: {found.url} is a local run, or no cluster is configured")
-        self._found, self._cluster, self._held = found, cluster, False
-        if self.received:
+        self._found, self._cluster, self._held = found, cluster, starting
+        if self.received and not starting:
             raise Signaled
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
