@@ -1,14 +1,10 @@
 """Validate, prepare and train jobs on this machine."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cpmbee_job.cli.shared import console, extras
 from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import AsJson, ClusterOptions, JobOptions
-
-if TYPE_CHECKING:
-    from cpmbee_job.launch.kube.protocol import Cluster
-    from cpmbee_job.spec import JobSpec
 
 
 def validate(
@@ -22,6 +18,7 @@ def validate(
     Example: cpmbee-job validate job.yaml --server
     """
     from cpmbee_job.launch.checks.gpu_memory import require_room
+    from cpmbee_job.launch.checks.server_check import check_on_server, rendered
     from cpmbee_job.launch.manifest.render import remarks
 
     spec = job.load()
@@ -29,7 +26,16 @@ def validate(
     for remark in remarks(spec):
         console.warn(f"{job.job}: {remark}")
     if server:
-        _check_on_server(f"{job.job}", spec, where.connect(spec.cluster.namespace))
+        cluster = where.connect(spec.cluster.namespace)
+        verdict = check_on_server(cluster, spec, rendered(spec, cluster.namespace))
+        for warning in verdict.warnings:
+            console.warn(warning)
+        for request in verdict.not_permitted:
+            console.warn(f"not permitted, so not checked: {request}")
+        place = f"{cluster.address}, namespace {cluster.namespace}"
+        verdict.require_accepted(str(job.job), place)
+        limit = ", as far as it could be checked" if verdict.not_permitted else ""
+        console.say(f"{place} would accept {job.job}{limit}")
     console.print_result(spec.model_dump(mode="json"), spec.to_yaml().splitlines(), as_json=as_json)
     if not as_json:
         console.say(f"{job.job} is valid; packed rows in a step: {spec.global_batch_size}")
@@ -82,18 +88,3 @@ def local(
     )
     console.say(f"succeeded after {result['steps']} steps ({result['reason']}), {best}")
     console.print_result(result, [run.url], as_json=as_json)
-
-
-def _check_on_server(source: str, spec: "JobSpec", cluster: "Cluster") -> None:
-    """Raises the error with which the cluster would reject the job."""
-    from cpmbee_job.launch.checks.server_check import check_on_server, rendered
-
-    verdict = check_on_server(cluster, spec, rendered(spec, cluster.namespace))
-    for warning in verdict.warnings:
-        console.warn(warning)
-    for request in verdict.not_permitted:
-        console.warn(f"not permitted, so not checked: {request}")
-    place = f"{cluster.address}, namespace {cluster.namespace}"
-    verdict.require_accepted(source, place)
-    limit = ", as far as it could be checked" if verdict.not_permitted else ""
-    console.say(f"{place} would accept {source}{limit}")

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_with_delta, open_model
 from cpmbee_job.cli.results.on_cluster import OnClusterOptions
@@ -8,9 +8,6 @@ from cpmbee_job.cli.shared.commands import option
 from cpmbee_job.cli.shared.options import StoreOptions
 from cpmbee_job.errors import DataError
 from cpmbee_job.run import keys
-
-if TYPE_CHECKING:
-    from cpmbee_job.spec import StorageSpec
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def predict(
 
     Example: cpmbee-job predict --on-cluster --job job.yaml --model s3://models/bee/ --input questions.jsonl
     """
-    from cpmbee_job.cli.shared.outputs import copy_lines, require_apart
+    from cpmbee_job.cli.shared.outputs import copy_lines, lines_to, require_apart
     from cpmbee_job.launch.inference.start import InferenceTask
 
     storage = store.storage()
@@ -51,15 +48,9 @@ def predict(
         flags = tuple(f"--{name.replace('_', '-')}={value}" for name, value in vars(search).items())
         results = cluster.run_in_pod(InferenceTask("predict", inputs.model, inputs.delta, source, flags), storage)
         copy_lines(results, keys.ROWS, output, storage)
-    else:
-        _predict(inputs, source, search, output, storage)
+        return
 
-
-def _predict(
-    inputs: ModelOptions, source: str, search: SearchOptions, output: str | None, storage: "StorageSpec"
-) -> None:
-    from cpmbee_job.cli.shared.outputs import lines_to
-    from cpmbee_job.eval.generate import BeamOptions, Generator
+    from cpmbee_job.eval.generate import BeamOptions, Generator  # torch, which a launcher may not have
     from cpmbee_job.eval.questions import ask
 
     files, tokenizer = open_model(inputs.model, storage)

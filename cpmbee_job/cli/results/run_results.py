@@ -3,19 +3,15 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.ci_report import appended
 from cpmbee_job.cli.shared.commands import argument, flag, option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, SummaryFile
 from cpmbee_job.errors import StoreError, UsageError
-
-if TYPE_CHECKING:
-    from cpmbee_job.launch.runs.compare import Comparison
 
 
 def fetch(
@@ -98,11 +94,6 @@ def compare(
     from cpmbee_job.launch.runs.compare import compare
 
     found = compare(where.open(first), where.open(second))
-    console.print_result(asdict(found), _side_by_side(found), as_json=as_json)
-
-
-def _side_by_side(found: "Comparison") -> list[Text]:
-    """A line for each field, with the values of both runs in columns."""
     runs = found.first, found.second
     rows = [("", *("/".join(run.url.split("/")[-2:]) for run in runs))]
     for title, key in (("state", "state"), ("steps", "steps"), ("best step", "best_step"), ("seconds", "duration_s")):
@@ -110,7 +101,7 @@ def _side_by_side(found: "Comparison") -> list[Text]:
     for digest, scores in found.scores.items():
         rows.append((f"loss on {digest}", *("-" if score is None else f"{score.loss:.6f}" for score in scores)))
     rows += [(one.key, _shown(one.first), _shown(one.second)) for one in (*found.spec, *found.data)]
-    return console.columns(rows)
+    console.print_result(asdict(found), console.columns(rows), as_json=as_json)
 
 
 def _shown(value: object) -> str:
