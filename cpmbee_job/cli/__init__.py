@@ -17,8 +17,7 @@ from cpmbee_job.cli.cluster.status import list_, status
 from cpmbee_job.cli.data.check import check
 from cpmbee_job.cli.data.encode import encode
 from cpmbee_job.cli.data.preprocess import preprocess, reformat
-from cpmbee_job.cli.local.init import init
-from cpmbee_job.cli.local.local import local, prepare, validate
+from cpmbee_job.cli.local.local import init, local, prepare, validate
 from cpmbee_job.cli.results import model
 from cpmbee_job.cli.results.evaluate import evaluate
 from cpmbee_job.cli.results.predict import predict

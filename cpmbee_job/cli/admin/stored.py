@@ -12,9 +12,6 @@ from cpmbee_job.cli.shared.commands import argument, flag
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, StoreOptions, duration_option
 from cpmbee_job.errors import DamagedError, UsageError
 
-MIN_AGE = 3600.0
-"""Seconds. An active writer completes, retries or fails long before."""
-
 
 def list_(run: RunReference, where: RunOptions, as_json: AsJson = False) -> None:
     """List the checkpoints of a run, newest first.
@@ -79,12 +76,11 @@ def gc(
     """
     from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
 
-    if older_than < MIN_AGE:
+    if older_than < 3600:  # an active writer completes, retries or fails long before
         raise UsageError("--older-than: must be at least 1h, to spare objects that are being written")
     storage = store.storage().seen_by_launcher()
     findings = find_garbage(output, storage, time.time() - older_than)
-    for note in findings.notes:
-        console.warn(note)
+    console.warn(*findings.notes)
     garbage = findings.garbage
     if delete:
         garbage = tuple(collect(findings, storage, lambda one: console.say(f"deleted {one.url}")))

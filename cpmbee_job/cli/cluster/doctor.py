@@ -46,9 +46,8 @@ def doctor(
             status.update(f"checking ... {finding.check}")
     lines = []
     for one in findings:
-        lines.append(
-            Text.assemble((f"{one.state.replace('_', ' '):<14}", STYLES[one.state]), f"{one.check}: {one.detail}")
-        )
+        state = f"{one.state.replace('_', ' '):<14}"
+        lines.append(Text.assemble((state, STYLES[one.state]), f"{one.check}: {one.detail}"))
         if one.hint is not None and one.state != "ok":
             lines.append(Text(f"{'':<14}hint: {one.hint}"))
     console.print_result([vars(one) for one in findings], lines, as_json=as_json)

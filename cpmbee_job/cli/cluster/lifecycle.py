@@ -47,8 +47,7 @@ def render(
 
     spec = job.load()
     manifest = render(spec, default_run_id(spec) if run_id is None else check_run_id(run_id), namespace)
-    for remark in remarks(spec):
-        console.warn(remark)
+    console.warn(*remarks(spec))
     console.print_result(manifest, to_yaml(manifest).splitlines(), as_json=as_json)
 
 
@@ -66,10 +65,8 @@ def submit(
     """Run a job on the cluster, or find its existing run.
 
     Submitting the same job again finds the same run. In a CI pipeline, use --wait, --key for a run of its own,
-    --cancel-on-signal, --summary and --junit (docs/how-to/pipeline.md).
-
-    With --if-changed, a run starts only if data, model or training fields changed since the last successful run, and no
-    such run is active. A failed or cancelled run does not count.
+    --cancel-on-signal, --summary and --junit (docs/how-to/pipeline.md). With --if-changed, a run starts only if data,
+    model or training fields changed since the last successful run, and no such run is active.
 
     Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
     """
@@ -77,7 +74,7 @@ def submit(
     from cpmbee_job.launch.manifest.render import remarks
     from cpmbee_job.launch.manifest.yaml_text import to_yaml
 
-    if pipeline.given and not waiting.enabled:
+    if pipeline != PipelineOptions() and not waiting.enabled:
         raise UsageError("--cancel-on-signal, --summary and --junit require --wait or --follow")
     waiting.check()
     if dry_run and waiting.enabled:
@@ -91,8 +88,7 @@ def submit(
         spec = job.load()
         report.title = spec.name
         submittable = require_submittable(spec)
-        for remark in remarks(spec):
-            console.warn(remark)
+        console.warn(*remarks(spec))
         cluster = where.connect(spec.cluster.namespace)
         done = submit(
             submittable,
@@ -192,8 +188,7 @@ def _tell(done: "Submission", *, dry_run: bool) -> None:
     console.say(f"{done.found.reference}: {done.why}")
     if dry_run and done.manifest is None:
         console.say("dry run: nothing would be created")
-    for difference in done.differences:
-        console.warn(f"differs from the existing run: {difference}")
+    console.warn(*(f"differs from the existing run: {difference}" for difference in done.differences))
     if dry_run:
         return
     if done.succeeded:

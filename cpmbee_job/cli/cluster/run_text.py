@@ -67,10 +67,9 @@ def table(runs: "Sequence[RunEntry]", now: datetime) -> list[Text]:
         step = "" if run.step is None else f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step)
         loss = "" if run.loss is None else f"{run.loss:.4f}"
         since = run.created_at or run.updated_at or run.ended_at
-        since_then = _age(since, now) if since else ""
         reason = " ".join((run.reason or "").split())
         reason = reason if len(reason) <= REASON_CHARACTERS else f"{reason[:REASON_CHARACTERS]}…"
-        rows.append((f"{run.name}/{run.run_id}", run.phase, step, loss, since_then, reason))
+        rows.append((f"{run.name}/{run.run_id}", run.phase, step, loss, _age(since, now) if since else "", reason))
     return columns(rows, COLORS)
 
 

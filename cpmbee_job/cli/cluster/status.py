@@ -2,10 +2,9 @@
 
 import re
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Group
@@ -16,12 +15,6 @@ from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag, option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference
 from cpmbee_job.errors import UsageError
-
-if TYPE_CHECKING:
-    from cpmbee_job.launch.runs.status import RunStatus
-
-REDRAW_SECONDS = 3.0
-LINE_SECONDS = 15.0
 
 
 def status(
@@ -43,12 +36,25 @@ def status(
     if watch and as_json:
         raise UsageError("--watch and --json are incompatible: --json prints one document")
     found, cluster = where.find(run)
-    if watch:
-        _watch(lambda: observe(found, cluster), all_pods)
-    else:
+    if not watch:
         seen = observe(found, cluster)
         lines = describe(seen, datetime.now(UTC), all_pods)
         console.print_result(seen.model_dump(mode="json"), lines, as_json=as_json)
+        return
+    last = ""
+    with Live(console=console.stdout, auto_refresh=False) if console.stdout.is_terminal else nullcontext() as live:
+        while True:
+            seen = observe(found, cluster)
+            line = summary(seen)
+            kind = re.sub(r" in \d+ \w+| \d+ \w+ ago", "", line)
+            if live is not None:
+                live.update(Group(*describe(seen, datetime.now(UTC), all_pods)), refresh=True)
+            elif kind != last:  # a countdown alone is not a change
+                typer.echo(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}")
+            if seen.ended:
+                return
+            last = kind
+            time.sleep(15 if live is None else 3)
 
 
 def list_(
@@ -67,28 +73,9 @@ def list_(
 
     cluster = where.connect_if_needed()
     listing = list_runs(cluster, output=where.output, storage=where.storage(), limit=limit or None)
-    for note in listing.notes:
-        console.warn(note)
+    console.warn(*listing.notes)
     console.print_result(listing.model_dump(mode="json"), table(listing.runs, datetime.now(UTC)), as_json=as_json)
     if hidden := listing.total - len(listing.runs):
         console.say(f"{hidden} older runs are not shown (--limit)")
     elif not listing.runs:
         console.say("no runs" + ("" if cluster is None else f" in namespace {cluster.namespace}"))
-
-
-def _watch(observe: "Callable[[], RunStatus]", all_pods: bool) -> None:
-    """Redraw on a terminal; elsewhere print a line for each change."""
-    last = ""
-    with Live(console=console.stdout, auto_refresh=False) if console.stdout.is_terminal else nullcontext() as live:
-        while True:
-            seen = observe()
-            line = summary(seen)
-            kind = re.sub(r" in \d+ \w+| \d+ \w+ ago", "", line)
-            if live is not None:
-                live.update(Group(*describe(seen, datetime.now(UTC), all_pods)), refresh=True)
-            elif kind != last:  # a countdown alone is not a change
-                typer.echo(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}")
-            if seen.ended:
-                return
-            last = kind
-            time.sleep(LINE_SECONDS if live is None else REDRAW_SECONDS)

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cpmbee_job.cli.shared.console import printable
-from cpmbee_job.data.check.report import CheckReport, Duplicates, ExampleView, Segment, SetReport
+from cpmbee_job.data.check.report import CheckReport, Duplicates, ExampleView, SetReport
 
 _TITLE_WIDTH = 17
 _LABEL_WIDTH = 20
@@ -155,8 +155,7 @@ def _bars(counts: Mapping[str, int]) -> list[str]:
         bar = "█" * math.ceil(count / most * _BAR_WIDTH)
         lines.append(f"{shown}  {count:{len(f'{most:,}')},} {count / total:6.1%}  {bar}")
     if len(lines) < len(counts):
-        rest = sum(list(counts.values())[_MOST_BARS:])
-        lines.append(f"and {len(counts) - len(lines):,} more: {rest:,}")
+        lines.append(f"and {len(counts) - len(lines):,} more: {sum(list(counts.values())[_MOST_BARS:]):,}")
     return lines
 
 
@@ -178,21 +177,17 @@ def _draw_item(console: Console, item: _Item) -> None:
 
 def _draw_view(console: Console, view: ExampleView) -> None:
     console.print()
-    tokens = f"{_number(view.tokens, 'token')}, {view.target_tokens:,} to predict"
-    _print(console, Text("  "), Text(f"{view.location}: {tokens}", "bold"))
+    counts = f"{_number(view.tokens, 'token')}, {view.target_tokens:,} to predict"
+    _print(console, Text("  "), Text(f"{view.location}: {counts}", "bold"))
     for number, segment in enumerate(view.segments):
         if view.more_segments and number == (len(view.segments) + 1) // 2:
             _print(console, Text("    "), Text(f"… {_number(view.more_segments, 'segment')} more …", "dim"))
-        _draw_segment(console, segment)
-
-
-def _draw_segment(console: Console, segment: Segment) -> None:
-    style = "bold green" if segment.target else _LEVELS[segment.level % len(_LEVELS)]
-    tokens = [Text(_visible(token), "red" if token.startswith("<unk:") else style) for token in segment.tokens]
-    text = Text.assemble(("│", "dim")).join(tokens)
-    if segment.more_tokens:
-        text.append(f" … {segment.more_tokens:,} more", "dim")
-    _print(console, Text(("  → " if segment.target else "    ") + "  " * segment.level, style), text)
+        style = "bold green" if segment.target else _LEVELS[segment.level % len(_LEVELS)]
+        tokens = [Text(_visible(token), "red" if token.startswith("<unk:") else style) for token in segment.tokens]
+        text = Text.assemble(("│", "dim")).join(tokens)
+        if segment.more_tokens:
+            text.append(f" … {segment.more_tokens:,} more", "dim")
+        _print(console, Text(("  → " if segment.target else "    ") + "  " * segment.level, style), text)
 
 
 def _print(console: Console, first: Text, text: Text) -> None:

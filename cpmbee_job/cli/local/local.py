@@ -1,10 +1,30 @@
-"""Validate, prepare and train jobs on this machine."""
+"""Write, validate, prepare and train jobs on this machine."""
 
+from importlib import resources
+from pathlib import Path
 from typing import Annotated
 
 from cpmbee_job.cli.shared import console, extras
-from cpmbee_job.cli.shared.commands import flag, option
+from cpmbee_job.cli.shared.commands import argument, flag, option
 from cpmbee_job.cli.shared.options import AsJson, ClusterOptions, JobOptions
+from cpmbee_job.errors import RefusedError, UsageError
+
+
+def init(file: Annotated[Path, argument("JOB.yaml", "The file to write.")] = Path("job.yaml")) -> None:
+    """Write a commented job spec to start from.
+
+    Example: cpmbee-job init job.yaml
+    """
+    template = resources.files("cpmbee_job.cli.local").joinpath("job.yaml").read_text(encoding="utf-8")
+    name = "".join(c if c.isalnum() else "-" for c in file.stem.lower()).strip("-") or "job"
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(template.replace("{file}", str(file)).replace("{name}", name))
+    except FileExistsError as error:
+        raise RefusedError(f"{file}: exists already", hint="choose another file") from error
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from error
+    console.say(f"wrote {file}; edit it, then check it with `cpmbee-job validate {file}`")
 
 
 def validate(
@@ -23,15 +43,12 @@ def validate(
 
     spec = job.load()
     require_room(spec)
-    for remark in remarks(spec):
-        console.warn(f"{job.job}: {remark}")
+    console.warn(*(f"{job.job}: {remark}" for remark in remarks(spec)))
     if server:
         cluster = where.connect(spec.cluster.namespace)
         verdict = check_on_server(cluster, spec, rendered(spec, cluster.namespace))
-        for warning in verdict.warnings:
-            console.warn(warning)
-        for request in verdict.not_permitted:
-            console.warn(f"not permitted, so not checked: {request}")
+        console.warn(*verdict.warnings)
+        console.warn(*(f"not permitted, so not checked: {request}" for request in verdict.not_permitted))
         place = f"{cluster.address}, namespace {cluster.namespace}"
         verdict.require_accepted(str(job.job), place)
         limit = ", as far as it could be checked" if verdict.not_permitted else ""
@@ -80,11 +97,8 @@ def local(
     run = Run.start(spec, new_run_id() if run_id is None else check_run_id(run_id), storage)
     console.say(f"run {run.url}")
     result = run_local(run, processes or spec.workers.count * max(spec.workers.gpus, 1))
-    scores = result["scores"]
-    best = (
-        f"best eval loss {scores['eval_loss']:.4f} at step {scores['best_step']}"
-        if scores["best_step"]
-        else "no evaluation"
-    )
+    scores, best = result["scores"], "no evaluation"
+    if scores["best_step"]:
+        best = f"best eval loss {scores['eval_loss']:.4f} at step {scores['best_step']}"
     console.say(f"succeeded after {result['steps']} steps ({result['reason']}), {best}")
     console.print_result(result, [run.url], as_json=as_json)

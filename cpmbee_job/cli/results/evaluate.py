@@ -10,7 +10,6 @@ from cpmbee_job.cli.shared.options import OUTPUT, AsJson, Format, StoreOptions
 from cpmbee_job.run import keys
 
 if TYPE_CHECKING:
-    from cpmbee_job.data.encode.examples import Example
     from cpmbee_job.run.deltas import StoredDelta
     from cpmbee_job.spec import StorageSpec
 
@@ -89,11 +88,14 @@ def _score(
     """Score the examples on this machine. Fails before the work if `recorded` is a delta of another base model."""
     from cpmbee_job.cli.results.recorded_scores import require_base
     from cpmbee_job.cli.shared.outputs import lines_to
+    from cpmbee_job.data.encode.encoder import answer_order, shuffle_answer
     from cpmbee_job.eval.evaluate import Evaluator, Summary
 
     files, tokenizer = open_model(options.model, storage)
-    loaded = load_examples(options.data, storage, options.format_name)
-    examples = [(location, _as_trained(example)) for location, example in loaded]
+    examples = []
+    for location, example in load_examples(options.data, storage, options.format_name):
+        order = answer_order(example)  # as in training, so that both compute the same loss
+        examples.append((location, example if order is None else shuffle_answer(example, order)))
     model = load_with_delta(options, files, storage)
     if recorded is not None:
         require_base(recorded, model.base_digest, options.model)
@@ -107,11 +109,3 @@ def _score(
                 write(score.to_dict())
             advance(1)
     return summary.to_dict() | {"eval_digest": evaluator.digest.hexdigest(), "base_digest": model.base_digest}
-
-
-def _as_trained(example: "Example") -> "Example":
-    """Order a nested answer as training does, so that both compute the same loss."""
-    from cpmbee_job.data.encode.encoder import answer_order, shuffle_answer
-
-    order = answer_order(example)
-    return example if order is None else shuffle_answer(example, order)

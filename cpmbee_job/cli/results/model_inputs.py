@@ -53,10 +53,9 @@ def load_with_delta(options: ModelOptions, files: "ModelFiles", storage: "Storag
     if delta is not None and options.delta is not None:
         warn_of_other_base(delta, model.base_digest, options.delta, options.model)
         apply_delta(model, delta)
-    parameter = model.input_embedding.weight
     console.say(
         f"{options.model}: {sum(p.numel() for p in model.parameters()):,} weights, config in the "
-        f"{model.config.dialect} dialect, {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
+        f"{model.config.dialect} dialect, {str(dtype).removeprefix('torch.')} on {device.type}"
     )
     return model
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cpmbee_job.cli.shared import console
-from cpmbee_job.cli.shared.ci_report import appended
+from cpmbee_job.cli.shared.ci_report import append, require_writable
 from cpmbee_job.cli.shared.commands import argument, flag, option
 from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, SummaryFile
 from cpmbee_job.errors import StoreError, UsageError
@@ -68,14 +68,14 @@ def promote(
     from cpmbee_job.store.urls import open_store
 
     found = where.open(run)
-    with appended(summary) as write:
-        target = open_store(to, found.storage)
-        done = promote(found, target, min_gain=min_gain, eval_digest=eval_digest, bar=console.byte_bar)
-        headline = f"{'promoted to' if done.promoted else 'not promoted to'} `{done.to}`"
-        write(f"### {headline}\n\n{done.verdict.why}\n")
-        if as_json:
-            console.print_json(done.record())
-        done.require_promoted()
+    require_writable(summary)
+    target = open_store(to, found.storage)
+    done = promote(found, target, min_gain=min_gain, eval_digest=eval_digest, bar=console.byte_bar)
+    outcome = "promoted to" if done.promoted else "not promoted to"
+    append(summary, f"### {outcome} `{done.to}`\n\n{done.verdict.why}\n")
+    if as_json:
+        console.print_json(done.record())
+    done.require_promoted()
     console.say(f"{done.to} now contains the delta of {done.run}: {done.verdict.why}")
     if not as_json:
         typer.echo(done.delta)

@@ -3,7 +3,7 @@
 import re
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,33 +79,30 @@ def reported(title: str, summary: Path | None = None, junit: Path | None = None,
     Raises `UsageError` before the block starts if a file cannot be written.
     """
     report = Report(title)
-    _require_writable(junit)
-    with appended(summary) as write:
-        try:
-            yield report
-        except BaseException as error:
-            report.error = error
-            raise
-        finally:
-            if as_json and report.status is not None:
-                console.print_json(report.status.model_dump(mode="json"))
-            write(report.markdown())
-            if junit is not None:
-                junit.write_bytes(report.junit())
+    require_writable(junit)
+    require_writable(summary)
+    try:
+        yield report
+    except BaseException as error:
+        report.error = error
+        raise
+    finally:
+        if as_json and report.status is not None:
+            console.print_json(report.status.model_dump(mode="json"))
+        append(summary, report.markdown())
+        if junit is not None:
+            junit.write_bytes(report.junit())
 
 
-@contextmanager
-def appended(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """Yield a function that appends text to the file; without a file it does nothing."""
-    if path is None:
-        yield lambda _text: None
-        return
-    _require_writable(path)
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        yield file.write
+def append(path: Path | None, text: str) -> None:
+    """Append to the file, if one is given."""
+    if path is not None:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
 
 
-def _require_writable(path: Path | None) -> None:
+def require_writable(path: Path | None) -> None:
+    """Raises `UsageError` if a file is given that cannot be written."""
     try:
         if path is not None:
             path.open("ab").close()

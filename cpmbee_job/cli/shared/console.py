@@ -24,14 +24,14 @@ def say(message: str) -> None:
     stderr.print(message, markup=False)
 
 
-def warn(message: str) -> None:
-    stderr.print(f"warning: {message}", style="yellow", markup=False)
+def warn(*messages: str) -> None:
+    for message in messages:
+        stderr.print(f"warning: {message}", style="yellow", markup=False)
 
 
 def warn_of_counts(warnings: Mapping[str, int]) -> None:
     """Print one warning for each kind, with the number of records."""
-    for kind, count in sorted(warnings.items()):
-        warn(f"{kind}: {count:,}")
+    warn(*(f"{kind}: {count:,}" for kind, count in sorted(warnings.items())))
 
 
 def error(message: str) -> None:

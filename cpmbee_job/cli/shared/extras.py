@@ -5,8 +5,6 @@ from importlib import metadata
 
 from cpmbee_job.errors import PreflightError
 
-PACKAGE = "cpmbee-job"
-
 
 def require(extra: str) -> None:
     """Raises `PreflightError` if a distribution of `extra` is not installed. Imports none of them."""
@@ -27,7 +25,7 @@ def explain(error: ModuleNotFoundError) -> PreflightError | None:
 def _missing() -> dict[str, str]:
     """The optional distributions that are not installed, and their extras, from the package's own metadata."""
     try:
-        requirements = metadata.requires(PACKAGE) or []
+        requirements = metadata.requires("cpmbee-job") or []
     except metadata.PackageNotFoundError:  # run from the source tree
         return {}
     found = (re.match(r"([\w.-]+).*;\s*extra\s*==\s*['\"]([\w-]+)", line) for line in requirements)

@@ -142,9 +142,13 @@ class RunOptions(StoreOptions, ClusterOptions):
                 return None
             raise
 
-    def find(self, run: str) -> "tuple[FoundRun, Cluster | None]":
+    def find(self, run: str, cluster: "Cluster | None" = None) -> "tuple[FoundRun, Cluster | None]":
         """Find a run, and the cluster in the run's namespace; None where none is configured or required."""
-        return self._find_at_home(run, self.connect_if_needed(run))
+        from cpmbee_job.launch.runs.find import find_at_home
+
+        cluster = self.connect_if_needed(run) if cluster is None else cluster
+        connect = replace(self, namespace=None).connect
+        return find_at_home(run, cluster, connect, output=self.output, storage=self.storage())
 
     def find_on_cluster(self, run: str) -> "tuple[FoundRun, Cluster]":
         """Find a run, and the cluster in `--namespace`, else in the namespace that the run was submitted to.
@@ -157,7 +161,7 @@ class RunOptions(StoreOptions, ClusterOptions):
         if self.namespace is not None:
             found = find_run(run, cluster, output=self.output, storage=self.storage())
         else:
-            found, home = self._find_at_home(run, cluster)
+            found, home = self.find(run, cluster)
             cluster = home or cluster
         if found.url and not found.url.startswith("s3://"):
             raise UsageError(
@@ -174,12 +178,6 @@ class RunOptions(StoreOptions, ClusterOptions):
         if found.run is None:
             raise NotFoundError(f"{found.url}: no run is stored there (yet)")
         return found.run
-
-    def _find_at_home(self, run: str, cluster: "Cluster | None") -> "tuple[FoundRun, Cluster | None]":
-        from cpmbee_job.launch.runs.find import find_at_home
-
-        connect = replace(self, namespace=None).connect
-        return find_at_home(run, cluster, connect, output=self.output, storage=self.storage())
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,3 @@ class PipelineOptions:
     ] = False
     summary: SummaryFile = None
     junit: Annotated[Path | None, option("--junit", "FILE", "File for the outcome as JUnit XML.", PIPELINE)] = None
-
-    @property
-    def given(self) -> bool:
-        return self.cancel_on_signal or self.summary is not None or self.junit is not None

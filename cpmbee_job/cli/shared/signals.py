@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cpmbee_job.launch.runs.find import FoundRun
     from cpmbee_job.launch.runs.status import RunStatus
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class Signaled(BaseException):
     """A signal arrived that cancels the run."""
@@ -86,12 +84,9 @@ def cancelling(enabled: bool, on_status: "Callable[[RunStatus], None]") -> Itera
     The block then ends with `CancelledError`, or with the error that prevented the cancellation.
     """
     signals = Signals(enabled)
-    if not enabled:
-        yield signals
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if enabled}
     try:
-        for number in SIGNALS:
+        for number in before:
             signal.signal(number, signals.handle)
         yield signals
     except BaseException:  # raised by the signal, or by a submit that failed while the signal was deferred
