@@ -9,31 +9,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from cpmbee_job import __version__
-from cpmbee_job.cli.admin import checkpoints
-from cpmbee_job.cli.admin.gc import gc
-from cpmbee_job.cli.cluster.cancel import cancel
+from cpmbee_job.cli.admin import stored
 from cpmbee_job.cli.cluster.doctor import doctor
-from cpmbee_job.cli.cluster.list import list_
+from cpmbee_job.cli.cluster.lifecycle import cancel, render, resume, submit, wait
 from cpmbee_job.cli.cluster.logs import logs
-from cpmbee_job.cli.cluster.render import render
-from cpmbee_job.cli.cluster.resume import resume
-from cpmbee_job.cli.cluster.status import status
-from cpmbee_job.cli.cluster.submit import submit
-from cpmbee_job.cli.cluster.wait import wait
+from cpmbee_job.cli.cluster.status import list_, status
 from cpmbee_job.cli.data.check import check
 from cpmbee_job.cli.data.encode import encode
-from cpmbee_job.cli.data.preprocess import preprocess
-from cpmbee_job.cli.data.reformat import reformat
-from cpmbee_job.cli.local.init import init
-from cpmbee_job.cli.local.local import local
-from cpmbee_job.cli.local.prepare import prepare
-from cpmbee_job.cli.local.validate import validate
+from cpmbee_job.cli.data.preprocess import preprocess, reformat
+from cpmbee_job.cli.local.local import init, local, prepare, validate
 from cpmbee_job.cli.results import model
-from cpmbee_job.cli.results.compare import compare
 from cpmbee_job.cli.results.evaluate import evaluate
-from cpmbee_job.cli.results.fetch import fetch
 from cpmbee_job.cli.results.predict import predict
-from cpmbee_job.cli.results.promote import promote
+from cpmbee_job.cli.results.run_results import compare, fetch, promote
 from cpmbee_job.cli.shared import console, extras
 from cpmbee_job.cli.shared.commands import add_commands, add_group, new_app
 from cpmbee_job.errors import CpmbeeError, DiskError, UsageError
@@ -44,12 +32,10 @@ add_commands(app, reformat, preprocess, panel=DATA)
 add_commands(app, init, validate, prepare, local, panel=TRAIN)
 add_commands(app, doctor, render, submit, status, list_, logs, wait, cancel, resume, panel=CLUSTER)
 add_commands(app, fetch, predict, evaluate, compare, promote, panel=RESULTS)
-add_commands(app, gc, panel=ADMIN)
+add_commands(app, stored.gc, panel=ADMIN)
 add_group(app, "data", "Check data, and show it as the model sees it.", check, encode, panel=DATA)
 add_group(app, "model", "Merge, convert and create models.", model.merge, model.convert, model.init, panel=RESULTS)
-add_group(
-    app, "checkpoints", "List and verify the checkpoints of a run.", checkpoints.list_, checkpoints.verify, panel=ADMIN
-)
+add_group(app, "checkpoints", "List and verify the checkpoints of a run.", stored.list_, stored.verify, panel=ADMIN)
 
 
 def _print_version(requested: bool) -> None:

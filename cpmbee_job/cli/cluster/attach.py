@@ -1,12 +1,10 @@
-"""Stay with a run until it ends: print state changes and logs. Used by `wait`, `logs`, and `submit` and `resume` with
---wait or --follow. Ctrl-C ends the command, never the run.
-"""
+"""Stay with a run until it ends, and print its state changes and logs. Ctrl-C ends the command, never the run."""
 
 import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -44,23 +42,32 @@ def attach(
     """
     from cpmbee_job.launch.background import begin
     from cpmbee_job.launch.follow.logs import LogSelection
-    from cpmbee_job.launch.follow.wait import as_error
+    from cpmbee_job.launch.follow.wait import as_error, wait_for_end
 
     changes = StateChanges()
+
+    def observed(status: "RunStatus") -> None:
+        on_status(status)
+        changes.update(status)
+
+    def wait() -> "RunStatus":
+        return wait_for_end(found, cluster, on_status=observed, on_trouble=changes.trouble, timeout=timeout)
+
     with interruptible(found, cluster):
         if follow:
-            waiting = begin(lambda: wait_for(found, cluster, timeout, changes, on_status))
+            waiting = begin(wait)
             try:
-                follow_pods(found, cluster, waiting, LogSelection(), printer(console.stderr, timestamps=False))
+                follow_pods(found, cluster, waiting, LogSelection(), printer(console.stderr))
             except NotFoundError as no_logs:  # the run may end before any pod starts
                 console.say(no_logs.message)
             status = waiting.result()
         else:
-            with changes.live():
-                status = wait_for(found, cluster, timeout, changes, on_status)
+            with changes.live:
+                status = wait()
+    on_status(status)
     if (error := as_error(status)) is not None:
         raise error
-    say_end(status)
+    console.say(f"{status.reference}: {summary(status)}")
 
 
 class StateChanges:
@@ -71,11 +78,8 @@ class StateChanges:
         self._troubles: set[str] = set()
         self._phase = ""
         self._progress_at = time.monotonic()
-        self._status = console.stderr.status(Text("waiting")) if console.stderr.is_terminal else None
-
-    def live(self) -> AbstractContextManager[object]:
-        """Show the state in a status line at the bottom, where stderr is a terminal."""
-        return nullcontext() if self._status is None else self._status
+        self.live = console.stderr.status(Text("waiting"))
+        """Shows the state in a line at the bottom of a terminal during a `with` block."""
 
     def update(self, status: "RunStatus") -> None:
         """Print what differs from the last status."""
@@ -87,7 +91,7 @@ class StateChanges:
             self._troubles.clear()
             console.say("cluster and object store are reachable again")
         line = summary(status.model_copy(update={"problems": (), "reason": None}))
-        due = self._status is None and time.monotonic() - self._progress_at > LINE_SECONDS
+        due = not console.stderr.is_terminal and time.monotonic() - self._progress_at > LINE_SECONDS
         if status.phase != self._phase or (due and status.step is not None):
             self._phase, self._progress_at = status.phase, time.monotonic()
             console.say(f"{status.reference}: {line}")
@@ -95,8 +99,7 @@ class StateChanges:
         for kind in problems.keys() - self._problems:
             console.stderr.print(Text(f"  ! {problems[kind]}", "yellow"))
         self._problems = set(problems)
-        if self._status is not None:
-            self._status.update(Text(line))
+        self.live.update(Text(line))
 
     def trouble(self, message: str) -> None:
         """Print why the run cannot be observed: each kind once, until all is reachable again."""
@@ -108,29 +111,6 @@ class StateChanges:
 def kind_of(message: str) -> str:
     """The message without its numbers and ages: `50 s ago` and `12 min ago` are not different messages."""
     return re.sub(r"\d+( \w+ ago)?", "#", message)
-
-
-def wait_for(
-    found: "FoundRun",
-    cluster: "Cluster | None",
-    timeout: float | None,
-    changes: StateChanges,
-    on_status: "Callable[[RunStatus], None]" = lambda _status: None,
-) -> "RunStatus":
-    """Wait until the run ends, passing each status to `changes` and `on_status`. Raises `UnfinishedError`."""
-    from cpmbee_job.launch.follow.wait import wait_for_end
-
-    def observed(status: "RunStatus") -> None:
-        on_status(status)
-        changes.update(status)
-
-    status = wait_for_end(found, cluster, on_status=observed, on_trouble=changes.trouble, timeout=timeout)
-    on_status(status)
-    return status
-
-
-def say_end(status: "RunStatus") -> None:
-    console.say(f"{status.reference}: {summary(status)}")
 
 
 def follow_pods(
@@ -166,7 +146,7 @@ def interruptible(found: "FoundRun", cluster: "Cluster | None", hint: str | None
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
-def printer(to: Console, timestamps: bool) -> "Callable[[LogLine], None]":
+def printer(to: Console, timestamps: bool = False) -> "Callable[[LogLine], None]":
     """A function that prints a log line after its pod's name, in the pod's color on a terminal."""
     from cpmbee_job.launch.kube import naming
 

@@ -1,21 +1,18 @@
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from rich.text import Text
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import argument, option
-from cpmbee_job.cli.shared.options import STORE, AsJson, JobClusterOptions, JobOptions, Overrides, StoreOptions
+from cpmbee_job.cli.shared.options import STORE, AsJson, ClusterOptions, JobOptions, Overrides, StoreOptions
 from cpmbee_job.errors import PreflightError, UsageError
-
-if TYPE_CHECKING:
-    from cpmbee_job.launch.checks.check_result import CheckResult
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red", "not_permitted": "cyan"}
 
 
 def doctor(
-    cluster: JobClusterOptions,
+    cluster: ClusterOptions,
     store: StoreOptions,
     job: Annotated[Path | None, argument("JOB.yaml", "A job spec: check all that it requires.")] = None,
     overrides: Overrides = None,
@@ -47,18 +44,13 @@ def doctor(
         for finding in examine_all(lambda: cluster.connect(namespace), spec, output, storage):
             findings.append(finding)
             status.update(f"checking ... {finding.check}")
-    if as_json:
-        console.print_json([vars(finding) for finding in findings])
-    else:
-        console.print_lines([_line(finding) for finding in findings])
+    lines = []
+    for one in findings:
+        state = f"{one.state.replace('_', ' '):<14}"
+        lines.append(Text.assemble((state, STYLES[one.state]), f"{one.check}: {one.detail}"))
+        if one.hint is not None and one.state != "ok":
+            lines.append(Text(f"{'':<14}hint: {one.hint}"))
+    console.print_result([vars(one) for one in findings], lines, as_json=as_json)
     problems = sum(finding.state == "problem" for finding in findings)
     if problems:
         raise PreflightError(f"{problems} of {len(findings)} checks failed")
-
-
-def _line(finding: "CheckResult") -> Text:
-    line = Text(f"{finding.state.replace('_', ' '):<14}", style=STYLES[finding.state])
-    line.append(f"{finding.check}: {finding.detail}", style="default")
-    if finding.hint is not None and finding.state != "ok":
-        line.append(f"\n{'':<14}hint: {finding.hint}", style="default")
-    return line

@@ -5,10 +5,11 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
-from cpmbee_job.cli.cluster.attach import StateChanges, follow_pods, interruptible, printer, say_end, wait_for
+from cpmbee_job.cli.cluster.attach import StateChanges, follow_pods, interruptible, printer
+from cpmbee_job.cli.cluster.run_text import summary
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag, option
-from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, seconds
+from cpmbee_job.cli.shared.options import AsJson, RunOptions, RunReference, duration_option
 from cpmbee_job.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,15 +20,9 @@ def logs(
     run: RunReference,
     where: RunOptions,
     follow: Annotated[bool, flag("--follow, -f", "Keep printing until the run ends.")] = False,
-    previous: Annotated[
-        bool, flag("--previous, -p", "Show the log of the containers before their last restart.")
-    ] = False,
-    pod: Annotated[
-        str | None, option("--pod", "POD", "Only this pod: its name or its end, such as worker-1 or 1.")
-    ] = None,
-    since: Annotated[
-        float | None, option("--since", "DURATION", "Only the last 90s, 10m or 2h.", parser=seconds)
-    ] = None,
+    previous: Annotated[bool, flag("--previous, -p", "Show the log from before the containers' last restart.")] = False,
+    pod: Annotated[str | None, option("--pod", "POD", "Only one pod: its name, or its end (worker-1, 1).")] = None,
+    since: Annotated[float | None, duration_option("--since", "Only the last 90s, 10m or 2h.")] = None,
     container: Annotated[
         str | None, option("--container, -c", "NAME", "Only `prepare` (the init container) or `pytorch` (training).")
     ] = None,
@@ -44,6 +39,7 @@ def logs(
     """
     from cpmbee_job.launch.background import begin
     from cpmbee_job.launch.follow.logs import CONTAINERS, LogSelection, read_logs
+    from cpmbee_job.launch.follow.wait import wait_for_end
 
     if previous and follow:
         raise UsageError("--previous and --follow are incompatible: a previous log no longer grows")
@@ -59,28 +55,29 @@ def logs(
             for line in read_logs(found, cluster, selection, console.say):
                 show(line)
             return
-        waiting = begin(lambda: wait_for(found, cluster, None, StateChanges()))
+        changes = StateChanges()
+        waiting = begin(lambda: wait_for_end(found, cluster, on_status=changes.update, on_trouble=changes.trouble))
         follow_pods(found, cluster, waiting, selection, show)
-        say_end(waiting.result())
+        status = waiting.result()
+    console.say(f"{status.reference}: {summary(status)}")
 
 
 @contextmanager
 def _json_list() -> "Iterator[Callable[[LogLine], None]]":
     """Print each line when it arrives, all together as one JSON list."""
-    separator = "[\n"
+    has_lines = False
 
     def show(line: "LogLine") -> None:
-        nonlocal separator
+        nonlocal has_lines
         fields = {"time": line.time, "pod": line.pod, "container": line.container, "text": line.text}
-        sys.stdout.write(separator + json.dumps(fields, ensure_ascii=False))
+        sys.stdout.write(f"{',' if has_lines else '['}\n{json.dumps(fields, ensure_ascii=False)}")
         sys.stdout.flush()
-        separator = ",\n"
+        has_lines = True
 
     try:
         yield show
-        if separator == "[\n":
-            sys.stdout.write("[")
-            separator = ",\n"
     finally:
-        if separator == ",\n":
+        if has_lines:
             sys.stdout.write("\n]\n")
+    if not has_lines:
+        sys.stdout.write("[]\n")

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -11,7 +11,6 @@ from cpmbee_job.cli.shared.console import columns
 from cpmbee_job.launch.runs.durations import age, duration
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.runs.find import FoundRun
     from cpmbee_job.launch.runs.listing import RunEntry
     from cpmbee_job.launch.runs.pods import PodStatus
     from cpmbee_job.launch.runs.status import RunStatus
@@ -32,17 +31,6 @@ COLORS = {
     "cancelled": "magenta",
     "lost": "red",
 }
-
-
-def next_commands(found: "FoundRun", namespace: str) -> str:
-    """The commands that show an active run."""
-    run = found.arguments(namespace)
-    return f"state: `cpmbee-job status {run}`; logs: `cpmbee-job logs {run} --follow`"
-
-
-def run_fields(found: "FoundRun", namespace: str) -> dict[str, Any]:
-    """The fields that identify a run on a cluster in a JSON document."""
-    return {"run": found.reference, "url": found.url, "job": found.job_name, "namespace": namespace}
 
 
 def summary(run: "RunStatus") -> str:
@@ -79,10 +67,9 @@ def table(runs: "Sequence[RunEntry]", now: datetime) -> list[Text]:
         step = "" if run.step is None else f"{run.step}/{run.total_steps}" if run.total_steps else str(run.step)
         loss = "" if run.loss is None else f"{run.loss:.4f}"
         since = run.created_at or run.updated_at or run.ended_at
-        since_then = _age(since, now) if since else ""
         reason = " ".join((run.reason or "").split())
         reason = reason if len(reason) <= REASON_CHARACTERS else f"{reason[:REASON_CHARACTERS]}…"
-        rows.append((f"{run.name}/{run.run_id}", run.phase, step, loss, since_then, reason))
+        rows.append((f"{run.name}/{run.run_id}", run.phase, step, loss, _age(since, now) if since else "", reason))
     return columns(rows, COLORS)
 
 

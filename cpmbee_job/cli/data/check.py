@@ -8,14 +8,9 @@ from cpmbee_job.errors import DataError, StoreError
 
 def check(
     vocab: Vocabulary,
-    source: Annotated[
-        str,
-        option("--input", "URL", "JSON lines (.jsonl, .gz, .zst), a folder of them, or a data set; local or s3://."),
-    ],
+    source: Annotated[str, option("--input", "URL", "JSON lines (also .gz, .zst), a folder of them, or a data set.")],
     store: StoreOptions,
-    evaluation: Annotated[
-        str | None, option("--eval", "URL", "Evaluation data: also checked, and searched for in the input.")
-    ] = None,
+    evaluation: Annotated[str | None, option("--eval", "URL", "Evaluation data, also checked for leakage.")] = None,
     format_name: Format = "bee",
     max_length: Annotated[int, option("--max-length", "TOKENS", "Tokens in a packed row.", min=1)] = 2048,
     strict: Strict = False,
@@ -41,7 +36,7 @@ def check(
     try:
         sources = [open_source(url, storage) for url in (source, evaluation) if url is not None]
         num_bytes = sum(one.num_bytes for one in sources)
-        with console.byte_progress("check", num_bytes) as advance, format_as_option():
+        with console.progress("check", num_bytes) as advance, format_as_option():
             for one in sources:
                 checks.append(Check(one, tokenizer, format_name=format_name, max_length=max_length, strict=strict))
                 checks[-1].read(advance)

@@ -1,29 +1,46 @@
+"""Convert and validate raw records."""
+
 import re
-from enum import Enum
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import option
-from cpmbee_job.cli.shared.options import Strict
-from cpmbee_job.errors import NotFoundError, UsageError
+from cpmbee_job.cli.shared.options import Format, Strict, format_as_option
+from cpmbee_job.errors import UsageError
 
 
-class OnError(Enum):
-    FAIL = "fail"
-    SKIP = "skip"
+def reformat(
+    source: Annotated[Path, option("--input", "PATH", "A JSON lines file, or a folder of them.")],
+    target: Annotated[Path, option("--output", "DIR", "Folder for the results; file names are kept.")],
+    format_name: Format = "ccpm",
+) -> None:
+    """Convert raw records to examples with <ans>.
+
+    Example: cpmbee-job reformat --input raw --output examples --format ccpm
+    """
+    from cpmbee_job.data.read.reformat import input_files, reformat
+
+    num_bytes = sum(path.stat().st_size for path in input_files(source))
+    warnings: Counter[str] = Counter()
+    with console.progress("reformat", num_bytes) as advance, format_as_option():
+        written = reformat(source, target, format_name, warnings, advance)
+    console.warn_of_counts(warnings)
+    for path, count in written.items():
+        console.say(f"{path}: {'1 example' if count == 1 else f'{count:,} examples'}")
 
 
 def preprocess(
     input_folder: Annotated[str, option("--input", "DIR", "Folder of JSON lines files.")],
     output_path: Annotated[str, option("--output_path", "DIR", "Folder for the data sets.")],
     output_name: Annotated[str, option("--output_name", "NAME", "Name of the data files.")],
-    vocab: Annotated[
-        Path | None, option("--vocab", "FILE", "Also check that examples can be encoded with this vocab.txt.")
-    ] = None,
-    on_error: Annotated[OnError, option("--on-error", "fail|skip", "How to handle an invalid record.")] = OnError.FAIL,
+    vocab: Annotated[Path | None, option("--vocab", "FILE", "Also check encoding with this vocab.txt.")] = None,
+    on_error: Annotated[
+        Literal["fail", "skip"], option("--on-error", "fail|skip", "How to handle an invalid record.")
+    ] = "fail",
     strict: Strict = False,
 ) -> None:
     """Validate records and write them as data sets.
@@ -41,14 +58,12 @@ def preprocess(
     from cpmbee_job.data.read.sources import open_source
     from cpmbee_job.process.pod import num_cpus
 
-    if vocab is not None and not vocab.is_file():
-        raise NotFoundError(f"{vocab}: no such file")
     if not re.fullmatch(r"[\w.-]+", output_name):
         raise UsageError(f"--output_name: must be letters, digits, '.', '-' and '_' (got {output_name!r})")
     with prepare_bar(console.stderr) as progress:
         folder = Preparation(
             open_source(input_folder),
-            PrepareSettings(max_length=None, on_error=on_error.value, strict=strict),
+            PrepareSettings(max_length=None, on_error=on_error, strict=strict),
             None if vocab is None else Tokenizer.from_file(vocab),
             workers=num_cpus(),
             shard_prefix=output_name,

@@ -1,20 +1,19 @@
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cpmbee_job.cli.results.model_inputs import DELTA_HELP, ModelOption, warn_of_other_base
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag, option
-from cpmbee_job.cli.shared.options import StoreOptions
+from cpmbee_job.cli.shared.options import StoreOptions, Vocabulary
 from cpmbee_job.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
     from cpmbee_job.model.weights.model_folder import ModelFiles
+    from cpmbee_job.spec import StorageSpec
 
 Out = Annotated[str, option("--out", "URL", "Folder for the new model; local or s3://.")]
 
@@ -24,9 +23,7 @@ def merge(
     delta: Annotated[str, option("--delta", "URL", DELTA_HELP)],
     out: Out,
     store: StoreOptions,
-    round_weights: Annotated[
-        bool, flag("--round", "Store merged weights in the base's dtype: smaller, but results differ slightly.")
-    ] = False,
+    round_weights: Annotated[bool, flag("--round", "Round to the base's dtype: smaller, less accurate.")] = False,
 ) -> None:
     """Merge a delta into its base model.
 
@@ -34,19 +31,18 @@ def merge(
 
     Example: cpmbee-job model merge --model models/cpm-bee-10b --delta runs/ccpm/r1 --out models/ccpm
     """
-    from cpmbee_job.cli.shared.outputs import new_folder
     from cpmbee_job.model.locate import fetch_delta, fetch_model
     from cpmbee_job.model.lora import merged_layout, merged_weights
+    from cpmbee_job.model.weights.saving import save_weights
     from cpmbee_job.model.weights.stored import StoredWeights
-    from cpmbee_job.run.model_files import CONFIG
 
     storage = store.storage()
     files = fetch_model(model, storage)
     change = fetch_delta(delta, storage)
     base = StoredWeights(files.weights)
     layout = merged_layout(base.layout, change, same_dtype=round_weights)
-    with new_folder(out, storage, last=CONFIG) as folder, console.byte_progress("read weights", base.nbytes) as advance:
-        _write_model(folder, layout, merged_weights(base.stream(advance), change, layout), files)
+    with _new_model(out, storage, files) as folder, console.progress("read weights", base.nbytes) as advance:
+        save_weights(layout, folder, merged_weights(base.stream(advance), change, layout))
     warn_of_other_base(change, base.streamed_digest, delta, model)
     console.say(f"{out}: merged {change.source} (r {change.r}, alpha {change.alpha:g}) into {model}")
 
@@ -65,25 +61,26 @@ def convert(
 
     Example: cpmbee-job model convert --model models/ccpm --out models/ccpm-bin --to bin
     """
-    from cpmbee_job.cli.shared.outputs import new_folder
     from cpmbee_job.model.locate import fetch_model
     from cpmbee_job.model.weights.model_folder import check_model
+    from cpmbee_job.model.weights.saving import save_pickled, save_weights
     from cpmbee_job.model.weights.stored import StoredWeights
-    from cpmbee_job.run.model_files import CONFIG
 
     storage = store.storage()
     files = fetch_model(model, storage)
     stored = StoredWeights(files.weights)
     check_model(files, stored)
-    progress = console.byte_progress("read weights", stored.nbytes)
-    with new_folder(out, storage, last=CONFIG) as folder, progress as advance:
-        _write_model(folder, stored.layout, stored.stream(advance), files, as_bin=target == "bin")
+    with _new_model(out, storage, files) as folder, console.progress("read weights", stored.nbytes) as advance:
+        if target == "bin":
+            save_pickled(dict(stored.stream(advance)), folder / "pytorch_model.bin")
+        else:
+            save_weights(stored.layout, folder, stored.stream(advance))
     console.say(f"{out}: {len(stored.tensors)} tensors of {model}")
 
 
 def init(
     config: Annotated[Path, option("--config", "FILE", "config.json; vocab_size is optional.")],
-    vocab: Annotated[Path, option("--vocab", "FILE", "The model's vocab.txt.")],
+    vocab: Vocabulary,
     out: Out,
     store: StoreOptions,
     seed: Annotated[int, option("--seed", "N", "Seed of the random weights.", min=0)] = 0,
@@ -116,21 +113,14 @@ def init(
     console.say(f"{out}: {sum(p.numel() for p in model.parameters()):,} random weights")
 
 
-def _write_model(
-    folder: Path,
-    layout: "dict[str, Tensor]",
-    tensors: "Iterator[tuple[str, Tensor]]",
-    files: "ModelFiles",
-    *,
-    as_bin: bool = False,
-) -> None:
-    from cpmbee_job.model.weights.saving import save_pickled, save_weights
+@contextmanager
+def _new_model(out: str, storage: "StorageSpec", files: "ModelFiles") -> "Iterator[Path]":
+    """Yield a new folder for the weights of a model, and add the other files of `files`."""
+    from cpmbee_job.cli.shared.outputs import new_folder
     from cpmbee_job.run.model_files import CONFIG, VOCABULARY
 
-    if as_bin:
-        save_pickled(dict(tensors), folder / "pytorch_model.bin")
-    else:
-        save_weights(layout, folder, tensors)
-    shutil.copy(files.config, folder / CONFIG)
-    if files.vocab.is_file():
-        shutil.copy(files.vocab, folder / VOCABULARY)
+    with new_folder(out, storage, last=CONFIG) as folder:
+        yield folder
+        shutil.copy(files.config, folder / CONFIG)
+        if files.vocab.is_file():
+            shutil.copy(files.vocab, folder / VOCABULARY)

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from cpmbee_job.model.weights.model_folder import ModelFiles
     from cpmbee_job.spec import StorageSpec
 
-ModelOption = Annotated[
-    str, option("--model", "URL", "Model folder with vocab.txt, config.json and weights; local or s3://.")
-]
+ModelOption = Annotated[str, option("--model", "URL", "Folder with vocab.txt, config.json, weights; local or s3://.")]
 DELTA_HELP = "Delta folder, .pt file, or a run's folder (then its best delta); local or s3://."
 
 
@@ -50,15 +48,14 @@ def load_with_delta(options: ModelOptions, files: "ModelFiles", storage: "Storag
     on_gpu = torch.cuda.is_available()
     half = on_gpu and ModelConfig.from_file(files.config).half
     dtype, device = torch.float16 if half else torch.float32, torch.device("cuda" if on_gpu else "cpu")
-    with console.byte_progress("read weights", sum(file.size for file in files.weights)) as advance:
+    with console.progress("read weights", sum(file.size for file in files.weights)) as advance:
         model = load_model(files, dtype, device, progress=advance)
     if delta is not None and options.delta is not None:
         warn_of_other_base(delta, model.base_digest, options.delta, options.model)
         apply_delta(model, delta)
-    parameter = model.input_embedding.weight
     console.say(
         f"{options.model}: {sum(p.numel() for p in model.parameters()):,} weights, config in the "
-        f"{model.config.dialect} dialect, {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
+        f"{model.config.dialect} dialect, {str(dtype).removeprefix('torch.')} on {device.type}"
     )
     return model
 
@@ -69,11 +66,15 @@ def warn_of_other_base(delta: "LoraDelta", base_digest: str, delta_url: str, mod
         console.warn(f"{delta_url} was trained on other weights than those of {model_url}")
 
 
-def load_tokenizer(files: "ModelFiles") -> "Tokenizer":
-    """Raises `ModelError` if the vocabulary is another model's."""
+def open_model(url: str, storage: "StorageSpec") -> "tuple[ModelFiles, Tokenizer]":
+    """Find a model's files and read its vocabulary. Raises `ModelError` if the vocabulary is another model's."""
     from cpmbee_job.data.encode.tokenizer import Tokenizer
     from cpmbee_job.model.config import ModelConfig
+    from cpmbee_job.model.locate import fetch_model
+    from cpmbee_job.process.pod import require_contract
 
+    require_contract()
+    files = fetch_model(url, storage)
     tokenizer = Tokenizer.from_file(files.vocab)
     vocab_size = ModelConfig.from_file(files.config).vocab_size
     if tokenizer.vocab_size != vocab_size:
@@ -81,7 +82,7 @@ def load_tokenizer(files: "ModelFiles") -> "Tokenizer":
             f"{files.vocab}: has {tokenizer.vocab_size} entries, but vocab_size in {files.config} is {vocab_size}",
             hint="use the vocab.txt of this model",
         )
-    return tokenizer
+    return files, tokenizer
 
 
 def load_examples(url: str, storage: "StorageSpec", format_name: str) -> "Sequence[tuple[str, Example]]":

@@ -1,7 +1,6 @@
 """`evaluate` and `predict` with --on-cluster: run in a pod, and wait for the results."""
 
 import re
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,33 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Self
 from cpmbee_job.cli.cluster.attach import follow_pods, interruptible, kind_of, printer
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import flag, option
-from cpmbee_job.cli.shared.options import CLUSTER, JobClusterOptions, Timeout
+from cpmbee_job.cli.shared.options import CLUSTER, ClusterOptions, Timeout
 from cpmbee_job.errors import NotFoundError, UsageError
-from cpmbee_job.run import keys
 
 if TYPE_CHECKING:
-    from cpmbee_job.launch.inference.start import StartedInference
+    from cpmbee_job.launch.inference.start import InferenceTask, StartedInference
     from cpmbee_job.launch.kube.protocol import Cluster
     from cpmbee_job.spec import JobSpec, StorageSpec
     from cpmbee_job.store.base import Store
 
 
 @dataclass(frozen=True)
-class OnClusterOptions(JobClusterOptions):
+class OnClusterOptions(ClusterOptions):
     """Whether a pod does the work, and where."""
 
     on_cluster: Annotated[
-        bool,
-        flag(
-            "--on-cluster",
-            "Run in a pod. Image, resources and object store are those of --job, else of the run that --delta "
-            "names. Local inputs are uploaded.",
-            CLUSTER,
-        ),
+        bool, flag("--on-cluster", "Run in a pod, with the settings of --job, else of --delta's run.", CLUSTER)
     ] = False
-    job: Annotated[
-        Path | None, option("--job", "JOB.yaml", "With --on-cluster: the job spec to take them from.", CLUSTER)
-    ] = None
+    job: Annotated[Path | None, option("--job", "JOB.yaml", "Job spec for --on-cluster.", CLUSTER)] = None
     timeout: Timeout = None
 
     def check(self) -> Self | None:
@@ -49,21 +39,12 @@ class OnClusterOptions(JobClusterOptions):
                 raise UsageError(f"{name} requires --on-cluster")
         return None
 
-    def run_in_pod(
-        self,
-        command: keys.InferenceCommand,
-        model: str,
-        delta: str | None,
-        data: str,
-        flags: Mapping[str, str | float],
-        settings: "StorageSpec",
-    ) -> "Store":
-        """Start the command in a pod, or find its results. Returns the folder of the results when they are complete."""
-        from cpmbee_job.launch.inference.start import InferenceTask, start_inference
+    def run_in_pod(self, task: "InferenceTask", settings: "StorageSpec") -> "Store":
+        """Start the task in a pod, or find its results. Returns the folder of the results when they are complete."""
+        from cpmbee_job.launch.inference.start import start_inference
         from cpmbee_job.spec import load_spec
 
-        spec = load_spec(self.job) if self.job is not None else _spec_of_run(delta, settings)
-        task = InferenceTask(command, model, delta, data, tuple(f"{flag}={value}" for flag, value in flags.items()))
+        spec = load_spec(self.job) if self.job is not None else _spec_of_run(task.delta, settings)
         given = {key: getattr(settings, key) for key in settings.model_fields_set}
         cluster = self.connect(spec.cluster.namespace)
         storage = spec.storage.seen_by_launcher().model_copy(update=given)
@@ -97,22 +78,16 @@ def _attach(started: "StartedInference", key: str, cluster: "Cluster", timeout: 
     from cpmbee_job.launch.inference.await_result import wait_for_result
     from cpmbee_job.launch.kube import naming
 
-    found, on_state = started.found, _state_changes(started.found.job_name)
-    waiting = begin(lambda: wait_for_result(found, started.store, key, cluster, on_state=on_state, timeout=timeout))
-    with suppress(NotFoundError):  # the pod ended before its log was read
-        selection = LogSelection(containers=(naming.TRAIN_CONTAINER,))
-        follow_pods(found, cluster, waiting, selection, printer(console.stderr, timestamps=False))
-    waiting.result()
+    found, last = started.found, ""
 
-
-def _state_changes(job: str) -> Callable[[str], None]:
-    """Return a function that prints a state unless it differs from the last one only in numbers."""
-    last = ""
-
-    def tell(state: str) -> None:
+    def on_state(state: str) -> None:
         nonlocal last
         if kind_of(state) != last:
             last = kind_of(state)
-            console.say(f"{job}: {console.printable(state)}")
+            console.say(f"{found.job_name}: {console.printable(state)}")
 
-    return tell
+    waiting = begin(lambda: wait_for_result(found, started.store, key, cluster, on_state=on_state, timeout=timeout))
+    with suppress(NotFoundError):  # the pod ended before its log was read
+        selection = LogSelection(containers=(naming.TRAIN_CONTAINER,))
+        follow_pods(found, cluster, waiting, selection, printer(console.stderr))
+    waiting.result()

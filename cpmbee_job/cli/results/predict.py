@@ -1,7 +1,7 @@
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_tokenizer, load_with_delta
+from cpmbee_job.cli.results.model_inputs import ModelOptions, load_examples, load_with_delta, open_model
 from cpmbee_job.cli.results.on_cluster import OnClusterOptions
 from cpmbee_job.cli.shared import console
 from cpmbee_job.cli.shared.commands import option
@@ -9,13 +9,10 @@ from cpmbee_job.cli.shared.options import StoreOptions
 from cpmbee_job.errors import DataError
 from cpmbee_job.run import keys
 
-if TYPE_CHECKING:
-    from cpmbee_job.spec import StorageSpec
-
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Options of the beam search."""
+    """Options of the beam search. Names and order of the fields identify stored results (`InferenceTask.flags`)."""
 
     beam_size: Annotated[int, option("--beam-size", "N", "Number of beams.", min=1)] = 3
     repetition_penalty: Annotated[
@@ -36,37 +33,27 @@ def predict(
     """Fill <ans> of each example by beam search.
 
     Prints the filled examples as JSON lines. With --on-cluster a pod computes and stores them, and the same command
-    returns the stored results.
+    returns the stored results. Local inputs are uploaded.
 
     Example: cpmbee-job predict --model models/cpm-bee-10b --delta runs/ccpm/r1 --input questions.jsonl
 
     Example: cpmbee-job predict --on-cluster --job job.yaml --model s3://models/bee/ --input questions.jsonl
     """
-    from cpmbee_job.cli.shared.outputs import copy_lines, require_apart
+    from cpmbee_job.cli.shared.outputs import copy_lines, lines_to, require_apart
+    from cpmbee_job.launch.inference.start import InferenceTask
 
     storage = store.storage()
     require_apart(output, source, storage)
     if cluster := on_cluster.check():
-        flags = {"--beam-size": search.beam_size, "--repetition-penalty": search.repetition_penalty}
-        flags |= {"--max-length": search.max_length, "--batch-size": search.batch_size}
-        results = cluster.run_in_pod("predict", inputs.model, inputs.delta, source, flags, storage)
+        flags = tuple(f"--{name.replace('_', '-')}={value}" for name, value in vars(search).items())
+        results = cluster.run_in_pod(InferenceTask("predict", inputs.model, inputs.delta, source, flags), storage)
         copy_lines(results, keys.ROWS, output, storage)
-    else:
-        _predict(inputs, source, search, output, storage)
+        return
 
-
-def _predict(
-    inputs: ModelOptions, source: str, search: SearchOptions, output: str | None, storage: "StorageSpec"
-) -> None:
-    from cpmbee_job.cli.shared.outputs import lines_to
-    from cpmbee_job.eval.generate import BeamOptions, Generator
+    from cpmbee_job.eval.generate import BeamOptions, Generator  # torch, which a launcher may not have
     from cpmbee_job.eval.questions import ask
-    from cpmbee_job.model.locate import fetch_model
-    from cpmbee_job.process.pod import require_contract
 
-    require_contract()
-    files = fetch_model(inputs.model, storage)
-    tokenizer = load_tokenizer(files)
+    files, tokenizer = open_model(inputs.model, storage)
     # Read all examples before the first prediction: an invalid one must not surface after hours of work.
     questions = []
     for location, example in load_examples(source, storage, "bee"):
@@ -77,7 +64,7 @@ def _predict(
     model = load_with_delta(inputs, files, storage)
     generator = Generator(model, tokenizer, BeamOptions(search.beam_size, search.max_length, search.repetition_penalty))
     total = len(questions)
-    with lines_to(output, storage) as write, console.item_progress("predict", total, "examples") as advance:
+    with lines_to(output, storage) as write, console.progress("predict", total, "examples") as advance:
         for begin in range(0, total, search.batch_size):
             for filled in generator.answer(questions[begin : begin + search.batch_size]):
                 write(filled)

@@ -3,7 +3,7 @@
 import re
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Report:
-    """Collects what is reported at the end. `title` names the run until its status is known."""
+    """Collects what is reported at the end. `title` names the run, or the spec until there is a run."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -34,20 +34,18 @@ class Report:
     def see(self, status: "RunStatus") -> None:
         """Keep the latest status. One observed before a cancellation may arrive after it, and is ignored."""
         if self.status is None or self.status.phase != "cancelled":
-            self.status = status
+            self.status, self.title = status, status.reference
 
     def markdown(self) -> str:
         """Heading, table and error message, for a page that other steps write to as well."""
-        status, lines = self.status, []
-        name = self.title if status is None else status.reference
+        status = self.status
         end = "error" if status is None else status.phase if status.ended or self.error is None else "not ended"
-        lines.append(f"### {name}: {end}\n")
+        lines = [f"### {self.title}: {end}\n"]
         if status is not None:
             rows = [("run", f"`{status.url}`")]
             if status.step is not None:
-                rows.append(
-                    ("steps", f"{status.step:,}" + (f" of {status.total_steps:,}" if status.total_steps else ""))
-                )
+                total = f" of {status.total_steps:,}" if status.total_steps else ""
+                rows.append(("steps", f"{status.step:,}{total}"))
             if status.best is not None:
                 rows.append(("best eval loss", f"{status.best.loss:.4f} at step {status.best.step:,}"))
             rows.append(("waited", duration(time.monotonic() - self._began)))
@@ -62,15 +60,11 @@ class Report:
         """A JUnit report of one test case."""
         error, taken = self.error, f"{time.monotonic() - self._began:.3f}"
         about_job = error is not None and getattr(error, "exit_code", ExitCode.INTERNAL) in ABOUT_JOB
-        counts = {
-            "tests": "1",
-            "failures": str(int(about_job)),
-            "errors": str(int(error is not None and not about_job)),
-        }
+        is_error = error is not None and not about_job
+        counts = {"tests": "1", "failures": f"{about_job:d}", "errors": f"{is_error:d}"}
         suites = ET.Element("testsuites", counts)
         suite = ET.SubElement(suites, "testsuite", {"name": "cpmbee-job", "time": taken, **counts})
-        name = self.title if self.status is None else self.status.reference
-        case = ET.SubElement(suite, "testcase", {"classname": "cpmbee-job", "name": name, "time": taken})
+        case = ET.SubElement(suite, "testcase", {"classname": "cpmbee-job", "name": self.title, "time": taken})
         if error is not None:
             message = _message(error)
             details = {"type": type(error).__name__, "message": message.partition("\n")[0]}
@@ -85,33 +79,30 @@ def reported(title: str, summary: Path | None = None, junit: Path | None = None,
     Raises `UsageError` before the block starts if a file cannot be written.
     """
     report = Report(title)
-    _require_writable(junit)
-    with appended(summary) as write:
-        try:
-            yield report
-        except BaseException as error:
-            report.error = error
-            raise
-        finally:
-            if as_json and report.status is not None:
-                console.print_json(report.status.model_dump(mode="json"))
-            write(report.markdown())
-            if junit is not None:
-                junit.write_bytes(report.junit())
+    require_writable(junit)
+    require_writable(summary)
+    try:
+        yield report
+    except BaseException as error:
+        report.error = error
+        raise
+    finally:
+        if as_json and report.status is not None:
+            console.print_json(report.status.model_dump(mode="json"))
+        append(summary, report.markdown())
+        if junit is not None:
+            junit.write_bytes(report.junit())
 
 
-@contextmanager
-def appended(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """Yield a function that appends text to the file; without a file it does nothing."""
-    if path is None:
-        yield lambda _text: None
-        return
-    _require_writable(path)
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        yield file.write
+def append(path: Path | None, text: str) -> None:
+    """Append to the file, if one is given."""
+    if path is not None:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
 
 
-def _require_writable(path: Path | None) -> None:
+def require_writable(path: Path | None) -> None:
+    """Raises `UsageError` if a file is given that cannot be written."""
     try:
         if path is not None:
             path.open("ab").close()

@@ -25,24 +25,25 @@ def argument(metavar: str, text: str, **more: Any) -> Any:
     return typer.Argument(metavar=metavar, help=text, **more)
 
 
-class _Command(TyperCommand):
+class _WithoutTypes:
+    """Removes `<bool>` after flags and `<str>` or `<path>` after arguments from the help."""
+
     def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types(super().get_params(ctx))
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda **_: None
+            elif parameter.is_flag:
+                parameter.metavar = ""
+        return parameters
 
 
-class _Group(TyperGroup):
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _without_types(super().get_params(ctx))
+class _Command(_WithoutTypes, TyperCommand):
+    pass
 
 
-def _without_types(parameters: list[Any]) -> list[Any]:
-    """Remove `<bool>` after flags and `<str>` or `<path>` after arguments from the help."""
-    for parameter in parameters:
-        if parameter.param_type_name == "argument":
-            parameter.display_type_rich = lambda **_: None
-        elif parameter.is_flag:
-            parameter.metavar = ""
-    return parameters
+class _Group(_WithoutTypes, TyperGroup):
+    pass
 
 
 def new_app(text: str) -> typer.Typer:

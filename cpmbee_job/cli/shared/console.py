@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -24,14 +24,14 @@ def say(message: str) -> None:
     stderr.print(message, markup=False)
 
 
-def warn(message: str) -> None:
-    stderr.print(f"warning: {message}", style="yellow", markup=False)
+def warn(*messages: str) -> None:
+    for message in messages:
+        stderr.print(f"warning: {message}", style="yellow", markup=False)
 
 
 def warn_of_counts(warnings: Mapping[str, int]) -> None:
     """Print one warning for each kind, with the number of records."""
-    for kind, count in sorted(warnings.items()):
-        warn(f"{kind}: {count:,}")
+    warn(*(f"{kind}: {count:,}" for kind, count in sorted(warnings.items())))
 
 
 def error(message: str) -> None:
@@ -43,10 +43,13 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
 
 
-def print_lines(lines: Sequence[Text]) -> None:
-    """Print the result of a command, line by line."""
-    for line in lines:
-        stdout.print(line)
+def print_result(document: Any, lines: Iterable[str | Text], *, as_json: bool) -> None:
+    """Print the result of a command: the document as JSON, or the lines. Text is never markup."""
+    if as_json:
+        print_json(document)
+    else:
+        for line in lines:
+            stdout.print(Text(line) if isinstance(line, str) else line)
 
 
 def columns(rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> list[Text]:
@@ -73,64 +76,43 @@ def printable(text: str) -> str:
 
 @contextmanager
 def byte_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Like `byte_progress`; without a terminal it prints a line."""
+    """Like `progress`; without a terminal it prints a line."""
     if not stderr.is_terminal:
         say(f"{title}: {filesize.decimal(total)}")
-    with byte_progress(title, total) as advance:
+    with progress(title, total) as advance:
         yield advance
 
 
 @contextmanager
-def byte_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar for bytes, with rate and remaining time. Yields the function to call with the bytes moved."""
-    rate = _RateColumn(lambda rate: f"{filesize.decimal(int(rate))}/s")
-    with _progress(title, total, DownloadColumn(), rate) as advance:
-        yield advance
-
-
-@contextmanager
-def item_progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar for counted items, with rate and remaining time. Yields the function to call with the items done."""
-    rate = _RateColumn(lambda rate: f"{rate:,.0f} {unit}/s")
-    with _progress(title, total, MofNCompleteColumn(), rate) as advance:
-        yield advance
-
-
-@contextmanager
-def _progress(title: str, total: int, count: ProgressColumn, rate: ProgressColumn) -> Iterator[Callable[[int], None]]:
-    shown = TextColumn("{task.description}"), BarColumn(), count, rate, _RemainingColumn()
-    with Progress(*shown, console=stderr, disable=not stderr.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda number: progress.advance(task, number)
+def progress(title: str, total: int, unit: str | None = None) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and remaining time. Yields the function to call with the bytes, or `unit`s, just done."""
+    count = DownloadColumn() if unit is None else MofNCompleteColumn()
+    shown = TextColumn("{task.description}"), BarColumn(), count, _RateColumn(unit)
+    with Progress(*shown, console=stderr, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda number: bar.advance(task, number)
 
 
 class _RateColumn(ProgressColumn):
-    """The mean rate since the start. Rich's own rate is misleading for work that completes in batches."""
+    """The mean rate since the start, and the remaining time at this rate; the elapsed time once finished.
 
-    def __init__(self, shown: Callable[[float], str]) -> None:
+    Rich's own rate is misleading for work that completes in batches.
+    """
+
+    def __init__(self, unit: str | None) -> None:
         super().__init__()
-        self._shown = shown
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
         rate = mean_rate(task)
-        return Text("" if rate is None else self._shown(rate))
-
-
-class _RemainingColumn(ProgressColumn):
-    """The remaining time at the mean rate; the elapsed time once finished."""
-
-    def render(self, task: Task) -> Text:
-        if task.finished:
-            return Text(_clock(task.finished_time or 0))
-        rate = mean_rate(task)
-        return Text("" if rate is None or task.remaining is None else f"ETA {_clock(task.remaining / rate)}")
+        if rate is None:
+            return Text()
+        shown = f"{filesize.decimal(int(rate))}/s" if self._unit is None else f"{rate:,.0f} {self._unit}/s"
+        seconds = task.finished_time if task.finished else (task.remaining or 0) / rate
+        return Text(f"{shown} {'' if task.finished else 'ETA '}{timedelta(seconds=round(seconds or 0))}")
 
 
 def mean_rate(task: Task) -> float | None:
     """Items or bytes per second since the task started; None before the first."""
     elapsed = task.finished_time if task.finished else task.elapsed
     return task.completed / elapsed if elapsed and task.completed else None
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

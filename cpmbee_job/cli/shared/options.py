@@ -4,9 +4,9 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,28 +36,22 @@ def seconds(text: str) -> float:
     return days * 86400 + hours * 3600 + minutes * 60 + rest
 
 
+def duration_option(names: str, text: str, panel: str | None = None) -> Any:
+    """An option whose value is a duration, in seconds."""
+    return option(names, "DURATION", text, panel, parser=seconds)
+
+
 AsJson = Annotated[bool, flag("--json", "Print one JSON document on stdout, and nothing else.", OUTPUT)]
-Overrides = Annotated[
-    list[str] | None, option("--set", "KEY=VALUE", "Override a spec field, such as train.lr=2e-4. Repeatable.")
-]
+Overrides = Annotated[list[str] | None, option("--set", "KEY=VALUE", "Set a spec field: train.lr=2e-4. Repeatable.")]
 RunReference = Annotated[str, argument("RUN", "The run: NAME/RUN_ID, or the URL of its folder.")]
-Timeout = Annotated[
-    float | None,
-    option(
-        "--timeout", "DURATION", "Stop waiting after this time, such as 90m; exit code 101.", WAITING, parser=seconds
-    ),
-]
+Namespace = Annotated[str | None, option("--namespace, -n", "NAME", "Default: the job's, or the context's.", CLUSTER)]
+Timeout = Annotated[float | None, duration_option("--timeout", "Stop waiting after this time; exit code 101.", WAITING)]
 SummaryFile = Annotated[
-    Path | None,
-    option("--summary", "FILE", "Append a Markdown summary to this file, such as $GITHUB_STEP_SUMMARY.", PIPELINE),
+    Path | None, option("--summary", "FILE", "Append Markdown to this file, such as $GITHUB_STEP_SUMMARY.", PIPELINE)
 ]
 Vocabulary = Annotated[Path, option("--vocab", "FILE", "The model's vocab.txt.")]
-Format = Annotated[
-    str, option("--format", "FORMAT", "How records become examples: bee (they are examples), ccpm, or MODULE:FUNCTION.")
-]
-Strict = Annotated[
-    bool, flag("--strict", "Treat input that would be auto-corrected as an error, such as a number as text.")
-]
+Format = Annotated[str, option("--format", "FORMAT", "Format of records: bee (examples), ccpm, or MODULE:FUNCTION.")]
+Strict = Annotated[bool, flag("--strict", "Reject input that would be auto-corrected, such as a number as text.")]
 
 
 @contextmanager
@@ -114,12 +108,8 @@ class StoreOptions:
 class ClusterOptions:
     """A cluster and a namespace in it."""
 
-    context: Annotated[
-        str | None, option("--context", "NAME", "Kubeconfig context. Default: the current one.", CLUSTER)
-    ] = None
-    namespace: Annotated[
-        str | None, option("--namespace, -n", "NAME", "Namespace of the run. Default: the context's.", CLUSTER)
-    ] = None
+    context: Annotated[str | None, option("--context", "NAME", "Kubeconfig context. Default: current.", CLUSTER)] = None
+    namespace: Namespace = None
 
     def connect(self, namespace: str | None = None) -> "Cluster":
         """Connect to the cluster. `namespace` is the default, where the option is not given.
@@ -129,19 +119,6 @@ class ClusterOptions:
         from cpmbee_job.launch.kube.api import connect  # its import takes most of a second
 
         return connect(self.context, self.namespace or namespace)
-
-
-JobNamespace = Annotated[
-    str | None,
-    option("--namespace, -n", "NAME", "Namespace of the job. Default: the spec's, else the context's.", CLUSTER),
-]
-
-
-@dataclass(frozen=True)
-class JobClusterOptions(ClusterOptions):
-    """The cluster for a job, whose spec may name a namespace."""
-
-    namespace: JobNamespace = None
 
 
 @dataclass(frozen=True)
@@ -165,9 +142,13 @@ class RunOptions(StoreOptions, ClusterOptions):
                 return None
             raise
 
-    def find(self, run: str) -> "tuple[FoundRun, Cluster | None]":
+    def find(self, run: str, cluster: "Cluster | None" = None) -> "tuple[FoundRun, Cluster | None]":
         """Find a run, and the cluster in the run's namespace; None where none is configured or required."""
-        return self._find_at_home(run, self.connect_if_needed(run))
+        from cpmbee_job.launch.runs.find import find_at_home
+
+        cluster = self.connect_if_needed(run) if cluster is None else cluster
+        connect = replace(self, namespace=None).connect
+        return find_at_home(run, cluster, connect, output=self.output, storage=self.storage())
 
     def find_on_cluster(self, run: str) -> "tuple[FoundRun, Cluster]":
         """Find a run, and the cluster in `--namespace`, else in the namespace that the run was submitted to.
@@ -180,7 +161,7 @@ class RunOptions(StoreOptions, ClusterOptions):
         if self.namespace is not None:
             found = find_run(run, cluster, output=self.output, storage=self.storage())
         else:
-            found, home = self._find_at_home(run, cluster)
+            found, home = self.find(run, cluster)
             cluster = home or cluster
         if found.url and not found.url.startswith("s3://"):
             raise UsageError(
@@ -197,14 +178,6 @@ class RunOptions(StoreOptions, ClusterOptions):
         if found.run is None:
             raise NotFoundError(f"{found.url}: no run is stored there (yet)")
         return found.run
-
-    def _find_at_home(self, run: str, cluster: "Cluster | None") -> "tuple[FoundRun, Cluster | None]":
-        from cpmbee_job.launch.runs.find import find_at_home
-
-        def connect(namespace: str) -> "Cluster":
-            return ClusterOptions(self.context, namespace).connect()
-
-        return find_at_home(run, cluster, connect, output=self.output, storage=self.storage())
 
 
 @dataclass(frozen=True)
@@ -233,10 +206,4 @@ class PipelineOptions:
         bool, flag("--cancel-on-signal", "Cancel the run on SIGINT and SIGTERM; exit code 103.", PIPELINE)
     ] = False
     summary: SummaryFile = None
-    junit: Annotated[
-        Path | None, option("--junit", "FILE", "Write the outcome to this file as a JUnit XML report.", PIPELINE)
-    ] = None
-
-    @property
-    def given(self) -> bool:
-        return self.cancel_on_signal or self.summary is not None or self.junit is not None
+    junit: Annotated[Path | None, option("--junit", "FILE", "File for the outcome as JUnit XML.", PIPELINE)] = None

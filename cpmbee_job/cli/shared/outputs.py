@@ -15,13 +15,10 @@ from cpmbee_job.store.base import Store
 from cpmbee_job.store.files import FileStore, translate_os_errors
 from cpmbee_job.store.urls import open_object, open_store
 
-WriteLine = Callable[[Any], None]
-"""Writes a JSON document as one line."""
-
 
 @contextmanager
-def lines_to(url: str | None, storage: StorageSpec) -> Iterator[WriteLine]:
-    """Write JSON lines to stdout, or to the object at `url`, which appears when the block succeeds."""
+def lines_to(url: str | None, storage: StorageSpec) -> Iterator[Callable[[Any], None]]:
+    """Yield a function that writes a document as a JSON line: to stdout, or to `url`, which appears on success."""
     if url is None:
         yield lambda document: _write(sys.stdout.buffer.write, document)
         sys.stdout.flush()
@@ -39,13 +36,13 @@ def copy_lines(source: Store, key: str, url: str | None, storage: StorageSpec) -
     with _draft() as folder:
         path = folder / "lines"
         source.download(key, path)
-        if url is not None:
+        if url is None:
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.flush()
+        else:
             store, target = open_object(url, storage)
             store.upload(path, target)
-            return
-        with path.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.flush()
 
 
 def require_apart(output: str | None, source: str, storage: StorageSpec) -> None:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cpmbee_job.launch.runs.find import FoundRun
     from cpmbee_job.launch.runs.status import RunStatus
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class Signaled(BaseException):
     """A signal arrived that cancels the run."""
@@ -27,21 +25,23 @@ class Signaled(BaseException):
 class Signals:
     """The signal handler, and the run that it cancels: none yet, one that is being started, or one that exists."""
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
         self.received = ""
         """Name of the first signal that arrived."""
         self._found: FoundRun | None = None
         self._cluster: Cluster | None = None
         self._held = False
 
-    def hold(self, found: "FoundRun", cluster: "Cluster") -> None:
-        """Defer signals while this run is being started, so that what has to be cancelled is known."""
-        self._found, self._cluster, self._held = found, cluster, True
+    def watch(self, found: "FoundRun", cluster: "Cluster | None", *, starting: bool = False) -> None:
+        """Cancel this run on a signal. While it is `starting`, defer signals until its parts are known.
 
-    def watch(self, found: "FoundRun", cluster: "Cluster | None") -> None:
-        """From now on, cancel this run at once. Raises `Signaled` if a signal was deferred."""
-        self._found, self._cluster, self._held = found, cluster, False
-        if self.received:
+        Raises `Signaled` if a signal was deferred, `UsageError` for a run that this command could not cancel.
+        """
+        if self._enabled and (cluster is None or not found.url.startswith("s3://")):
+            raise UsageError(f"--cancel-on-signal: {found.url} is a local run, or no cluster is configured")
+        self._found, self._cluster, self._held = found, cluster, starting
+        if self.received and not starting:
             raise Signaled
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
@@ -83,13 +83,10 @@ def cancelling(enabled: bool, on_status: "Callable[[RunStatus], None]") -> Itera
 
     The block then ends with `CancelledError`, or with the error that prevented the cancellation.
     """
-    signals = Signals()
-    if not enabled:
-        yield signals
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signals = Signals(enabled)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if enabled}
     try:
-        for number in SIGNALS:
+        for number in before:
             signal.signal(number, signals.handle)
         yield signals
     except BaseException:  # raised by the signal, or by a submit that failed while the signal was deferred
@@ -99,9 +96,3 @@ def cancelling(enabled: bool, on_status: "Callable[[RunStatus], None]") -> Itera
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def require_cancellable(enabled: bool, found: "FoundRun", cluster: "Cluster | None") -> None:
-    """Raises `UsageError` for a run that this command could not cancel."""
-    if enabled and (cluster is None or not found.url.startswith("s3://")):
-        raise UsageError(f"--cancel-on-signal: {found.url} is a local run, or no cluster is configured")

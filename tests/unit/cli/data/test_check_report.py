@@ -51,7 +51,7 @@ def test_bars_are_proportional_to_the_counts(report: CheckReport) -> None:
     bars: dict[str, str] = dict(re.findall(r"(<option_\d>) .*%  (\S+)", drawn(report)))
     assert set(report.answers.classes["<ans>"].values()) == {9, 11}
     assert {name: len(bar) for name, bar in bars.items()} == {
-        name: -(-count * 40 // 11) for name, count in report.answers.classes["<ans>"].items()
+        name: -(-count * 20 // 11) for name, count in report.answers.classes["<ans>"].items()
     }
 
 
