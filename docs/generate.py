@@ -53,7 +53,7 @@ def spec_rows(model: type[BaseModel], prefix: str) -> list[str]:
             rows += spec_rows(sections[0], f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"`{json.dumps(field.default, ensure_ascii=False)}`"
-        text = " ".join(filter(None, [field.description, choices(field.annotation)]))
+        text = " ".join([*(field.description or "").split(), *filter(None, [choices(field.annotation)])])
         change = "fixed" if is_fixed(f"{prefix}{name}") else "may change"
         rows.append(f"| `{prefix}{name}` | {default} | {change} | {text.replace('|', chr(92) + '|')} |")
         for section in sections:

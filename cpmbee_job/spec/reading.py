@@ -84,7 +84,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return f"{key}: required, but missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch" and field is not None:
-        message = f"has an invalid form ({str(field.description).rstrip('.')})"
+        message = f"has an invalid form ({' '.join(str(field.description).split()).rstrip('.')})"
     value = problem.get("input")
     if isinstance(value, dict) or problem["type"] == "secret":
         return f"{key}: {message}"

@@ -62,7 +62,7 @@ def main() -> None:
     exit_with_torchrun()
     parent_watch.watch(parent_watch.parent(), _on_entrypoint_exit)
     log_to_console()
-    observe(metrics.S3Traffic(keys.run_name(sys.argv[1])))
+    observe(metrics.s3_observer(keys.run_name(sys.argv[1])))
     known = Failure.in_container()
     if known is not None and known.permanent:
         return

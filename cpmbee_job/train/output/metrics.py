@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from cpmbee_job.process import contract
+from cpmbee_job.store.s3.traffic import Observer
 
 WORKERS = CollectorRegistry()
 """Metrics that workers set."""
@@ -71,21 +72,11 @@ TORCHRUN_STARTS = Counter(
 )
 
 
-class S3Traffic:
-    """Counts a worker's requests to S3: a `store.s3.traffic.Observer`."""
-
-    def __init__(self, run: str) -> None:
-        self._run = run
-        self._sent, self._received = S3_SENT.labels(run), S3_RECEIVED.labels(run)
-
-    def sent(self, num_bytes: int) -> None:
-        self._sent.inc(num_bytes)
-
-    def received(self, num_bytes: int) -> None:
-        self._received.inc(num_bytes)
-
-    def failed(self, reason: str) -> None:
-        S3_ERRORS.labels(self._run, reason).inc()
+def s3_observer(run: str) -> Observer:
+    """Return an observer that counts a worker's requests to S3."""
+    return Observer(
+        S3_SENT.labels(run).inc, S3_RECEIVED.labels(run).inc, lambda reason: S3_ERRORS.labels(run, reason).inc()
+    )
 
 
 def checkpoint_written(run: str, stepped_at: float) -> None:
