@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
@@ -82,7 +82,7 @@ class FileStore:
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         path = self._path(key)
-        with translate_os_errors(path), self._new_file(path) as temporary:
+        with translate_os_errors(path), _new_file(path) as temporary:
             temporary.write_bytes(data)
             sync(temporary)
             if if_none_match:
@@ -111,7 +111,7 @@ class FileStore:
             translate_os_errors(path),
             path.open("rb") as source,
             translate_os_errors(target),
-            self._new_file(target) as temporary,
+            _new_file(target) as temporary,
         ):
             _copy(source, temporary, progress)
             with _locked(target.parent):
@@ -192,28 +192,29 @@ class FileStore:
                     self._hashes[identity] = known
             return known
 
-    @contextmanager
-    def _new_file(self, path: Path) -> Iterator[Path]:
-        """Create an empty hidden file beside `path`; remove it at the end unless it was renamed."""
-        require_replaceable(path)
-        temporary = temporary_name(path)
-        try:
-            for _ in range(FOLDER_TRIES):
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    temporary.touch(exist_ok=False)
-                    break
-                except FileNotFoundError:  # `delete` has just removed the folder
-                    continue
-                except FileExistsError:  # likewise, unless a file has the name of the folder
-                    if any(os.path.lexists(folder) and not folder.is_dir() for folder in path.parents):
-                        raise
-            else:  # not a race: /proc, for example, allows no new folders
-                raise DiskError(f"{path.parent}: cannot create this folder")
-            yield temporary
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """Create an empty hidden file beside `path`; remove it at the end unless it was renamed."""
+    require_replaceable(path)
+    temporary = temporary_name(path)
+    try:
+        for _ in range(FOLDER_TRIES):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.touch(exist_ok=False)
+                break
+            except FileNotFoundError:  # `delete` has just removed the folder
+                continue
+            except FileExistsError:  # likewise, unless a file has the name of the folder
+                if any(os.path.lexists(folder) and not folder.is_dir() for folder in path.parents):
+                    raise
+        else:  # not a race: /proc, for example, allows no new folders
+            raise DiskError(f"{path.parent}: cannot create this folder")
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -222,17 +223,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises `DiskError`.
     """
-    temporary = temporary_name(path)
-    with translate_os_errors(path):
-        require_replaceable(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            sync(temporary)
-            temporary.replace(path)
-            sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with translate_os_errors(path), _new_file(path) as temporary:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
 
 
 @contextmanager
@@ -290,36 +285,38 @@ def _copy(source: BinaryIO, target: Path, progress: Progress) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock file of a folder, to make a comparison and the next rename atomic; remove it afterwards."""
-    path = folder / LOCK
-    while True:
-        with path.open("ab") as file:
-            _wait_for_lock(file, path)
-            if not is_open_file(path, file.fileno()):
-                continue  # its previous holder has removed it, so a lock on it has no effect
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
-
-
-def _wait_for_lock(file: BinaryIO, path: Path) -> None:
-    """Wait for the lock, which excludes threads too. A holder needs only a moment, unless it is stopped; a killed
-    process loses its locks."""
-    deadline = time.monotonic() + LONGEST_LOCK
-    while True:
+    """Hold the lock file of a folder, to make a comparison and the next rename atomic; remove it afterwards. Its holder
+    needs only a moment, unless it is stopped."""
+    path, deadline = folder / LOCK, time.monotonic() + LONGEST_LOCK
+    while (descriptor := open_locked(path)) is None:
+        if time.monotonic() > deadline:
+            raise StoreError(
+                f"{path}: locked for {LONGEST_LOCK:.0f} s", hint="find and end the process that writes there and hangs"
+            )
+        time.sleep(0.002)
+    with os.fdopen(descriptor):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"{path}: locked for {LONGEST_LOCK:.0f} s",
-                    hint="find and end the process that writes there and hangs",
-                ) from error
-            time.sleep(0.002)
-        else:
-            return
+            yield
+        finally:
+            path.unlink()
+
+
+def open_locked(path: Path, mode: int = 0o666) -> int | None:
+    """Open or create a file and lock it; return its descriptor, None if another thread or process holds it.
+
+    Closing it, or the end of the process, unlocks it. Raises `OSError`.
+    """
+    while True:
+        with ExitStack() as failure:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            failure.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            if is_open_file(path, descriptor):  # else its holder has removed it, so a lock on it has no effect
+                failure.pop_all()
+                return descriptor
 
 
 def is_open_file(path: Path, descriptor: int) -> bool:

@@ -4,23 +4,19 @@ S3 keeps the parts of an incomplete upload, but not what it was for. So the cach
 locked while a process continues the upload.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
-
-from pydantic import TypeAdapter
+from typing import Any
 
 from cpmbee_job import documents
+from cpmbee_job.errors import DamagedError
 from cpmbee_job.process.contract import default_cache_dir
-from cpmbee_job.store.files import is_open_file
+from cpmbee_job.store.files import open_locked
 
 
-@dataclass(frozen=True)
-class BegunUpload:
+class BegunUpload(documents.Document):
     """An incomplete upload."""
 
     id: str
@@ -31,13 +27,6 @@ class BegunUpload:
     checks_crc: bool
     """Whether the server verifies the CRC-32 of each part."""
 
-    @classmethod
-    def parse(cls, data: bytes) -> Self | None:
-        try:
-            return TypeAdapter(cls).validate_json(data, strict=True)
-        except ValueError:
-            return None
-
 
 class UploadRecord:
     """The locked file of one upload."""
@@ -46,12 +35,14 @@ class UploadRecord:
         self._path, self._descriptor = path, descriptor
 
     def read(self) -> BegunUpload | None:
-        return BegunUpload.parse(os.pread(self._descriptor, 1 << 16, 0))
+        with suppress(DamagedError):
+            return BegunUpload.parse(os.pread(self._descriptor, 1 << 16, 0), str(self._path))
+        return None
 
     def write(self, begun: BegunUpload) -> None:
         with suppress(OSError):  # such as a full disk: then the upload cannot be continued
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, documents.to_json(asdict(begun)), 0)
+            os.pwrite(self._descriptor, documents.to_json(begun.model_dump()), 0)
 
     def clear(self) -> None:
         """Remove the upload from the record."""
@@ -86,20 +77,11 @@ class UploadRecords:
 
 @contextmanager
 def _held(path: Path) -> Iterator[UploadRecord | None]:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
+    descriptor = None
+    with suppress(OSError):
+        descriptor = open_locked(path, 0o600)
+    if descriptor is None:
         yield None
         return
-    try:
-        yield UploadRecord(path, descriptor) if _lock(path, descriptor) else None
-    finally:
-        os.close(descriptor)
-
-
-def _lock(path: Path, descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return is_open_file(path, descriptor)  # else its holder has just removed it
+    with os.fdopen(descriptor):
+        yield UploadRecord(path, descriptor)

@@ -25,7 +25,6 @@ from cpmbee_job.store.files import translate_os_errors
 from cpmbee_job.store.s3.client import DEFAULT_LIMITS, Limits, make_client
 from cpmbee_job.store.s3.download import Download
 from cpmbee_job.store.s3.file_parts import UploadSource
-from cpmbee_job.store.s3.incomplete import discard_leftover, find_leftovers
 from cpmbee_job.store.s3.responses import (
     BROKEN_BODY,
     NO_SUCH_KEY,
@@ -216,11 +215,31 @@ class S3Store:
 
     def leftovers(self) -> Iterator[Leftover]:
         with self._translated(""):
-            yield from find_leftovers(self._client, self._bucket, self._prefix)
+            found = self._client.get_paginator("list_multipart_uploads")
+            pages = found.paginate(Bucket=self._bucket, Prefix=self._prefix)
+            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+                key, upload_id = upload["Key"], upload["UploadId"]
+                found_parts = self._client.get_paginator("list_parts")
+                try:
+                    answers = found_parts.paginate(Bucket=self._bucket, Key=key, UploadId=upload_id)
+                    parts = [part for answer in answers for part in answer.get("Parts", ())]
+                except boto.ClientError as error:
+                    if error_code(error) != "NoSuchUpload":  # else it was just completed
+                        raise
+                    continue
+                times = [upload["Initiated"], *(part["LastModified"] for part in parts)]  # an upload may take days
+                size = sum(part["Size"] for part in parts)
+                yield Leftover(key.removeprefix(self._prefix), size, max(times).timestamp(), upload_id)
 
     def discard(self, leftover: Leftover) -> None:
         with self._translated(leftover.key):
-            discard_leftover(self._client, self._bucket, self._key(leftover.key), leftover.upload_id)
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=self._key(leftover.key), UploadId=leftover.upload_id
+                )
+            except boto.ClientError as error:
+                if error_code(error) != "NoSuchUpload":
+                    raise
 
     def local_path(self, key: str) -> Path | None:  # noqa: ARG002
         return None

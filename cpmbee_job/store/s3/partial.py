@@ -7,17 +7,16 @@ Nothing is flushed to the disk: after a power failure, a range that is marked co
 may be truncated. A checksum finds the former; callers that keep the file prevent the latter with `files.sync`.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cpmbee_job.store.files import (
     COPY_BYTES,
     TEMPORARY,
-    is_open_file,
+    open_locked,
     require_replaceable,
     temporary_name,
     translate_os_errors,
@@ -63,10 +62,6 @@ class PartialFile:
         """Mark all ranges as incomplete."""
         self._write(self.size, bytes(len(self.ranges)))
 
-    def finish(self) -> None:
-        """Truncate the file to its content."""
-        os.truncate(self._descriptor, self.size)
-
     def _write(self, offset: int, data: bytes) -> None:
         view = memoryview(data)
         while view:
@@ -86,21 +81,16 @@ def partial_file(path: Path, identity: str, size: int, range_size: int) -> Itera
         require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, descriptor, reusable = _open(path)
-        try:
+        with os.fdopen(descriptor):
             partial = PartialFile(descriptor, identity, size, range_size)
             try:
                 yield partial
-                partial.finish()
+                os.truncate(descriptor, size)
                 temporary.replace(path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-            except BaseException:
-                if not (reusable and partial.complete):
+            except BaseException as error:
+                if isinstance(error, OSError) or not (reusable and partial.complete):
                     temporary.unlink(missing_ok=True)
                 raise
-        finally:
-            os.close(descriptor)
 
 
 def boot_id() -> str:
@@ -113,18 +103,8 @@ def _open(path: Path) -> tuple[Path, int, bool]:
     """Return the hidden file of `path`, its descriptor with a lock, and whether a later call finds it."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
     shared = path.with_name(f".{path.name[:60]}.{digest}{TEMPORARY}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        while True:
-            descriptor = os.open(shared, flags, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_open_file(shared, descriptor):
-                    return shared, descriptor, True
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # another process has just completed or removed it
-    except OSError:  # locked by another process, owned by another user, or no locks on this file system
-        own = temporary_name(path)
-        return own, os.open(own, flags | os.O_EXCL, 0o666), False
+    with suppress(OSError):  # owned by another user, or no locks on this file system
+        if (descriptor := open_locked(shared)) is not None:
+            return shared, descriptor, True
+    own = temporary_name(path)
+    return own, os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), False

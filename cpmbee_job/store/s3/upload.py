@@ -120,8 +120,9 @@ class MultipartUpload:
         answer = self._client.create_multipart_upload(
             **self._object, Metadata=metadata, ChecksumAlgorithm="CRC32", **self._encryption
         )
-        begun = BegunUpload(answer["UploadId"], writer, sha256, checks_crc=answer.get("ChecksumAlgorithm") == "CRC32")
-        if sha256 is None and not begun.checks_crc:
+        checks_crc = answer.get("ChecksumAlgorithm") == "CRC32"
+        begun = BegunUpload(id=answer["UploadId"], writer=writer, sha256=sha256, checks_crc=checks_crc)
+        if sha256 is None and not checks_crc:
             # Without CRC-32, only the SHA-256 can verify the object.
             self._abort(begun.id)
             return self._begin(record, source, source.sha256())
