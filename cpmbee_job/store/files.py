@@ -33,13 +33,9 @@ class FileStore:
     """A `Store` in a local folder, which is created with its first object."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/") or "/"
+        self.url = url.rstrip("/") or "/"
         self.root = _folder(url)
         self._hashes: dict[tuple[int, ...], str] = {}
-
-    @property
-    def url(self) -> str:
-        return self._url
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
@@ -178,7 +174,7 @@ class FileStore:
 
     def _path(self, key: str) -> Path:
         if "//" in check_key(key) or key.endswith((TEMPORARY, LOCK)):
-            raise SpecError(f"{self._url}: {key!r} is not a valid file name")
+            raise SpecError(f"{self.url}: {key!r} is not a valid file name")
         return self.root / key
 
     def _etag(self, path: Path) -> str:

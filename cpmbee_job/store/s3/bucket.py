@@ -9,11 +9,11 @@ import builtins
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
@@ -22,7 +22,7 @@ from cpmbee_job.errors import AccessError, ConflictError, DamagedError, SpecErro
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
 from cpmbee_job.store.files import translate_os_errors
-from cpmbee_job.store.s3.client import DEFAULT_LIMITS, Limits, make_client
+from cpmbee_job.store.s3.client import DEFAULT_LIMITS, Limits, listed, make_client
 from cpmbee_job.store.s3.download import Download
 from cpmbee_job.store.s3.file_parts import UploadSource
 from cpmbee_job.store.s3.responses import (
@@ -30,7 +30,6 @@ from cpmbee_job.store.s3.responses import (
     NO_SUCH_KEY,
     BrokenBodyError,
     error_code,
-    no_bucket,
     translate_s3_errors,
     tries,
 )
@@ -38,6 +37,9 @@ from cpmbee_job.store.s3.upload import MultipartUpload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+T = TypeVar("T")
 
 READ_STEP = 1 << 20
 LOST_CONDITION = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"}
@@ -48,7 +50,7 @@ class S3Store:
     """A `Store` in a bucket below a prefix. Safe for several threads."""
 
     def __init__(self, url: str, storage: StorageSpec, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not bucket:
             raise SpecError(f"{url}: names no bucket", hint="use s3://bucket/folder")
@@ -56,11 +58,8 @@ class S3Store:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._limits = limits
         self._endpoint = _endpoint_name(storage.endpoint_url)
-        self._encryption: dict[str, Any] = {}
-        if storage.sse is not None:
-            self._encryption["ServerSideEncryption"] = storage.sse
-        if storage.sse_kms_key_id is not None:
-            self._encryption["SSEKMSKeyId"] = storage.sse_kms_key_id
+        settings = {"ServerSideEncryption": storage.sse, "SSEKMSKeyId": storage.sse_kms_key_id}
+        self._encryption: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         self._storage = storage
         self._client = make_client(storage, limits)
         self._bucket_seen = False
@@ -68,10 +67,6 @@ class S3Store:
     @cached_property
     def _unsigned_client(self) -> "S3Client":
         return make_client(self._storage, self._limits, sign_bodies=False)
-
-    @property
-    def url(self) -> str:
-        return self._url
 
     def get(self, key: str) -> bytes:
         return self.get_with_etag(key)[0]
@@ -91,31 +86,24 @@ class S3Store:
         length = sum(map(len, buffers))
         if length == 0:
             return
-        wanted = f"bytes={start}-{start + length - 1}"
+
+        def fill(answer: "GetObjectOutputTypeDef") -> None:
+            if answer["ETag"].strip('"') != etag:  # not every server supports the condition
+                raise changed(self._name(key))
+            _fill(buffers, answer["Body"])
+
         with self._translated(key):
-            for is_last in tries(self._limits.attempts):
-                try:
-                    answer = self._client.get_object(
-                        Bucket=self._bucket, Key=self._key(key), Range=wanted, IfMatch=f'"{etag}"'
-                    )
-                    # Not every server supports the condition.
-                    if answer["ETag"].strip('"') != etag:
-                        raise changed(self._name(key))
-                    _fill(buffers, answer["Body"])
-                except boto.ClientError as error:
-                    if error_code(error) in OTHER_CONTENT:
-                        raise changed(self._name(key)) from error
-                    raise
-                except (*BROKEN_BODY, BrokenBodyError) as error:
-                    if is_last:
-                        raise StoreError(f"{self._name(key)}: arrived truncated or altered: {error}") from error
-                else:
-                    return
+            try:
+                self._get(key, fill, Range=f"bytes={start}-{start + length - 1}", IfMatch=f'"{etag}"')
+            except boto.ClientError as error:
+                if error_code(error) in OTHER_CONTENT:
+                    raise changed(self._name(key)) from error
+                raise
 
     def info(self, key: str) -> ObjectInfo | None:
         with self._translated(key):
             try:
-                head = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+                head = self._client.head_object(**self._object(key))
             except boto.ClientError as error:
                 if error_code(error) not in NO_SUCH_KEY:
                     raise
@@ -135,8 +123,7 @@ class S3Store:
             for is_last in tries(self._limits.attempts):
                 try:
                     answer = self._client.put_object(
-                        Bucket=self._bucket,
-                        Key=self._key(key),
+                        **self._object(key),
                         Body=data,
                         Metadata={"sha256": checksum.hexdigest(), "writer": writer},
                         ChecksumSHA256=base64.b64encode(checksum.digest()).decode(),
@@ -184,59 +171,53 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + prefix
+            entries = listed(
+                self._client, "list_objects_v2", "Contents", Bucket=self._bucket, Prefix=self._prefix + prefix
             )
-            found = [
-                ObjectInfo(
-                    entry["Key"].removeprefix(self._prefix),
-                    entry["Size"],
-                    entry["ETag"].strip('"'),
-                    modified=entry["LastModified"].timestamp(),
-                )
-                for page in pages
-                for entry in page.get("Contents", ())
-                if not entry["Key"].endswith("/")  # a console's marker of an empty folder
-            ]
+        found = [
+            ObjectInfo(
+                entry["Key"].removeprefix(self._prefix),
+                entry["Size"],
+                entry["ETag"].strip('"'),
+                modified=entry["LastModified"].timestamp(),
+            )
+            for entry in entries
+            if not entry["Key"].endswith("/")  # a console's marker of an empty folder
+        ]
         yield from sorted(found, key=lambda entry: entry.key.encode())  # not all servers sort so
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         start = f"{self._key(prefix)}/" if prefix else self._prefix
         with self._translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=start, Delimiter="/"
-            )
-            names = [found["Prefix"][len(start) : -1] for page in pages for found in page.get("CommonPrefixes", ())]
+            place = {"Bucket": self._bucket, "Prefix": start, "Delimiter": "/"}
+            found = listed(self._client, "list_objects_v2", "CommonPrefixes", **place)
+        names = (entry["Prefix"][len(start) : -1] for entry in found)
         return sorted(filter(None, names), key=str.encode)
 
     def delete(self, key: str) -> None:
         with self._translated(key):
-            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+            self._client.delete_object(**self._object(key))
 
     def leftovers(self) -> Iterator[Leftover]:
         with self._translated(""):
-            found = self._client.get_paginator("list_multipart_uploads")
-            pages = found.paginate(Bucket=self._bucket, Prefix=self._prefix)
-            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
-                key, upload_id = upload["Key"], upload["UploadId"]
-                found_parts = self._client.get_paginator("list_parts")
+            place = {"Bucket": self._bucket, "Prefix": self._prefix}
+            for upload in listed(self._client, "list_multipart_uploads", "Uploads", **place):
+                target = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                 try:
-                    answers = found_parts.paginate(Bucket=self._bucket, Key=key, UploadId=upload_id)
-                    parts = [part for answer in answers for part in answer.get("Parts", ())]
+                    parts = listed(self._client, "list_parts", "Parts", **target)
                 except boto.ClientError as error:
                     if error_code(error) != "NoSuchUpload":  # else it was just completed
                         raise
                     continue
                 times = [upload["Initiated"], *(part["LastModified"] for part in parts)]  # an upload may take days
                 size = sum(part["Size"] for part in parts)
-                yield Leftover(key.removeprefix(self._prefix), size, max(times).timestamp(), upload_id)
+                key = upload["Key"].removeprefix(self._prefix)
+                yield Leftover(key, size, max(times).timestamp(), upload["UploadId"])
 
     def discard(self, leftover: Leftover) -> None:
         with self._translated(leftover.key):
             try:
-                self._client.abort_multipart_upload(
-                    Bucket=self._bucket, Key=self._key(leftover.key), UploadId=leftover.upload_id
-                )
+                self._client.abort_multipart_upload(**self._object(leftover.key), UploadId=leftover.upload_id)
             except boto.ClientError as error:
                 if error_code(error) != "NoSuchUpload":
                     raise
@@ -247,24 +228,33 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
+    def _object(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self._bucket, "Key": self._key(key)}
+
     def _name(self, key: str) -> str:
-        return f"{self._url}/{key}" if key else self._url
+        return f"{self.url}/{key}" if key else self.url
 
     def _read(self, key: str, **only: Any) -> tuple[bytes, str]:
         """Return the verified body (of a range, only its length is) and the ETag."""
+
+        def read(answer: "GetObjectOutputTypeDef") -> tuple[bytes, str]:
+            data, expected = answer["Body"].read(), answer["Metadata"].get("sha256")
+            if not only and expected is not None and hashlib.sha256(data).hexdigest() != expected:
+                raise BrokenBodyError("its SHA-256 differs from its metadata")
+            return data, answer["ETag"].strip('"')
+
         with self._translated(key):
-            for is_last in tries(self._limits.attempts):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), **only)
-                try:
-                    data = answer["Body"].read()
-                    expected = answer["Metadata"].get("sha256")
-                    if not only and expected is not None and hashlib.sha256(data).hexdigest() != expected:
-                        raise BrokenBodyError("its SHA-256 differs from its metadata")
-                except (*BROKEN_BODY, BrokenBodyError) as error:
-                    if is_last:
-                        raise self._broken(key, error) from error
-                else:
-                    return data, answer["ETag"].strip('"')
+            return self._get(key, read, **only)
+
+    def _get(self, key: str, read: Callable[["GetObjectOutputTypeDef"], T], **only: Any) -> T:
+        """Return what `read` returns for the response. Repeat the request if the body is truncated or altered."""
+        for is_last in tries(self._limits.attempts):
+            answer = self._client.get_object(**self._object(key), **only)
+            try:
+                return read(answer)
+            except (*BROKEN_BODY, BrokenBodyError) as error:
+                if is_last:
+                    raise self._broken(key, error) from error
         raise AssertionError("the last attempt returns or raises")
 
     def _broken(self, key: str, error: Exception) -> StoreError:
@@ -275,7 +265,7 @@ class S3Store:
     def _written_by(self, key: str, writer: str) -> str | None:
         """Return the object's ETag if the put with this id wrote it."""
         try:
-            head = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+            head = self._client.head_object(**self._object(key))
         except (boto.ClientError, boto.HTTPClientError, boto.ConnectionError):
             return None  # raise the error of the put instead
         return head["ETag"].strip('"') if head["Metadata"].get("writer") == writer else None
@@ -292,7 +282,10 @@ class S3Store:
         self._bucket_seen = True
 
     def _no_bucket(self) -> AccessError:
-        return no_bucket(self._url, self._bucket, self._endpoint)
+        return AccessError(
+            f"{self.url}: no bucket '{self._bucket}' at {self._endpoint} (NoSuchBucket)",
+            hint="create it, or correct the URL or storage.endpoint_url",
+        )
 
     def _translated(self, key: str) -> AbstractContextManager[None]:
         """Translate the errors of boto3 to errors of this package."""
@@ -306,7 +299,7 @@ def _fill(buffers: Sequence[memoryview], body: Any) -> None:
         while filled < len(buffer):
             count = body.readinto(buffer[filled : filled + READ_STEP])
             if count == 0:
-                raise BrokenBodyError("the response is truncated")
+                raise boto.IncompleteReadError(actual_bytes=filled, expected_bytes=len(buffer))
             filled += count
 
 

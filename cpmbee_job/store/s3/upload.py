@@ -17,7 +17,7 @@ from botocore import exceptions as boto
 from cpmbee_job.store.base import Progress
 from cpmbee_job.store.s3.begun_uploads import BegunUpload, UploadRecord, UploadRecords
 from cpmbee_job.store.s3.checksums import PART_SIZE
-from cpmbee_job.store.s3.client import Limits
+from cpmbee_job.store.s3.client import Limits, listed
 from cpmbee_job.store.s3.file_parts import PartBody, SourceChangedError, UploadSource
 from cpmbee_job.store.s3.responses import NO_SUCH_KEY, error_code, tries
 
@@ -82,11 +82,9 @@ class MultipartUpload:
 
     def _abort_old_uploads(self) -> None:
         try:
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._object["Bucket"], Prefix=self._object["Key"]
-            )
+            place = {"Bucket": self._object["Bucket"], "Prefix": self._object["Key"]}
             old = datetime.now(UTC) - self._limits.abandoned_after
-            for found in [upload for page in pages for upload in page.get("Uploads", ())]:
+            for found in listed(self._client, "list_multipart_uploads", "Uploads", **place):
                 if found["Key"] == self._object["Key"] and found["Initiated"] < old:
                     self._abort(found["UploadId"])
         except (boto.ClientError, boto.BotoCoreError) as error:  # it requires a separate permission
@@ -105,8 +103,8 @@ class MultipartUpload:
             self._abort(begun.id)
             return None
         try:
-            pages = self._client.get_paginator("list_parts").paginate(**self._object, UploadId=begun.id)
-            return begun, {part["PartNumber"] - 1: part for page in pages for part in page.get("Parts", ())}
+            parts = listed(self._client, "list_parts", "Parts", **self._object, UploadId=begun.id)
+            return begun, {part["PartNumber"] - 1: part for part in parts}
         except boto.ClientError as error:
             log.debug("%s: cannot continue the upload: %s", self._object["Key"], error)
             self._abort(begun.id)  # it may exist, without permission to list its parts
