@@ -9,7 +9,7 @@ from pathlib import Path
 from cpmbee_job.errors import NotFoundError, StoreError
 from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import ObjectInfo, Progress, Store, no_progress
+from cpmbee_job.store.base import ObjectInfo, Store, changed
 from cpmbee_job.store.files import FileStore, sync, translate_os_errors
 from cpmbee_job.store.urls import open_store
 
@@ -18,7 +18,6 @@ def fetch_folder(
     url: str,
     storage: StorageSpec | None = None,
     cache_dir: Path | None = None,
-    progress: Progress = no_progress,
     only: Container[str] | None = None,
 ) -> Path:
     """Return a local folder with the objects directly in the folder at `url`, without its subfolders.
@@ -34,7 +33,9 @@ def fetch_folder(
     objects = [entry for entry in store.list() if "/" not in entry.key]
     if not objects:
         raise NotFoundError(f"{url}: no such folder, or no files in it", hint="name the folder, and check the bucket")
-    folder = (cache_dir or default_cache_dir()).absolute() / _digest(url, objects)
+    listing = "\n".join([url.rstrip("/"), *(f"{entry.key}\t{entry.size}\t{entry.etag}" for entry in objects)])
+    digest = hashlib.sha256(listing.encode()).hexdigest()[:32]
+    folder = (cache_dir or default_cache_dir()).absolute() / digest
     if only is not None:
         objects = [entry for entry in objects if entry.key in only]
     with translate_os_errors(folder):
@@ -43,9 +44,8 @@ def fetch_folder(
             fcntl.flock(lock, fcntl.LOCK_EX)
             missing = [entry for entry in objects if not _is_copied(folder, entry)]
             _require_space(folder, sum(entry.size for entry in missing))
-            progress(sum(entry.size for entry in objects if entry not in missing))
             for entry in missing:
-                _copy(store, entry, folder, progress)
+                _copy(store, entry, folder)
     return folder
 
 
@@ -57,11 +57,6 @@ def _require_files(url: str, folder: Path) -> None:
             raise NotFoundError(f"{url}: no such folder", hint=f"its path is {folder}")
         if not any(entry.is_file() for entry in folder.iterdir()):
             raise NotFoundError(f"{url}: no files in that folder")
-
-
-def _digest(url: str, objects: list[ObjectInfo]) -> str:
-    listing = "\n".join([url.rstrip("/"), *(f"{entry.key}\t{entry.size}\t{entry.etag}" for entry in objects)])
-    return hashlib.sha256(listing.encode()).hexdigest()[:32]
 
 
 def _is_copied(folder: Path, entry: ObjectInfo) -> bool:
@@ -78,11 +73,11 @@ def _require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _copy(store: Store, entry: ObjectInfo, folder: Path, progress: Progress) -> None:
+def _copy(store: Store, entry: ObjectInfo, folder: Path) -> None:
     arrived = folder / f".{entry.key}.arrived"
-    store.download(entry.key, arrived, progress)
+    store.download(entry.key, arrived)
     if store.info(entry.key) != entry:
         arrived.unlink()
-        raise StoreError(f"{store.url}/{entry.key}: changed while it was copied", hint="try again")
+        raise changed(f"{store.url}/{entry.key}")
     sync(arrived)  # later calls check only its size, which must be right even after a power failure
     arrived.replace(folder / entry.key)

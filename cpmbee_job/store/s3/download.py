@@ -56,9 +56,7 @@ class Download:
         self._stopped.clear()
         with ThreadPoolExecutor(self._limits.threads) as pool:
             tasks = [
-                pool.submit(
-                    self._read_range if number in complete else self._fetch_range, partial, number, head["ETag"]
-                )
+                pool.submit(self._get_range, partial, number, head["ETag"], number in complete)
                 for number in range(len(partial.ranges))
             ]
             try:
@@ -80,17 +78,14 @@ class Download:
             self._progress(-partial.size)
             raise BrokenBodyError("its checksum is wrong")
 
-    def _read_range(self, partial: PartialFile, number: int, _etag: str) -> bytes:
-        crc = Crc32()
-        if self._by_parts:
-            for piece in partial.read(number):
-                crc.update(piece)
-        self._progress(len(partial.ranges[number]))
-        return crc.digest()
-
-    def _fetch_range(self, partial: PartialFile, number: int, etag: str) -> bytes:
-        """Return the CRC-32 of the range, if the object is verified by parts."""
+    def _get_range(self, partial: PartialFile, number: int, etag: str, is_complete: bool) -> bytes:
+        """Fetch the range unless it is complete. Return its CRC-32 if the object is verified by parts."""
         wanted, offset, crc = partial.ranges[number], 0, Crc32()
+        if is_complete:
+            for piece in partial.read(number) if self._by_parts else ():
+                crc.update(piece)
+            self._progress(len(wanted))
+            return crc.digest()
         for is_last in tries(self._limits.attempts):
             try:
                 for chunk in self._chunks(wanted[offset:], partial.size, etag):
