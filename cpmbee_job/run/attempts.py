@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import suppress
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError, RefusedError
@@ -26,12 +27,10 @@ def claim_attempt(store: Store, world_size: int) -> int:
             "pod": contract.pod_name(),
             "world_size": world_size,
         }
-        try:
+        with suppress(ConflictError):
             store.put(keys.attempt_key(attempt), documents.to_json(record), if_none_match=True)
-        except ConflictError:
-            attempt += 1
-        else:
             return attempt
+        attempt += 1
 
 
 def newest_attempt(store: Store) -> int:
@@ -66,10 +65,9 @@ def attempts_begun(store: Store) -> list[int]:
 
 def read_begin(store: Store, attempt: int) -> CheckpointPointer | None:
     """Return the checkpoint from which the attempt continued; None if the document is missing or corrupt."""
-    try:
+    with suppress(DamagedError, NotFoundError):
         return read_checkpoint_pointer(store, keys.begin_key(attempt))
-    except (DamagedError, NotFoundError):
-        return None
+    return None
 
 
 def _numbers(store: Store, kind: str) -> list[int]:

@@ -5,6 +5,7 @@ A run's folder contains deltas, and so does a folder to which deltas are promote
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,10 +108,9 @@ def best_prefix(store: Store) -> str:
     `DamagedError` for a corrupt pointer."""
     if any(store.info(name) is not None for name in (keys.DELTA_MANIFEST, keys.DELTA_TENSORS)):
         return ""
-    try:
+    with suppress(NotFoundError):
         return read_delta_pointer(store, keys.BEST)
-    except NotFoundError:
-        return ""
+    return ""
 
 
 def delta_folder(url: str, storage: StorageSpec | None = None) -> str:
@@ -158,10 +158,8 @@ def pointed_deltas(store: Store) -> set[str]:
     """Return the prefixes that BEST and LAST name. Raises `DamagedError` for a corrupt pointer."""
     found = set()
     for key in (keys.BEST, keys.LAST):
-        try:
+        with suppress(NotFoundError):
             found.add(read_delta_pointer(store, key))
-        except NotFoundError:
-            continue
     return found
 
 

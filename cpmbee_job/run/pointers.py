@@ -1,6 +1,7 @@
 """Pointers: `delta/BEST` and `delta/LAST` name a delta, `checkpoints/LATEST` names a checkpoint."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -53,34 +54,18 @@ def read_delta_pointer_with_etag(store: Store, key: str) -> tuple[str, str]:
 
 def replace_pointer(store: Store, key: str, document: Mapping[str, Any], etag: str | None) -> None:
     """Write a pointer if its ETag is still `etag` (None: if it does not exist). Raises `ConflictError`."""
-    data = documents.to_json(document)
-    if etag is None:
-        store.put(key, data, if_none_match=True)
-    else:
-        store.put(key, data, if_match=etag)
+    store.put(key, documents.to_json(document), if_none_match=etag is None, if_match=etag)
 
 
 def move_pointer(store: Store, key: str, target: Mapping[str, Any], attempt: int) -> None:
     """Point `key` to `target` in the name of `attempt`. Raises `RefusedError` if a newer attempt has moved it."""
     while True:
         etag: str | None = None
-        try:
+        with suppress(NotFoundError):
             old, etag = store.get_with_etag(key)
-        except NotFoundError:
-            pass
-        else:
-            if (newest := _attempt_of(old)) > attempt:
-                raise RefusedError(f"{store.url}/{key}: a newer attempt ({newest}) has taken over")
-        try:
+            with suppress(DamagedError):  # a corrupt pointer may be overwritten
+                if (newest := _Written.parse(old, "").attempt) > attempt:
+                    raise RefusedError(f"{store.url}/{key}: a newer attempt ({newest}) has taken over")
+        with suppress(ConflictError):
             replace_pointer(store, key, {**target, "attempt": attempt}, etag)
-        except ConflictError:
-            continue
-        return
-
-
-def _attempt_of(pointer: bytes) -> int:
-    """The attempt that wrote a pointer; 0 for a corrupt one, which may be overwritten."""
-    try:
-        return _Written.parse(pointer, "").attempt
-    except DamagedError:
-        return 0
+            return

@@ -24,11 +24,7 @@ from cpmbee_job.store.urls import open_store
 
 State = Literal["succeeded", "failed", "cancelled"]
 
-EXIT_CODES: dict[str, int] = {
-    "succeeded": ExitCode.SUCCESS,
-    "failed": ExitCode.JOB_FAILED,
-    "cancelled": ExitCode.CANCELLED,
-}
+EXIT_CODES = {"succeeded": ExitCode.SUCCESS, "failed": ExitCode.JOB_FAILED, "cancelled": ExitCode.CANCELLED}
 
 
 class ResultRecord(Document):
@@ -145,10 +141,9 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """Return the run's result, None while it has not ended."""
-        try:
+        with suppress(NotFoundError):
             return self._read(keys.RESULT, ResultRecord)
-        except NotFoundError:
-            return None
+        return None
 
     def finish(self, state: State, reason: str, **fields: Any) -> dict[str, Any]:
         """Write and return `result.json`; an existing one is kept and returned instead."""
@@ -174,12 +169,9 @@ class Run:
         """Return when the run must have ended (seconds since 1970); None without a deadline, and before the first
         attempt."""
         limit = self.spec.train.deadline
-        if limit is None:
-            return None
-        try:
-            return first_start(self.store) + limit
-        except NotFoundError:
-            return None
+        with suppress(NotFoundError):
+            return None if limit is None else first_start(self.store) + limit
+        return None
 
     @property
     def deadline_reason(self) -> str:
