@@ -55,7 +55,7 @@ def record_begin(store: Store, attempt: int, after: CheckpointPointer | None) ->
     """Record, before the attempt writes anything else, from which checkpoint it continues (None: from the start).
     `resumable_checkpoints` reads it."""
     begin = {"attempt": 0, "step": 0} if after is None else {"attempt": after.attempt, "step": after.step}
-    store.put(keys.begin_key(attempt), documents.to_json(begin))
+    store.put(keys.attempt_key(attempt, ".begin"), documents.to_json(begin))
 
 
 def attempts_begun(store: Store) -> list[int]:
@@ -66,7 +66,7 @@ def attempts_begun(store: Store) -> list[int]:
 def read_begin(store: Store, attempt: int) -> CheckpointPointer | None:
     """Return the checkpoint from which the attempt continued; None if the document is missing or corrupt."""
     with suppress(DamagedError, NotFoundError):
-        return read_checkpoint_pointer(store, keys.begin_key(attempt))
+        return read_checkpoint_pointer(store, keys.attempt_key(attempt, ".begin"))
     return None
 
 

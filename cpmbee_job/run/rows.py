@@ -64,8 +64,7 @@ class RowRecorder:
     def write(self, store: Store, step: int, attempt: int) -> None:
         """Write the unwritten steps up to `step`. May run in another thread."""
         lines = [line for line in self._all if line.step <= step]
-        after = None if self._after is None else self._after.model_dump()
-        header = {"step": step, "attempt": attempt, "after": after}
+        header = _Header(step=step, attempt=attempt, after=self._after).model_dump()
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in [header, *map(asdict, lines)])
         store.put(keys.rows_key(step, attempt), text.encode())
         del self._all[: len(lines)]

@@ -57,13 +57,9 @@ class StorageSpec(Section):
             raise SpecError(message, hint=str(error)) from error
 
     @classmethod
-    def known_from_environment(cls) -> Self:
-        """Likewise, but ignore unknown fields: the launcher may be newer. Raises `ValueError`."""
-        return cls.known_from_json(os.environ.get(contract.STORAGE_ENV, "{}"))
-
-    @classmethod
     def known_from_json(cls, text: str) -> Self:
-        """Parse the JSON of a storage section, ignoring unknown fields. Raises `ValueError`."""
+        """Parse the JSON of a storage section, ignoring unknown fields: a newer launcher may have written it. Raises
+        `ValueError`."""
         given = documents.from_json(text)
         return cls.model_validate({key: given[key] for key in cls.model_fields if key in given})
 

@@ -123,12 +123,8 @@ class FileStore:
         start = self.root / prefix.rpartition("/")[0]
         if prefix.startswith("/") or ".." in start.parts:  # not the prefix of any key
             return
-        keys = []
-        for folder, _, names in os.walk(start):
-            relative = Path(folder).relative_to(self.root).as_posix()
-            base = "" if relative == "." else f"{relative}/"
-            keys += [base + name for name in names if not name.endswith((TEMPORARY, LOCK))]
-        for key in sorted((key for key in keys if key.startswith(prefix)), key=os.fsencode):
+        keys = (key for key in self._files(start) if not key.endswith((TEMPORARY, LOCK)) and key.startswith(prefix))
+        for key in sorted(keys, key=os.fsencode):
             if (found := self.info(key)) is not None:
                 yield found
 
@@ -158,19 +154,23 @@ class FileStore:
                     break
 
     def leftovers(self) -> Iterator[Leftover]:
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                path = Path(folder, name)
-                if name.endswith(TEMPORARY):
-                    with suppress(FileNotFoundError):  # it was just renamed
-                        state = path.stat()
-                        yield Leftover(path.relative_to(self.root).as_posix(), state.st_size, state.st_mtime)
+        for key in self._files(self.root):
+            if key.endswith(TEMPORARY):
+                with suppress(FileNotFoundError):  # it was just renamed
+                    state = (self.root / key).stat()
+                    yield Leftover(key, state.st_size, state.st_mtime)
 
     def discard(self, leftover: Leftover) -> None:
         (self.root / leftover.key).unlink(missing_ok=True)
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)
+
+    def _files(self, folder: Path) -> Iterator[str]:
+        """Yield the keys of all files in the folder and its subfolders, hidden ones included."""
+        for place, _, names in os.walk(folder):
+            base = Path(place).relative_to(self.root).as_posix()
+            yield from (name if base == "." else f"{base}/{name}" for name in names)
 
     def _path(self, key: str) -> Path:
         if "//" in check_key(key) or key.endswith((TEMPORARY, LOCK)):

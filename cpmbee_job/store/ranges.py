@@ -61,15 +61,13 @@ class CachedObject:
             return False
 
     def _write_cache(self, start: int, length: int, buffers: Sequence[memoryview]) -> None:
-        if self._may_cache is False:
-            return
         draft = self._folder / f".{uuid.uuid4().hex}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if self._may_cache is None and not self._has_room():
-                self._may_cache = False
+            if self._may_cache is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._may_cache = self._has_room()
+            if not self._may_cache:
                 return
-            self._may_cache = True
             try:
                 with draft.open("wb") as file:
                     file.writelines([*buffers, _checksum(buffers)])
@@ -85,10 +83,11 @@ class CachedObject:
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):  # another reader has just renamed it
                 cached += entry.stat().st_size
-        needed, free = self.size - cached, shutil.disk_usage(self._folder).free
-        if needed > free / 2:
+        free = shutil.disk_usage(self._folder).free
+        if self.size - cached > free / 2:
             log.warning("%s is not cached in %s: only %.1f GB are free", self.name, self._folder, free / 1e9)
-        return needed <= free / 2
+            return False
+        return True
 
 
 def _checksum(buffers: Sequence[memoryview]) -> bytes:
