@@ -46,11 +46,9 @@ FINAL = (
 
 
 class CpmbeeError(Exception):
-    """Base of all errors that end a command with a message instead of a traceback.
-
-    `message` says what is wrong and where; the optional `hint` how to fix it. `exit_code` overrides the class's, where
-    a command passes on the exit code of a run.
-    """
+    """Base of all errors that end a command with a message instead of a traceback. `message` says what is wrong and
+    where; the optional `hint` how to fix it. `exit_code` overrides the class's, where a command passes on the exit code
+    of a run."""
 
     exit_code: int = ExitCode.INTERNAL
 

@@ -69,10 +69,8 @@ def write_termination_message(text: str) -> None:
 
 
 def _memory_file(name: str) -> str:
-    """Return the content of a file of this process's memory control group, "" if it does not exist.
-
-    A container sees its own group at the root of the hierarchy, not under the path that the kernel reports.
-    """
+    """Return the content of a file of this process's memory control group, "" if it does not exist. A container sees
+    its own group at the root of the hierarchy, not under the path that the kernel reports."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
             _, controllers, path = line.split(":", 2)

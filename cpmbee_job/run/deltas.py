@@ -1,7 +1,5 @@
-"""Deltas as objects: locate, read, verify, prune, and the scores recorded beside them. Needs no torch.
-
-A run's folder contains deltas, and so does a folder to which deltas are promoted. In both, `delta/BEST` names the best.
-"""
+"""Deltas as objects: locate, read, verify, prune, and the scores recorded beside them. Needs no torch. A run's folder
+contains deltas, and so does a folder to which deltas are promoted. In both, `delta/BEST` names the best."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,16 +1,12 @@
-"""When a run may resume, from where, and which fields of its spec may change when it does."""
+"""When a run may resume, and which fields of its spec may change when it does."""
 
 import json
-from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from collections.abc import Mapping
 from typing import Any
 
 from cpmbee_job import documents
 from cpmbee_job.errors import RefusedError
-from cpmbee_job.run.attempts import attempts_begun, read_begin
-from cpmbee_job.run.checkpoints import StoredCheckpoint, stored_checkpoints
 from cpmbee_job.spec import JobSpec
-from cpmbee_job.store.base import Store
 
 _MAY_CHANGE = {
     "batch_size",
@@ -67,19 +63,6 @@ def require_same(url: str, what: str, now: Mapping[str, Any], then: Mapping[str,
 def may_resume(state: str) -> bool:
     """Return whether a run whose result has this state may continue: it failed or was cancelled."""
     return state != "succeeded"
-
-
-def resumable_checkpoints(store: Store) -> Iterator[StoredCheckpoint]:
-    """Yield the checkpoints from which a run may continue, newest first.
-
-    A checkpoint that an attempt passed over stays excluded, even if it is intact by now or was written late by a
-    writer that was presumed dead: the metrics are those of the later attempt.
-    """
-    attempts, begin_of = attempts_begun(store), cache(partial(read_begin, store))
-    for checkpoint in stored_checkpoints(store):
-        later = filter(None, map(begin_of, (attempt for attempt in attempts if attempt > checkpoint.attempt)))
-        if all((checkpoint.attempt, checkpoint.step) <= (begin.attempt, begin.step) for begin in later):
-            yield checkpoint
 
 
 def _show(value: Any) -> str:

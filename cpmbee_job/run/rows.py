@@ -1,9 +1,6 @@
-"""The record of the packed rows that a run trained on: writer, reader and check.
-
-Before every checkpoint, rank 0 writes an object with a JSON line for each step since the previous checkpoint, which its
-first line names. The record of a run is the chain that ends at its newest checkpoint, whatever steps were lost and
-repeated.
-"""
+"""The record of the packed rows that a run trained on: writer, reader and check. Before every checkpoint, rank 0 writes
+an object with a JSON line for each step since the previous checkpoint, which its first line names. The record of a run
+is the chain that ends at its newest checkpoint, whatever steps were lost and repeated."""
 
 import json
 from collections import Counter
@@ -72,10 +69,8 @@ class RowRecorder:
 
 
 def read_rows(store: Store, step: int, attempt: int) -> list[StepRows]:
-    """Return the rows of every step up to that checkpoint.
-
-    Raises `NotFoundError` if a part of the record is missing, `DamagedError` if it is corrupt or has a gap.
-    """
+    """Return the rows of every step up to that checkpoint. Raises `NotFoundError` if a part of the record is missing,
+    `DamagedError` if it is corrupt or has a gap."""
     found: list[StepRows] = []
     checkpoint: CheckpointPointer | None = CheckpointPointer(step=step, attempt=attempt)
     while checkpoint is not None:

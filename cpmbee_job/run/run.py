@@ -89,10 +89,8 @@ class Run:
 
     @classmethod
     def start(cls, spec: JobSpec, run_id: str, storage: StorageSpec | None = None) -> Self:
-        """Open the run `run_id` of this spec, or begin it if it does not exist.
-
-        Raises `RefusedError` with the differing fields if the run has another spec.
-        """
+        """Open the run `run_id` of this spec, or begin it if it does not exist. Raises `RefusedError` with the
+        differing fields if the run has another spec."""
         try:
             return cls.begin(spec, run_id, storage)
         except ConflictError:

@@ -1,7 +1,5 @@
-"""The job spec as a frozen pydantic model.
-
-`docs/reference/spec.md` and the JSON Schema are generated from the docstrings of the fields.
-"""
+"""The job spec as a frozen pydantic model. `docs/reference/spec.md` and the JSON Schema are generated from the
+docstrings of the fields."""
 
 import json
 from collections.abc import Mapping

@@ -1,8 +1,5 @@
-"""The interface of all object stores.
-
-A `Store` is a folder of objects. Keys are relative to its URL and use `/`. An object becomes visible as a whole. Only
-conditional puts synchronize processes.
-"""
+"""The interface of all object stores. A `Store` is a folder of objects. Keys are relative to its URL and use `/`. An
+object becomes visible as a whole. Only conditional puts synchronize processes."""
 
 import builtins
 from collections.abc import Callable, Iterable, Iterator, Sequence

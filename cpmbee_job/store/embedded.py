@@ -38,11 +38,9 @@ class EmbeddedS3:
 def embedded_s3(
     directory: Path, *, access_key: str, secret_key: str, buckets: Sequence[str] = ()
 ) -> Iterator[EmbeddedS3]:
-    """Serve the objects in `directory` on a free loopback port, with these buckets, until the block ends.
-
-    Objects persist in `directory`; the log is `directory/seaweedfs.log`. Raises `UsageError` if SeaweedFS is not
-    installed, `StoreError` if it does not start.
-    """
+    """Serve the objects in `directory` on a free loopback port, with these buckets, until the block ends. Objects
+    persist in `directory`; the log is `directory/seaweedfs.log`. Raises `UsageError` if SeaweedFS is not installed,
+    `StoreError` if it does not start."""
     program = server_program()
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)

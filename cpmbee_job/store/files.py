@@ -1,8 +1,6 @@
-"""Objects as files of a folder (`file:///folder` or a path), with the semantics of S3.
-
-Every write goes to a hidden file first, so that no reader sees a part of an object. ETags are SHA-256 of the content.
-Hidden files of this module (`TEMPORARY`, `LOCK`) are not objects.
-"""
+"""Objects as files of a folder (`file:///folder` or a path), with the semantics of S3. Every write goes to a hidden
+file first, so that no reader sees a part of an object. ETags are SHA-256 of the content. Hidden files of this module
+(`TEMPORARY`, `LOCK`) are not objects."""
 
 import builtins
 import errno
@@ -215,10 +213,8 @@ def _new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a hidden file to write; if the block succeeds, flush it and rename it to `path`, else remove it.
-
-    Raises `DiskError`.
-    """
+    """Yield a hidden file to write; if the block succeeds, flush it and rename it to `path`, else remove it. Raises
+    `DiskError`."""
     with translate_os_errors(path), _new_file(path) as temporary:
         yield temporary
         sync(temporary)
@@ -298,10 +294,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def open_locked(path: Path, mode: int = 0o666) -> int | None:
-    """Open or create a file and lock it; return its descriptor, None if another thread or process holds it.
-
-    Closing it, or the end of the process, unlocks it. Raises `OSError`.
-    """
+    """Open or create a file and lock it; return its descriptor, None if another thread or process holds it. Closing it,
+    or the end of the process, unlocks it. Raises `OSError`."""
     while True:
         with ExitStack() as failure:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)

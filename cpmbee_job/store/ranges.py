@@ -1,7 +1,5 @@
-"""Objects that are read by ranges and cached on this machine's disk, so that a restarted process finds them there.
-
-Each range is a file with a checksum. An object is cached only if it takes at most half of the free space.
-"""
+"""Objects that are read by ranges and cached on this machine's disk, so that a restarted process finds them there. Each
+range is a file with a checksum. An object is cached only if it takes at most half of the free space."""
 
 import logging
 import os

@@ -27,7 +27,7 @@ from cpmbee_job.run.pointers import move_pointer
 from cpmbee_job.run.rows import RowRecorder, read_rows
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.spec import StorageSpec, parse_spec
-from cpmbee_job.store.s3.begun_uploads import BegunUpload
+from cpmbee_job.store.s3.upload import BegunUpload
 from cpmbee_job.train.attempt import Attempt
 from cpmbee_job.train.engine.interface import EngineState
 from cpmbee_job.train.failures import Failure, record_failure

@@ -1,8 +1,6 @@
-"""Objects in S3, or in a server with the same API.
-
-botocore retries failed requests. This module retries truncated or altered bodies, and finds out whether a retried
-conditional put succeeded the first time. Every object is written with its SHA-256; reads of whole objects verify it.
-"""
+"""Objects in S3, or in a server with the same API. botocore retries failed requests. This module retries truncated or
+altered bodies, and finds out whether a retried conditional put succeeded the first time. Every object is written with
+its SHA-256; reads of whole objects verify it."""
 
 import base64
 import builtins

@@ -71,12 +71,9 @@ class PartialFile:
 
 @contextmanager
 def partial_file(path: Path, identity: str, size: int, range_size: int) -> Iterator[PartialFile]:
-    """Open the hidden file of `path`, to be completed; rename it to `path` if the block succeeds.
-
-    If the block fails, the file is kept for the next call with the same `identity` (the origin and its version), unless
-    it has no complete range or the disk failed. If another process has it open, this one gets a file of its own.
-    Raises `DiskError`.
-    """
+    """Open the hidden file of `path`, to be completed; rename it to `path` if the block succeeds. If the block fails,
+    the file is kept for the next call with the same `identity` (the origin and its version), unless it has no complete
+    range or the disk failed. If another process has it open, this one gets a file of its own. Raises `DiskError`."""
     with translate_os_errors(path):
         require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)

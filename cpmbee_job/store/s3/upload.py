@@ -1,25 +1,32 @@
 """Upload a large file in parts. An interrupted upload is continued by the next call.
 
-The server lists the parts of an incomplete upload; a part is reused if its checksum matches the file. Nothing else
-of an upload depends on the content, unless its SHA-256 was known beforehand.
+S3 keeps the parts of an incomplete upload, but not what it was for. So the cache folder keeps its id, in a file that is
+locked while a process continues the upload. A part is reused if its checksum matches the file. Nothing else depends
+on the content, unless its SHA-256 was known beforehand.
 """
 
 import logging
+import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as boto
 
+from cpmbee_job import documents
+from cpmbee_job.errors import DamagedError
+from cpmbee_job.process.contract import default_cache_dir
 from cpmbee_job.store.base import Progress
-from cpmbee_job.store.s3.begun_uploads import BegunUpload, UploadRecord, UploadRecords
+from cpmbee_job.store.files import open_locked
 from cpmbee_job.store.s3.checksums import PART_SIZE
 from cpmbee_job.store.s3.client import Limits, listed
 from cpmbee_job.store.s3.file_parts import PartBody, SourceChangedError, UploadSource
-from cpmbee_job.store.s3.responses import NO_SUCH_KEY, error_code, tries
+from cpmbee_job.store.s3.responses import error_code, tries
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -30,6 +37,56 @@ log = logging.getLogger(__name__)
 _LOST_UPLOAD = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "404", "NoSuchKey"}
 """The upload was completed or aborted, by another process or by a request whose response was lost."""
 _ALTERED = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+
+
+class BegunUpload(documents.Document):
+    """An incomplete upload."""
+
+    id: str
+    writer: str
+    """For the object's metadata."""
+    sha256: str | None
+    """For the object's metadata; None if it was unknown."""
+    checks_crc: bool
+    """Whether the server verifies the CRC-32 of each part."""
+
+
+class UploadRecord:
+    """The locked file of an upload that this machine has begun and not completed."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
+
+    def read(self) -> BegunUpload | None:
+        with suppress(DamagedError):
+            return BegunUpload.parse(os.pread(self._descriptor, 1 << 16, 0), str(self._path))
+        return None
+
+    def write(self, begun: BegunUpload) -> None:
+        with suppress(OSError):  # such as a full disk: then the upload cannot be continued
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, documents.to_json(begun.model_dump()), 0)
+
+    def clear(self) -> None:
+        """Remove the upload from the record."""
+        os.ftruncate(self._descriptor, 0)
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[UploadRecord | None]:
+    """Create or open, and lock, a record; None if another process holds it or the disk fails."""
+    descriptor = None
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = open_locked(path, 0o600)
+    if descriptor is None:
+        yield None
+        return
+    with os.fdopen(descriptor):
+        yield UploadRecord(path, descriptor)
 
 
 class MultipartUpload:
@@ -47,12 +104,14 @@ class MultipartUpload:
         """`clients`: one that signs bodies, and a factory of one that does not."""
         self._client, self._unsigned = clients
         self._object: dict[str, Any] = {"Bucket": bucket, "Key": target}
-        self._records = UploadRecords(bucket, target)
+        self._records = default_cache_dir() / "uploads"
+        self._prefix = documents.digest([bucket, target])
         self._encryption, self._limits, self._progress = encryption, limits, progress
 
     def send(self, source: UploadSource, sha256: str | None) -> None:
         """Upload the source, with its SHA-256 if known. Raises boto's errors, and `SourceChangedError`."""
-        with self._records.held(source.size, source.part_size, dict(self._encryption)) as record:
+        settings = documents.digest([source.size, source.part_size, dict(self._encryption)])
+        with _held(self._records / f"{self._prefix}.{settings}.json") as record:
             for is_last in tries(self._limits.attempts):
                 begun, uploaded = self._resume(record, source, sha256) or (self._begin(record, source, sha256), {})
                 try:
@@ -75,10 +134,13 @@ class MultipartUpload:
 
     def tidy_up(self) -> None:
         """Abort the other uploads that this machine began for the object, unless a process continues them."""
-        for record in self._records.abandoned():
-            if (begun := record.read()) is not None:
-                self._abort(begun.id)
-            record.remove()
+        for path in sorted(self._records.glob(f"{self._prefix}.*")):
+            with _held(path) as record:
+                if record is None:
+                    continue
+                if (begun := record.read()) is not None:
+                    self._abort(begun.id)
+                record.remove()
 
     def _abort_old_uploads(self) -> None:
         try:
@@ -185,17 +247,10 @@ class MultipartUpload:
             self._client.complete_multipart_upload(**self._object, UploadId=begun.id, MultipartUpload={"Parts": parts})
         except boto.ClientError:
             # boto3 retries a request without a response, and the retry fails if the first one succeeded.
-            if not self._was_completed(begun):
-                raise
-
-    def _was_completed(self, begun: BegunUpload) -> bool:
-        try:
-            head = self._client.head_object(**self._object)
-        except boto.ClientError as error:
-            if error_code(error) in NO_SUCH_KEY:
-                return False
+            with suppress(boto.ClientError):
+                if self._client.head_object(**self._object)["Metadata"].get("writer") == begun.writer:
+                    return
             raise
-        return head["Metadata"].get("writer") == begun.writer
 
     def _abort(self, upload_id: str) -> None:
         try:
