@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from cpmbee_job import documents
-from cpmbee_job.documents import Document
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError
 from cpmbee_job.run import keys
 from cpmbee_job.run.pointers import read_delta_pointer
@@ -31,16 +30,16 @@ def _is_file_name(name: str) -> str:
     return name
 
 
-class DeltaFile(Document):
+class DeltaFile(documents.Document):
     size: documents.Number
     sha256: str
 
 
-class DeltaManifest(Document):
+class DeltaManifest(documents.Document):
     files: dict[Annotated[str, AfterValidator(_is_file_name)], DeltaFile]
 
 
-class _ScoreRecord(Document):
+class _ScoreRecord(documents.Document):
     loss: float
 
 

@@ -19,13 +19,12 @@ def identity(spec: JobSpec, storage: StorageSpec, key: str = "") -> str:
     """Return digits of the digest of the training fields and of the objects at the URLs of data and model, followed by
     digits of the digest of `--key`. Raises `PreflightError` if an input does not exist, `ModelError` for a folder that
     is not a model."""
-    data = {field: url for field, url in spec.inputs.items() if field.startswith("data.")}
-    if spec.lora.init_from is not None:
-        content("lora.init_from", spec.lora.init_from, spec.output, storage)  # raises if it does not exist
+    inputs = {field: url for field, url in spec.inputs.items() if field != "model"}
+    contents = {field: content(field, url, spec.output, storage) for field, url in inputs.items()}
     outcome = documents.digest(
         {
             "fields": training_fields(spec),
-            "data": {field: content(field, url, spec.output, storage) for field, url in data.items()},
+            "data": {field: digest for field, digest in contents.items() if field.startswith("data.")},
             "model": model_content(spec, storage),
         }
     )

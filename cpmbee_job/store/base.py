@@ -52,9 +52,8 @@ class Store(Protocol):
     """A folder of objects. All methods raise `NotFoundError` for a missing object, `ConflictError` if the condition of
     a put fails, `StoreError` for errors that persist after retries."""
 
-    @property
-    def url(self) -> str:
-        """The URL that opened it, without a trailing slash."""
+    url: str
+    """The URL that opened it, without a trailing slash."""
 
     def get(self, key: str) -> bytes:
         """Return the object, verified against the store's checksum if it has one."""

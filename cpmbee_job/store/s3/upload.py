@@ -62,14 +62,11 @@ class UploadRecord:
             return BegunUpload.parse(os.pread(self._descriptor, 1 << 16, 0), str(self._path))
         return None
 
-    def write(self, begun: BegunUpload) -> None:
+    def write(self, begun: BegunUpload | None) -> None:
         with suppress(OSError):  # such as a full disk: then the upload cannot be continued
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, documents.to_json(begun.model_dump()), 0)
-
-    def clear(self) -> None:
-        """Remove the upload from the record."""
-        os.ftruncate(self._descriptor, 0)
+            if begun is not None:
+                os.pwrite(self._descriptor, documents.to_json(begun.model_dump()), 0)
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -121,7 +118,7 @@ class MultipartUpload:
                         raise
                     self._abort(begun.id)
                     if record is not None:
-                        record.clear()
+                        record.write(None)
                 except SourceChangedError:
                     self._abort(begun.id)
                     raise
