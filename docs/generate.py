@@ -23,7 +23,7 @@ from cpmbee_job.launch.manifest.render import default_run_id, render
 from cpmbee_job.launch.manifest.yaml_text import to_yaml
 from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
-from cpmbee_job.run.resumable import training_fields
+from cpmbee_job.run.identity import training_fields
 from cpmbee_job.spec import JobSpec, load_spec
 from cpmbee_job.spec.reading import sections_of
 from cpmbee_job.train.output.metrics import ENTRYPOINT, WORKERS

@@ -17,7 +17,7 @@ from cpmbee_job.documents import Document, Number
 from cpmbee_job.errors import ConflictError, CpmbeeError, ExitCode, NotFoundError, UsageError
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import first_start
-from cpmbee_job.run.resumable import flatten, require_same, spec_digest, training_fields
+from cpmbee_job.run.identity import flatten, require_same, spec_digest, training_fields
 from cpmbee_job.spec import JobSpec, StorageSpec, parse_spec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -180,6 +180,11 @@ class Run:
         data = self.store.get(key)
         form.parse(data, f"{self.url}/{key}")
         return documents.from_json(data)
+
+
+def may_resume(state: str) -> bool:
+    """Return whether a run whose result has this state may continue: it failed or was cancelled."""
+    return state != "succeeded"
 
 
 def fail_unread(store: Store, error: CpmbeeError) -> None:

@@ -75,7 +75,5 @@ class StrictLoader(yaml.SafeLoader):
 
 for _kind in (StrictLoader, StrictDumper):
     _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )

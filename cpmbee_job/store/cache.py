@@ -48,10 +48,7 @@ def kept(store: Store, key: str, path: Path) -> Iterator[Path]:
 
 
 def fetch_folder(
-    url: str,
-    storage: StorageSpec | None = None,
-    cache_dir: Path | None = None,
-    only: Container[str] | None = None,
+    url: str, storage: StorageSpec | None = None, cache_dir: Path | None = None, only: Container[str] | None = None
 ) -> Path:
     """Return a local folder with the objects directly in the folder at `url`, without its subfolders.
 
