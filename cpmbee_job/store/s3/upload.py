@@ -51,30 +51,9 @@ class BegunUpload(documents.Document):
     """Whether the server verifies the CRC-32 of each part."""
 
 
-class UploadRecord:
-    """The locked file of an upload that this machine has begun and not completed."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path, self._descriptor = path, descriptor
-
-    def read(self) -> BegunUpload | None:
-        with suppress(DamagedError):
-            return BegunUpload.parse(os.pread(self._descriptor, 1 << 16, 0), str(self._path))
-        return None
-
-    def write(self, begun: BegunUpload | None) -> None:
-        with suppress(OSError):  # such as a full disk: then the upload cannot be continued
-            os.ftruncate(self._descriptor, 0)
-            if begun is not None:
-                os.pwrite(self._descriptor, documents.to_json(begun.model_dump()), 0)
-
-    def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-
 @contextmanager
-def _held(path: Path) -> Iterator[UploadRecord | None]:
-    """Create or open, and lock, a record; None if another process holds it or the disk fails."""
+def _locked(path: Path) -> Iterator[int | None]:
+    """Create or open, and lock, the record of an upload; None if another process holds it or the disk fails."""
     descriptor = None
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +62,20 @@ def _held(path: Path) -> Iterator[UploadRecord | None]:
         yield None
         return
     with os.fdopen(descriptor):
-        yield UploadRecord(path, descriptor)
+        yield descriptor
+
+
+def _read(record: int | None) -> BegunUpload | None:
+    with suppress(DamagedError):
+        return None if record is None else BegunUpload.parse(os.pread(record, 1 << 16, 0), "a record of an upload")
+    return None
+
+
+def _write(record: int | None, begun: BegunUpload | None) -> None:
+    if record is not None:
+        with suppress(OSError):  # such as a full disk: then the upload cannot be continued
+            os.ftruncate(record, 0)
+            os.pwrite(record, b"" if begun is None else documents.to_json(begun.model_dump()), 0)
 
 
 class MultipartUpload:
@@ -108,7 +100,8 @@ class MultipartUpload:
     def send(self, source: UploadSource, sha256: str | None) -> None:
         """Upload the source, with its SHA-256 if known. Raises boto's errors, and `SourceChangedError`."""
         settings = documents.digest([source.size, source.part_size, dict(self._encryption)])
-        with _held(self._records / f"{self._prefix}.{settings}.json") as record:
+        path = self._records / f"{self._prefix}.{settings}.json"
+        with _locked(path) as record:
             for is_last in tries(self._limits.attempts):
                 begun, uploaded = self._resume(record, source, sha256) or (self._begin(record, source, sha256), {})
                 try:
@@ -117,27 +110,25 @@ class MultipartUpload:
                     if error_code(error) not in _LOST_UPLOAD or is_last:
                         raise
                     self._abort(begun.id)
-                    if record is not None:
-                        record.write(None)
+                    _write(record, None)
                 except SourceChangedError:
                     self._abort(begun.id)
                     raise
                 else:
                     break
             if record is not None:
-                record.remove()
+                path.unlink(missing_ok=True)
         self.tidy_up()
         self._abort_old_uploads()
 
     def tidy_up(self) -> None:
         """Abort the other uploads that this machine began for the object, unless a process continues them."""
         for path in sorted(self._records.glob(f"{self._prefix}.*")):
-            with _held(path) as record:
-                if record is None:
-                    continue
-                if (begun := record.read()) is not None:
+            with _locked(path) as record:
+                if (begun := _read(record)) is not None:
                     self._abort(begun.id)
-                record.remove()
+                if record is not None:
+                    path.unlink(missing_ok=True)
 
     def _abort_old_uploads(self) -> None:
         try:
@@ -150,11 +141,10 @@ class MultipartUpload:
             log.debug("%s: incomplete uploads may remain: %s", self._object["Key"], error)
 
     def _resume(
-        self, record: UploadRecord | None, source: UploadSource, sha256: str | None
+        self, record: int | None, source: UploadSource, sha256: str | None
     ) -> tuple[BegunUpload, Mapping[int, "PartTypeDef"]] | None:
         """Return the upload that an earlier call began, and its parts by index."""
-        begun = None if record is None else record.read()
-        if begun is None:
+        if (begun := _read(record)) is None:
             return None
         if begun.sha256 is not None and sha256 is None:
             sha256 = source.sha256()
@@ -169,7 +159,7 @@ class MultipartUpload:
             self._abort(begun.id)  # it may exist, without permission to list its parts
             return None
 
-    def _begin(self, record: UploadRecord | None, source: UploadSource, sha256: str | None) -> BegunUpload:
+    def _begin(self, record: int | None, source: UploadSource, sha256: str | None) -> BegunUpload:
         writer = uuid.uuid4().hex
         metadata = {"writer": writer, PART_SIZE: str(source.part_size)}
         if sha256 is not None:
@@ -183,8 +173,7 @@ class MultipartUpload:
             # Without CRC-32, only the SHA-256 can verify the object.
             self._abort(begun.id)
             return self._begin(record, source, source.sha256())
-        if record is not None:
-            record.write(begun)
+        _write(record, begun)
         return begun
 
     def _send_parts(
