@@ -118,10 +118,9 @@ class CachedObject:
 
     def is_near(self, start: int, length: int) -> bool:
         """Return whether that range is cached."""
-        try:
+        with suppress(OSError):
             return self._path(start, length).stat().st_size == length + _CHECKSUM_BYTES
-        except OSError:
-            return False
+        return False
 
     def read_into(self, start: int, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers in order with the bytes from `start`. Raises `StoreError` if the object changed."""
@@ -136,19 +135,18 @@ class CachedObject:
         return self._folder / f"{start}-{length}"
 
     def _read_cached(self, start: int, length: int, buffers: Sequence[memoryview]) -> bool:
-        try:
-            with self._path(start, length).open("rb") as file:
-                whole = all(file.readinto(buffer) == len(buffer) for buffer in buffers)
-                return whole and file.read() == _checksum(buffers)
-        except OSError:
-            return False
+        with suppress(OSError), self._path(start, length).open("rb") as file:
+            whole = all(file.readinto(buffer) == len(buffer) for buffer in buffers)
+            return whole and file.read() == _checksum(buffers)
+        return False
 
     def _write_cache(self, start: int, length: int, buffers: Sequence[memoryview]) -> None:
+        if self._may_cache is False:
+            return
         draft = self._folder / f".{uuid.uuid4().hex}"
         try:
-            if self._may_cache is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._may_cache = self._has_room()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._may_cache = self._may_cache or self._has_room()
             if not self._may_cache:
                 return
             try:

@@ -92,24 +92,17 @@ class FileStore:
             sync(path.parent)
         return _hash(data)
 
-    def upload(
-        self,
-        path: Path,
-        key: str,
-        progress: Progress = no_progress,
-        *,
-        sha256: str | None = None,  # noqa: ARG002 (`info` computes it)
-    ) -> None:
+    def upload(self, path: Path, key: str, progress: Progress = no_progress, *, sha256: str | None = None) -> None:  # noqa: ARG002 (`info` computes it)
         target = self._path(key)
         with (
             translate_os_errors(path),
             path.open("rb") as source,
             translate_os_errors(target),
-            _new_file(target) as temporary,
+            _new_file(target) as new,
         ):
-            _copy(source, temporary, progress)
+            _copy(source, new, progress)
             with _locked(target.parent):
-                temporary.replace(target)
+                new.replace(target)
             sync(target.parent)
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
@@ -128,12 +121,8 @@ class FileStore:
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         folder = self._path(prefix) if prefix else self.root
-        with (
-            translate_os_errors(folder),
-            suppress(FileNotFoundError, NotADirectoryError),
-            os.scandir(folder) as entries,
-        ):
-            return sorted((entry.name for entry in entries if entry.is_dir()), key=os.fsencode)
+        with translate_os_errors(folder), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+            return sorted((entry.name for entry in found if entry.is_dir()), key=os.fsencode)
         return []
 
     def delete(self, key: str) -> None:
@@ -311,10 +300,9 @@ def open_locked(path: Path, mode: int = 0o666) -> int | None:
 
 def is_open_file(path: Path, descriptor: int) -> bool:
     """Return whether `path` is still the name of this open file."""
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def sync(path: Path) -> None:
