@@ -34,14 +34,7 @@ RETRYABLE = (ExitCode.PREFLIGHT, ExitCode.TERMINATED)
 """Codes of an inference pod after which its Job starts another one."""
 POD_CODES = {code for code in ExitCode if 0 < code < 10} | {ExitCode.NOT_FOUND}
 """Codes with which an inference pod reports an error of its own."""
-FINAL = (
-    ExitCode.USAGE,
-    ExitCode.INVALID,
-    ExitCode.REFUSED,
-    ExitCode.JOB_FAILED,
-    ExitCode.NOT_FOUND,
-    ExitCode.CANCELLED,
-)
+FINAL = ExitCode.USAGE, ExitCode.INVALID, ExitCode.REFUSED, ExitCode.JOB_FAILED, ExitCode.NOT_FOUND, ExitCode.CANCELLED
 """Codes of a launcher that another attempt cannot change. `docs/generate.py` writes them to the chart."""
 
 

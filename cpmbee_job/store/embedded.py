@@ -35,26 +35,24 @@ class EmbeddedS3:
 
 
 @contextmanager
-def embedded_s3(
-    directory: Path, *, access_key: str, secret_key: str, buckets: Sequence[str] = ()
-) -> Iterator[EmbeddedS3]:
-    """Serve the objects in `directory` on a free loopback port, with these buckets, until the block ends. Objects
-    persist in `directory`; the log is `directory/seaweedfs.log`. Raises `UsageError` if SeaweedFS is not installed,
+def embedded_s3(folder: Path, *, access_key: str, secret_key: str, buckets: Sequence[str] = ()) -> Iterator[EmbeddedS3]:
+    """Serve the objects in `folder` on a free loopback port, with these buckets, until the block ends. Objects
+    persist in `folder`; the log is `folder/seaweedfs.log`. Raises `UsageError` if SeaweedFS is not installed,
     `StoreError` if it does not start."""
     program = server_program()
-    directory = directory.absolute()
-    directory.mkdir(parents=True, exist_ok=True)
-    for stale in directory.glob("m[0-9]*"):  # state of the master's elections, valid only for the same port
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("m[0-9]*"):  # state of the master's elections, valid only for the same port
         shutil.rmtree(stale, ignore_errors=True)
-    identities = directory / "s3.json"
+    identities = folder / "s3.json"
     identities.touch(mode=0o600)
     credentials = [{"accessKey": access_key, "secretKey": secret_key}]
     user = {"name": access_key, "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
     identities.write_text(json.dumps({"identities": [user]}), encoding="utf-8")
-    log = directory / "seaweedfs.log"
+    log = folder / "seaweedfs.log"
     for _ in range(STARTS):  # another process may take a port before the server does
         ports = _free_ports()
-        with _running([str(program), *_options(directory, identities, ports)], log, ports) as server:
+        with _running([str(program), *_options(folder, identities, ports)], log, ports) as server:
             if _ready(server, ports, buckets):
                 yield EmbeddedS3(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
                 return
@@ -109,11 +107,9 @@ def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[s
 @contextmanager
 def _running(command: list[str], log: Path, ports: dict[str, int]) -> Iterator["subprocess.Popen[bytes]"]:
     sockets = [f"/tmp/seaweedfs-{name}-{port}.sock" for name, port in ports.items()]  # noqa: S108
-    with log.open("wb") as output:
+    with log.open("wb") as out:
         # Ctrl-C must not stop it, hence the session of its own: its clients may still write.
-        server = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     # The pipe closes when this process exits, even if it is killed, so the server never outlives it.
     tidy_up = 'read -r _; kill -9 "$1"; shift; rm -f "$@"'
     guard = subprocess.Popen(

@@ -35,9 +35,10 @@ class Download:
         for is_last in tries(self._limits.attempts):
             head = self._client.head_object(Bucket=self._bucket, Key=self._target, ChecksumMode="ENABLED")
             size, etag = head["ContentLength"], head["ETag"]
-            range_size = part_size(head) or self._limits.size_of_parts(size)
+            in_parts = part_size(head)
+            range_size = in_parts or self._limits.size_of_parts(size)
             identity = f"s3://{self._bucket}/{self._target} {etag}"
-            if strongest(head) is None and part_size(head) is None:
+            if strongest(head) is None and in_parts is None:
                 # No checksum can reveal ranges that were lost in a power failure.
                 identity += f" {boot_id()}"
             try:

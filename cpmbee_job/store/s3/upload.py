@@ -182,11 +182,28 @@ class MultipartUpload:
         # If the server verifies the CRC-32 of each part, the signature needs no SHA-256 of it.
         client = self._unsigned() if begun.checks_crc else self._client
         stopped, moved = Event(), 0
+
+        def send(index: int) -> "CompletedPartTypeDef":
+            part, number = source.parts[index], index + 1
+            crc, known = source.crc32(part), uploaded.get(index)
+            if known is not None and known["Size"] == len(part) and _is_same(known, crc, source, part):
+                return {"PartNumber": number, "ETag": known["ETag"], "ChecksumCRC32": crc}
+            for is_last in tries(self._limits.attempts):
+                body: Any = PartBody(source, part, stopped)
+                try:
+                    answer = client.upload_part(
+                        **self._object, UploadId=begun.id, PartNumber=number, Body=body, ChecksumCRC32=crc
+                    )
+                except boto.ClientError as error:
+                    source.require_unchanged()
+                    if error_code(error) not in _ALTERED or is_last:
+                        raise
+                else:
+                    return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": crc}
+            raise AssertionError("the last attempt returns or raises")
+
         with ThreadPoolExecutor(self._limits.threads) as pool:
-            tasks = {
-                pool.submit(self._send_part, client, begun, uploaded.get(index), source, index, stopped): part
-                for index, part in enumerate(source.parts)
-            }
+            tasks = {pool.submit(send, index): part for index, part in enumerate(source.parts)}
             try:
                 for task in as_completed(tasks):
                     task.result()
@@ -200,33 +217,6 @@ class MultipartUpload:
                 raise
         source.require_unchanged()
         return [task.result() for task in tasks]
-
-    def _send_part(
-        self,
-        client: "S3Client",
-        begun: BegunUpload,
-        uploaded: "PartTypeDef | None",
-        source: UploadSource,
-        index: int,
-        stopped: Event,
-    ) -> "CompletedPartTypeDef":
-        part, number = source.parts[index], index + 1
-        crc = source.crc32(part)
-        if uploaded is not None and uploaded["Size"] == len(part) and _is_same(uploaded, crc, source, part):
-            return {"PartNumber": number, "ETag": uploaded["ETag"], "ChecksumCRC32": crc}
-        for is_last in tries(self._limits.attempts):
-            body: Any = PartBody(source, part, stopped)
-            try:
-                answer = client.upload_part(
-                    **self._object, UploadId=begun.id, PartNumber=number, Body=body, ChecksumCRC32=crc
-                )
-            except boto.ClientError as error:
-                source.require_unchanged()
-                if error_code(error) not in _ALTERED or is_last:
-                    raise
-            else:
-                return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": crc}
-        raise AssertionError("the last attempt returns or raises")
 
     def _complete(self, begun: BegunUpload, parts: list["CompletedPartTypeDef"]) -> None:
         try:
