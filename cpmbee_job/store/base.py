@@ -57,15 +57,20 @@ class Store(Protocol):
 
     def get(self, key: str) -> bytes:
         """Return the object, verified against the store's checksum if it has one."""
+        return self.get_with_etag(key)[0]
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """Return the object and its ETag, for `put(if_match=...)`."""
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return exactly `length` bytes from `start`, else raise `StoreError`."""
+        data = bytearray(length)
+        self.read_into(key, start, [memoryview(data)])
+        return bytes(data)
 
-    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
-        """Fill the buffers in order with the bytes from `start`. Raises `StoreError` if the ETag changed."""
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str | None = None) -> None:
+        """Fill the buffers in order with the bytes from `start`. Raises `StoreError` if the object ends before, or has
+        another ETag."""
 
     def info(self, key: str) -> ObjectInfo | None:
         """Return the object's entry, None if it does not exist."""
@@ -97,8 +102,9 @@ class Store(Protocol):
     def discard(self, leftover: Leftover) -> None:
         """Delete the remains of an upload if they exist."""
 
-    def local_path(self, key: str) -> Path | None:
+    def local_path(self, key: str) -> Path | None:  # noqa: ARG002
         """Return the object's path on this machine (to map it into memory), None if it has none."""
+        return None
 
 
 def changed(name: str) -> StoreError:

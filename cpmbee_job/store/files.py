@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from cpmbee_job.errors import ConflictError, CpmbeeError, DiskError, NotFoundError, SpecError, StoreError
 from cpmbee_job.process import activity
-from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
+from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, Store, changed, check_key, no_progress
 
 TEMPORARY = ".cpmbee-tmp"
 LOCK = ".cpmbee-lock"
@@ -27,7 +27,7 @@ LONGEST_LOCK = 60.0  # seconds
 CACHED_FROM_BYTES = 1 << 20  # hash smaller files every time: they may be rewritten within a clock tick
 
 
-class FileStore:
+class FileStore(Store):
     """A `Store` in a local folder, which is created with its first object."""
 
     def __init__(self, url: str) -> None:
@@ -44,19 +44,10 @@ class FileStore:
         data = self.get(key)
         return data, _hash(data)
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        path = self._path(key)
-        with translate_os_errors(path), path.open("rb") as file:
-            file.seek(start)
-            data = file.read(length)
-        if len(data) != length:
-            raise StoreError(f"{path}: {length} bytes from {start} requested, got {len(data)}")
-        return data
-
-    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str | None = None) -> None:
         path = self._path(key)
         with translate_os_errors(path):
-            if self._etag(path) != etag:
+            if etag is not None and self._etag(path) != etag:
                 raise changed(str(path))
             with path.open("rb") as file:
                 file.seek(start)

@@ -18,7 +18,7 @@ from botocore import exceptions as boto
 
 from cpmbee_job.errors import AccessError, ConflictError, DamagedError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
+from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, Store, changed, check_key, no_progress
 from cpmbee_job.store.files import translate_os_errors
 from cpmbee_job.store.s3.client import DEFAULT_LIMITS, Limits, listed, make_client
 from cpmbee_job.store.s3.download import Download
@@ -44,7 +44,7 @@ LOST_CONDITION = {"PreconditionFailed", "412", "ConditionalRequestConflict", "40
 OTHER_CONTENT = {"PreconditionFailed", "412", "InvalidRange", "416"}
 
 
-class S3Store:
+class S3Store(Store):
     """A `Store` in a bucket below a prefix. Safe for several threads."""
 
     def __init__(self, url: str, storage: StorageSpec, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -66,33 +66,33 @@ class S3Store:
     def _unsigned_client(self) -> "S3Client":
         return make_client(self._storage, self._limits, sign_bodies=False)
 
-    def get(self, key: str) -> bytes:
-        return self.get_with_etag(key)[0]
-
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        return self._read(key)
+        """Return the object, verified against its SHA-256 if it has one, and its ETag."""
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        if length == 0:
-            return b""
-        data, _ = self._read(key, Range=f"bytes={start}-{start + length - 1}")
-        if len(data) != length:
-            raise StoreError(f"{self._name(key)}: {length} bytes from {start} requested, got {len(data)}")
-        return data
+        def read(answer: "GetObjectOutputTypeDef") -> tuple[bytes, str]:
+            data, expected = answer["Body"].read(), answer["Metadata"].get("sha256")
+            if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+                raise BrokenBodyError("its SHA-256 differs from its metadata")
+            return data, answer["ETag"].strip('"')
 
-    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
+        with self._translated(key):
+            return self._get(key, read)
+
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str | None = None) -> None:
         length = sum(map(len, buffers))
         if length == 0:
             return
 
         def fill(answer: "GetObjectOutputTypeDef") -> None:
-            if answer["ETag"].strip('"') != etag:  # not every server supports the condition
+            is_other = etag is not None and answer["ETag"].strip('"') != etag  # not every server knows the condition
+            if is_other or answer["ContentLength"] != length:
                 raise changed(self._name(key))
             _fill(buffers, answer["Body"])
 
         with self._translated(key):
             try:
-                self._get(key, fill, Range=f"bytes={start}-{start + length - 1}", IfMatch=f'"{etag}"')
+                condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
+                self._get(key, fill, Range=f"bytes={start}-{start + length - 1}", **condition)
             except boto.ClientError as error:
                 if error_code(error) in OTHER_CONTENT:
                     raise changed(self._name(key)) from error
@@ -218,9 +218,6 @@ class S3Store:
                 if error_code(error) != "NoSuchUpload":
                     raise
 
-    def local_path(self, key: str) -> Path | None:  # noqa: ARG002
-        return None
-
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
@@ -229,18 +226,6 @@ class S3Store:
 
     def _name(self, key: str) -> str:
         return f"{self.url}/{key}" if key else self.url
-
-    def _read(self, key: str, **only: Any) -> tuple[bytes, str]:
-        """Return the verified body (of a range, only its length is) and the ETag."""
-
-        def read(answer: "GetObjectOutputTypeDef") -> tuple[bytes, str]:
-            data, expected = answer["Body"].read(), answer["Metadata"].get("sha256")
-            if not only and expected is not None and hashlib.sha256(data).hexdigest() != expected:
-                raise BrokenBodyError("its SHA-256 differs from its metadata")
-            return data, answer["ETag"].strip('"')
-
-        with self._translated(key):
-            return self._get(key, read, **only)
 
     def _get(self, key: str, read: Callable[["GetObjectOutputTypeDef"], T], **only: Any) -> T:
         """Return what `read` returns for the response. Repeat the request if the body is truncated or altered."""
