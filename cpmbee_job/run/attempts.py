@@ -1,19 +1,32 @@
-"""The numbered attempts of a run. Each is claimed by a conditional put, so that no two worlds share a number."""
+"""The numbered attempts of a run, and the pointers that they move: `checkpoints/LATEST`, `delta/BEST`, `delta/LAST`.
+Each attempt is claimed by a conditional put, so that no two worlds share a number."""
 
 import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError, RefusedError
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import CheckpointPointer, read_checkpoint_pointer
 from cpmbee_job.store.base import Store
 
 
 class AttemptRecord(documents.Document):
     started_unix: float
+
+
+class CheckpointPointer(documents.Document):
+    """`LATEST`, and references to a checkpoint in other documents."""
+
+    step: documents.Number
+    attempt: documents.Number
+
+
+class _Written(documents.Document):
+    attempt: documents.Number
 
 
 def claim_attempt(store: Store, world_size: int) -> int:
@@ -68,6 +81,30 @@ def read_begin(store: Store, attempt: int) -> CheckpointPointer | None:
     with suppress(DamagedError, NotFoundError):
         return read_checkpoint_pointer(store, keys.attempt_key(attempt, ".begin"))
     return None
+
+
+def read_checkpoint_pointer(store: Store, key: str) -> CheckpointPointer:
+    """Read `LATEST` or the begin document of an attempt. Raises `NotFoundError`, `DamagedError`."""
+    return CheckpointPointer.parse(store.get(key), f"{store.url}/{key}")
+
+
+def replace_pointer(store: Store, key: str, document: Mapping[str, Any], etag: str | None) -> None:
+    """Write a pointer if its ETag is still `etag` (None: if it does not exist). Raises `ConflictError`."""
+    store.put(key, documents.to_json(document), if_none_match=etag is None, if_match=etag)
+
+
+def move_pointer(store: Store, key: str, target: Mapping[str, Any], attempt: int) -> None:
+    """Point `key` to `target` in the name of `attempt`. Raises `RefusedError` if a newer attempt has moved it."""
+    while True:
+        etag: str | None = None
+        with suppress(NotFoundError):
+            old, etag = store.get_with_etag(key)
+            with suppress(DamagedError):  # a corrupt pointer may be overwritten
+                if (newest := _Written.parse(old, "").attempt) > attempt:
+                    raise RefusedError(f"{store.url}/{key}: a newer attempt ({newest}) has taken over")
+        with suppress(ConflictError):
+            replace_pointer(store, key, {**target, "attempt": attempt}, etag)
+            return
 
 
 def _numbers(store: Store, kind: str) -> list[int]:

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import read_delta_pointer
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
@@ -37,6 +36,12 @@ class DeltaFile(documents.Document):
 
 class DeltaManifest(documents.Document):
     files: dict[Annotated[str, AfterValidator(_is_file_name)], DeltaFile]
+
+
+class DeltaPointer(documents.Document):
+    """`BEST` and `LAST` of a run; `BEST` also of a fetched delta and of promoted deltas."""
+
+    prefix: Annotated[str, Field(pattern=r"^delta/([0-9a-f]+(\.[0-9]+)?/)?$")]
 
 
 class _ScoreRecord(documents.Document):
@@ -98,6 +103,24 @@ def read_delta(store: Store, prefix: str) -> StoredDelta:
     text = store.get(key)
     files = DeltaManifest.parse(text, f"{store.url}/{key}").files
     return StoredDelta(store, prefix, text, documents.from_json(text), files)
+
+
+def read_delta_pointer(store: Store, key: str) -> str:
+    """Return the prefix of the delta that `BEST` or `LAST` names. Raises `NotFoundError`, `DamagedError`."""
+    return read_delta_pointer_with_etag(store, key)[0]
+
+
+def read_delta_pointer_with_etag(store: Store, key: str) -> tuple[str, str]:
+    """Return the prefix, and the pointer's ETag for `replace_pointer`."""
+    try:
+        data, etag = store.get_with_etag(key)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{store.url}: no delta yet ({key} does not exist)",
+            hint="a delta is written by every evaluation with a new best loss, and at the end of training; "
+            "`fetch --what metrics,logs` fetches what exists",
+        ) from error
+    return DeltaPointer.parse(data, f"{store.url}/{key}").prefix, etag
 
 
 def best_prefix(store: Store) -> str:

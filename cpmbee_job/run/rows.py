@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import CheckpointPointer
+from cpmbee_job.run.attempts import CheckpointPointer
 from cpmbee_job.store.base import Store
 
 

@@ -22,8 +22,8 @@ from cpmbee_job.launch.runs.observe import read_heartbeat
 from cpmbee_job.launch.runs.verify import list_checkpoints, verify_run
 from cpmbee_job.model.locate import fetch_delta
 from cpmbee_job.run import keys
+from cpmbee_job.run.attempts import move_pointer
 from cpmbee_job.run.inferences import InferenceRequest
-from cpmbee_job.run.pointers import move_pointer
 from cpmbee_job.run.rows import RowRecorder, read_rows
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.spec import StorageSpec, parse_spec

@@ -23,10 +23,10 @@ from typing import Literal
 
 from cpmbee_job.errors import CpmbeeError, DamagedError, NotFoundError
 from cpmbee_job.run import keys
+from cpmbee_job.run.attempts import read_checkpoint_pointer
 from cpmbee_job.run.checkpoints import stored_checkpoints, superseded
 from cpmbee_job.run.deltas import DeltaFolder, delta_folders, pointed_deltas
 from cpmbee_job.run.inferences import read_request
-from cpmbee_job.run.pointers import read_checkpoint_pointer
 from cpmbee_job.run.run import Run, may_resume
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.spec.types import RESERVED_NAMES
