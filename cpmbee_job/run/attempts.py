@@ -19,13 +19,9 @@ class AttemptRecord(documents.Document):
 
 
 class CheckpointPointer(documents.Document):
-    """`LATEST`, and references to a checkpoint in other documents."""
+    """`LATEST`, and references to a checkpoint in other documents; `BEST` and `LAST` have the same fields and more."""
 
     step: documents.Number
-    attempt: documents.Number
-
-
-class _Written(documents.Document):
     attempt: documents.Number
 
 
@@ -100,7 +96,7 @@ def move_pointer(store: Store, key: str, target: Mapping[str, Any], attempt: int
         with suppress(NotFoundError):
             old, etag = store.get_with_etag(key)
             with suppress(DamagedError):  # a corrupt pointer may be overwritten
-                if (newest := _Written.parse(old, "").attempt) > attempt:
+                if (newest := CheckpointPointer.parse(old, "").attempt) > attempt:
                     raise RefusedError(f"{store.url}/{key}: a newer attempt ({newest}) has taken over")
         with suppress(ConflictError):
             replace_pointer(store, key, {**target, "attempt": attempt}, etag)

@@ -9,8 +9,7 @@ from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import attempts_begun, read_begin
-from cpmbee_job.store.base import Store
-from cpmbee_job.store.verified import get_verified
+from cpmbee_job.store.base import Store, get_verified
 
 FORMAT_VERSION = 1
 

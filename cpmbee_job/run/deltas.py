@@ -15,9 +15,8 @@ from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError
 from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Store
+from cpmbee_job.store.base import Store, get_verified
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.store.verified import get_verified
 
 DELTA_SUFFIXES = (".pt", ".bin", ".safetensors")
 """File names of a delta outside its folder."""

@@ -149,8 +149,6 @@ class WorkersSpec(Section):
 
 
 class SchedulingPolicySpec(Section):
-    """For a gang scheduler (Volcano, scheduler plugins); the default scheduler ignores it."""
-
     queue: ObjectName | None = None
     """Queue of a gang scheduler (Volcano, scheduler plugins). The default scheduler ignores this section."""
     min_available: Count | None = None

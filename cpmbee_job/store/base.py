@@ -2,13 +2,14 @@
 object becomes visible as a whole. Only conditional puts synchronize processes."""
 
 import builtins
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from cpmbee_job import documents
-from cpmbee_job.errors import SpecError, StoreError
+from cpmbee_job.errors import DamagedError, SpecError, StoreError
 
 Progress = Callable[[int], None]
 """Called from any thread with the number of bytes just transferred; negative for bytes to be transferred again."""
@@ -118,3 +119,38 @@ def check_key(key: str) -> str:
     if not parts[0] or not parts[-1] or "\0" in key or any(part in (".", "..") for part in parts):
         raise SpecError(f"{key!r} is not a valid object name")
     return key
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path, size: int, sha256: str) -> bool:
+    """Return whether the file exists and has this size and hash."""
+    return path.is_file() and path.stat().st_size == size and file_sha256(path) == sha256
+
+
+def get_verified(store: Store, key: str, size: int, sha256: str) -> bytes:
+    """Return the object. Raises `DamagedError` if its size or hash is different."""
+    data = store.get(key)
+    if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+        raise _damaged(store, key)
+    return data
+
+
+def download_verified(
+    store: Store, key: str, path: Path, size: int, sha256: str, progress: Progress = no_progress
+) -> None:
+    """Download the object, unless an earlier call did so. Raises `DamagedError` if its size or hash is different."""
+    if is_intact(path, size, sha256):
+        progress(size)
+        return
+    store.download(key, path, progress)
+    if not is_intact(path, size, sha256):
+        raise _damaged(store, key)
+
+
+def _damaged(store: Store, key: str) -> DamagedError:
+    return DamagedError(f"{store.url}/{key}: size or SHA-256 differs from its manifest")

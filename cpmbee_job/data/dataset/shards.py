@@ -22,10 +22,9 @@ from cpmbee_job.data.encode.encoder import ARRAYS, Encoded
 from cpmbee_job.data.encode.examples import Example
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.process.contract import default_cache_dir
-from cpmbee_job.store.base import Store
+from cpmbee_job.store.base import Store, is_intact
 from cpmbee_job.store.cache import kept, one_process
 from cpmbee_job.store.files import translate_os_errors
-from cpmbee_job.store.verified import is_intact
 
 _COLUMNS = {**ARRAYS, "sample_lengths": np.int32, "sample_segments": np.int32}
 _ROW_SCHEMA = pa.schema(
