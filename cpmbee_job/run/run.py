@@ -13,7 +13,6 @@ from pydantic import Field
 
 import cpmbee_job
 from cpmbee_job import documents
-from cpmbee_job.documents import Document, Number
 from cpmbee_job.errors import ConflictError, CpmbeeError, ExitCode, NotFoundError, UsageError
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import first_start
@@ -27,27 +26,27 @@ State = Literal["succeeded", "failed", "cancelled"]
 EXIT_CODES = {"succeeded": ExitCode.SUCCESS, "failed": ExitCode.JOB_FAILED, "cancelled": ExitCode.CANCELLED}
 
 
-class ResultRecord(Document):
+class ResultRecord(documents.Document):
     state: str
     ended_at: str
-    exit_code: Number | None = None
+    exit_code: documents.Number | None = None
 
 
-class PreparedSet(Document):
+class PreparedSet(documents.Document):
     prepared: str
-    rows: Number
+    rows: documents.Number
     weight: float | None
 
 
-class PreparedSplit(Document):
-    rows: Number
+class PreparedSplit(documents.Document):
+    rows: documents.Number
     sets: Annotated[tuple[PreparedSet, ...], Field(min_length=1)]
 
 
-class DataRecord(Document):
+class DataRecord(documents.Document):
     """The fields that others than its writer and training read."""
 
-    vocabulary: dict[str, Number]
+    vocabulary: dict[str, documents.Number]
     train: PreparedSplit
     eval: PreparedSplit | None
 
@@ -175,7 +174,7 @@ class Run:
     def deadline_reason(self) -> str:
         return f"the deadline of {self.spec.train.deadline:.0f} s has passed"
 
-    def _read(self, key: str, form: type[Document]) -> dict[str, Any]:
+    def _read(self, key: str, form: type[documents.Document]) -> dict[str, Any]:
         """Return a whole document, unknown keys included. Raises `DamagedError` if it does not have this form."""
         data = self.store.get(key)
         form.parse(data, f"{self.url}/{key}")

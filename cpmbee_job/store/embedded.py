@@ -21,7 +21,7 @@ from cpmbee_job.errors import StoreError, UsageError
 
 READY_SECONDS = 60.0
 STARTS = 3
-_SERVICES = ("master", "master-grpc", "volume", "volume-grpc", "filer", "filer-grpc", "s3", "s3-grpc")
+_PORTS = [f"{service}.port{kind}" for service in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
 _OPENER = build_opener(ProxyHandler({}))  # a proxy cannot reach the loopback interface
 
 
@@ -54,7 +54,7 @@ def embedded_s3(folder: Path, *, access_key: str, secret_key: str, buckets: Sequ
         ports = _free_ports()
         with _running([str(program), *_options(folder, identities, ports)], log, ports) as server:
             if _ready(server, ports, buckets):
-                yield EmbeddedS3(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
+                yield EmbeddedS3(f"http://127.0.0.1:{ports['s3.port']}", access_key, secret_key)
                 return
             if server.poll() is None:
                 break  # it runs, but does not answer: a restart does not help
@@ -62,12 +62,12 @@ def embedded_s3(folder: Path, *, access_key: str, secret_key: str, buckets: Sequ
 
 
 def _free_ports() -> dict[str, int]:
-    """Return a port on which no process listens for each service."""
+    """Return a port on which no process listens for each option."""
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in _SERVICES]
+        sockets = [held.enter_context(socket.socket()) for _ in _PORTS]
         for candidate in sockets:
             candidate.bind(("127.0.0.1", 0))
-        return {name: candidate.getsockname()[1] for name, candidate in zip(_SERVICES, sockets, strict=True)}
+        return {name: candidate.getsockname()[1] for name, candidate in zip(_PORTS, sockets, strict=True)}
 
 
 def server_program() -> Path:
@@ -86,10 +86,7 @@ def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[s
         f"-dir={directory}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
-        *(
-            f"-{name.replace('-grpc', '')}.port{'.grpc' * name.endswith('-grpc')}={port}"
-            for name, port in ports.items()
-        ),
+        *(f"-{option}={port}" for option, port in ports.items()),
         "-filer=true",
         "-s3=true",
         f"-s3.config={identities}",
@@ -106,7 +103,8 @@ def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[s
 
 @contextmanager
 def _running(command: list[str], log: Path, ports: dict[str, int]) -> Iterator["subprocess.Popen[bytes]"]:
-    sockets = [f"/tmp/seaweedfs-{name}-{port}.sock" for name, port in ports.items()]  # noqa: S108
+    services = {option.replace(".port", "").replace(".", "-"): port for option, port in ports.items()}
+    sockets = [f"/tmp/seaweedfs-{service}-{port}.sock" for service, port in services.items()]  # noqa: S108
     with log.open("wb") as out:
         # Ctrl-C must not stop it, hence the session of its own: its clients may still write.
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
@@ -129,11 +127,11 @@ def _running(command: list[str], log: Path, ports: dict[str, int]) -> Iterator["
 
 def _ready(server: "subprocess.Popen[bytes]", ports: dict[str, int], buckets: Sequence[str]) -> bool:
     """Wait until S3 answers and the buckets are readable and writable; return false if the server exits or hangs."""
-    filer = f"http://127.0.0.1:{ports['filer']}"
+    filer = f"http://127.0.0.1:{ports['filer.port']}"
     deadline = time.monotonic() + READY_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            _request("GET", f"http://127.0.0.1:{ports['s3']}/", accept=403)  # unsigned requests are denied
+            _request("GET", f"http://127.0.0.1:{ports['s3.port']}/", accept=403)  # unsigned requests are denied
             for bucket in buckets:
                 _request("POST", f"{filer}/buckets/{bucket}/", accept=409)  # a bucket is a folder, which may exist
                 _request("PUT", f"{filer}/buckets/{bucket}/.ready", b"ready")

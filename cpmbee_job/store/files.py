@@ -42,7 +42,7 @@ class FileStore(Store):
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         data = self.get(key)
-        return data, _hash(data)
+        return data, hashlib.sha256(data).hexdigest()
 
     def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str | None = None) -> None:
         path = self._path(key)
@@ -81,7 +81,7 @@ class FileStore(Store):
                         raise ConflictError(f"{path}: changed since it was read")
                     temporary.replace(path)
             sync(path.parent)
-        return _hash(data)
+        return hashlib.sha256(data).hexdigest()
 
     def upload(self, path: Path, key: str, progress: Progress = no_progress, *, sha256: str | None = None) -> None:  # noqa: ARG002 (`info` computes it)
         target = self._path(key)
@@ -303,7 +303,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -15,7 +15,7 @@ from cpmbee_job import documents
 from cpmbee_job.data.dataset.index import INDEX, Index
 from cpmbee_job.errors import CpmbeeError, DamagedError
 from cpmbee_job.launch.follow.wait import _missing_delta
-from cpmbee_job.launch.lifecycle.garbage import find_garbage
+from cpmbee_job.launch.lifecycle.garbage import InferenceRequest, find_garbage
 from cpmbee_job.launch.local_inputs import _delta
 from cpmbee_job.launch.runs.listing import list_runs
 from cpmbee_job.launch.runs.observe import read_heartbeat
@@ -23,7 +23,6 @@ from cpmbee_job.launch.runs.verify import list_checkpoints, verify_run
 from cpmbee_job.model.locate import fetch_delta
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import move_pointer
-from cpmbee_job.run.inferences import InferenceRequest
 from cpmbee_job.run.rows import RowRecorder, read_rows
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.spec import StorageSpec, parse_spec
