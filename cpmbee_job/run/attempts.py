@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError, RefusedError
@@ -44,7 +44,7 @@ def claim_attempt(store: Store, world_size: int) -> int:
 
 def newest_attempt(store: Store) -> int:
     """Return the highest claimed attempt, 0 before the first."""
-    return max(_numbers(store, ""), default=0)
+    return max(attempts(store), default=0)
 
 
 def require_newest(store: Store, attempt: int) -> None:
@@ -65,11 +65,6 @@ def record_begin(store: Store, attempt: int, after: CheckpointPointer | None) ->
     `resumable_checkpoints` reads it."""
     begin = {"attempt": 0, "step": 0} if after is None else {"attempt": after.attempt, "step": after.step}
     store.put(keys.attempt_key(attempt, ".begin"), documents.to_json(begin))
-
-
-def attempts_begun(store: Store) -> list[int]:
-    """Return the attempts that recorded where they continue from."""
-    return _numbers(store, ".begin")
 
 
 def read_begin(store: Store, attempt: int) -> CheckpointPointer | None:
@@ -103,6 +98,7 @@ def move_pointer(store: Store, key: str, target: Mapping[str, Any], attempt: int
             return
 
 
-def _numbers(store: Store, kind: str) -> list[int]:
+def attempts(store: Store, kind: Literal["", ".begin"] = "") -> list[int]:
+    """Return the attempts that are claimed; with `.begin`, those that recorded where they continue from."""
     names = (entry.key for entry in store.list("attempts/"))
     return [int(match[1]) for name in names if (match := re.fullmatch(rf"attempts/(\d+){kind}\.json", name))]

@@ -8,7 +8,7 @@ from functools import cache, partial
 from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError
 from cpmbee_job.run import keys
-from cpmbee_job.run.attempts import attempts_begun, read_begin
+from cpmbee_job.run.attempts import attempts, read_begin
 from cpmbee_job.store.base import Store, get_verified
 
 FORMAT_VERSION = 1
@@ -54,9 +54,9 @@ def resumable_checkpoints(store: Store) -> Iterator[StoredCheckpoint]:
     """Yield the checkpoints from which a run may continue, newest first. A checkpoint that an attempt passed over stays
     excluded, even if it is intact by now or was written late by a writer that was presumed dead: the metrics are those
     of the later attempt."""
-    attempts, begin_of = attempts_begun(store), cache(partial(read_begin, store))
+    begun, begin_of = attempts(store, ".begin"), cache(partial(read_begin, store))
     for checkpoint in stored_checkpoints(store):
-        later = filter(None, map(begin_of, (attempt for attempt in attempts if attempt > checkpoint.attempt)))
+        later = filter(None, map(begin_of, (attempt for attempt in begun if attempt > checkpoint.attempt)))
         if all((checkpoint.attempt, checkpoint.step) <= (begin.attempt, begin.step) for begin in later):
             yield checkpoint
 

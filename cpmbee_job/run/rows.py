@@ -40,8 +40,7 @@ class RowRecorder:
         self, gather: Callable[[list[StepRows]], list[list[StepRows]]], after: CheckpointPointer | None
     ) -> None:
         """`gather` gathers a value of each rank on rank 0; `after` is the checkpoint from which training continues."""
-        self._gather = gather
-        self._after = after
+        self._gather, self._after = gather, after
         self._own: list[StepRows] = []
         self._all: list[StepRows] = []
 

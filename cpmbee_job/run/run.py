@@ -145,11 +145,10 @@ class Run:
     def finish(self, state: State, reason: str, **fields: Any) -> dict[str, Any]:
         """Write and return `result.json`; an existing one is kept and returned instead."""
         record = _result(self.url, state, reason) | {"digests": {"spec": spec_digest(self.spec)}} | fields
-        try:
+        with suppress(ConflictError):
             self.store.put(keys.RESULT, documents.to_json(record), if_none_match=True)
-        except ConflictError:
-            return self._read(keys.RESULT, ResultRecord)
-        return record
+            return record
+        return self._read(keys.RESULT, ResultRecord)
 
     def fail(self, error: CpmbeeError, **fields: Any) -> dict[str, Any]:
         """Record that the run failed because of `error`."""

@@ -71,7 +71,8 @@ def fetch_folder(
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with one_process(folder.with_suffix(".lock")):
-            missing = [entry for entry in objects if not _is_copied(folder, entry)]
+            sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+            missing = [entry for entry in objects if sizes.get(entry.key) != entry.size]
             _require_space(folder, sum(entry.size for entry in missing))
             for entry in missing:
                 with kept(store, entry.key, folder / entry.key):
@@ -90,11 +91,6 @@ def _require_files(url: str, folder: Path) -> None:
             raise NotFoundError(f"{url}: no files in that folder")
 
 
-def _is_copied(folder: Path, entry: ObjectInfo) -> bool:
-    path = folder / entry.key
-    return path.is_file() and path.stat().st_size == entry.size
-
-
 def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -110,8 +106,7 @@ class CachedObject:
 
     def __init__(self, store: Store, found: ObjectInfo, cache_dir: Path) -> None:
         self.name = f"{store.url}/{found.key}"
-        self.size = found.size
-        self.tag = found.etag
+        self.size, self.tag = found.size, found.etag
         self._store, self._key = store, found.key
         self._folder = cache_dir / "ranges" / documents.digest([self.name, found.size, found.etag])
         self._may_cache: bool | None = None  # unknown until the first range

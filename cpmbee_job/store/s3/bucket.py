@@ -67,8 +67,6 @@ class S3Store(Store):
         return make_client(self._storage, self._limits, sign_bodies=False)
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        """Return the object, verified against its SHA-256 if it has one, and its ETag."""
-
         def read(answer: "GetObjectOutputTypeDef") -> tuple[bytes, str]:
             data, expected = answer["Body"].read(), answer["Metadata"].get("sha256")
             if expected is not None and hashlib.sha256(data).hexdigest() != expected:

@@ -13,14 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cpmbee_job.store.files import (
-    COPY_BYTES,
-    TEMPORARY,
-    open_locked,
-    require_replaceable,
-    temporary_name,
-    translate_os_errors,
-)
+from cpmbee_job.store import files
 
 
 class PartialFile:
@@ -55,8 +48,8 @@ class PartialFile:
     def read(self, number: int) -> Iterator[bytes]:
         """Yield the content of range `number` in pieces."""
         wanted = self.ranges[number]
-        for start in wanted[::COPY_BYTES]:
-            yield os.pread(self._descriptor, min(COPY_BYTES, wanted.stop - start), start)
+        for start in wanted[:: files.COPY_BYTES]:
+            yield os.pread(self._descriptor, min(files.COPY_BYTES, wanted.stop - start), start)
 
     def discard(self) -> None:
         """Mark all ranges as incomplete."""
@@ -74,8 +67,8 @@ def partial_file(path: Path, identity: str, size: int, range_size: int) -> Itera
     """Open the hidden file of `path`, to be completed; rename it to `path` if the block succeeds. If the block fails,
     the file is kept for the next call with the same `identity` (the origin and its version), unless it has no complete
     range or the disk failed. If another process has it open, this one gets a file of its own. Raises `DiskError`."""
-    with translate_os_errors(path):
-        require_replaceable(path)
+    with files.translate_os_errors(path):
+        files.require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, descriptor, reusable = _open(path)
         with os.fdopen(descriptor):
@@ -99,9 +92,9 @@ def boot_id() -> str:
 def _open(path: Path) -> tuple[Path, int, bool]:
     """Return the hidden file of `path`, its descriptor with a lock, and whether a later call finds it."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
-    shared = path.with_name(f".{path.name[:60]}.{digest}{TEMPORARY}")
+    shared = path.with_name(f".{path.name[:60]}.{digest}{files.TEMPORARY}")
     with suppress(OSError):  # owned by another user, or no locks on this file system
-        if (descriptor := open_locked(shared)) is not None:
+        if (descriptor := files.open_locked(shared)) is not None:
             return shared, descriptor, True
-    own = temporary_name(path)
+    own = files.temporary_name(path)
     return own, os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), False
