@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from cpmbee_job.process import contract
-from cpmbee_job.store.s3.traffic import Observer
 
 WORKERS = CollectorRegistry()
 """Metrics that workers set."""
@@ -72,11 +71,9 @@ TORCHRUN_STARTS = Counter(
 )
 
 
-def s3_observer(run: str) -> Observer:
-    """Return an observer that counts a worker's requests to S3."""
-    return Observer(
-        S3_SENT.labels(run).inc, S3_RECEIVED.labels(run).inc, lambda reason: S3_ERRORS.labels(run, reason).inc()
-    )
+def s3_counters(run: str) -> tuple[Callable[[int], None], Callable[[int], None], Callable[[str], None]]:
+    """Return functions that count the bytes sent to S3, the bytes received, and the failures by their reason."""
+    return S3_SENT.labels(run).inc, S3_RECEIVED.labels(run).inc, lambda reason: S3_ERRORS.labels(run, reason).inc()
 
 
 def checkpoint_written(run: str, stepped_at: float) -> None:
