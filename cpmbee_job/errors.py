@@ -1,26 +1,4 @@
-"""Errors as a user sees them, and the exit codes of the commands and the containers.
-
-CpmbeeError                 1    internal error; base of all others
-├── UsageError              2    invalid command line
-├── InvalidError            3    the spec, the data or the model is invalid
-│   ├── SpecError
-│   │   └── RejectedError        the Kubernetes API rejects a rendered object
-│   ├── DataError
-│   └── ModelError
-├── PreflightError          4    something that the job requires is missing, such as a bucket or a permission
-│   ├── StoreError               the object store failed, and retries did not help
-│   │   ├── AccessError          access denied: credentials, permissions, missing bucket
-│   │   ├── DamagedError         a stored object is corrupt
-│   │   └── DiskError            the local file system failed
-│   └── ClusterError             the Kubernetes API denied a request
-│       └── UnreachableError     the Kubernetes API did not answer
-├── RefusedError            5    the command would overwrite or contradict something
-│   └── ConflictError            a conditional put found another object
-├── JobFailedError        100    the job failed
-├── UnfinishedError       101    the job has not ended yet
-├── NotFoundError         102    no such run or object
-└── CancelledError        103    cancelled or stopped on request
-"""
+"""Errors as a user sees them, and the exit codes of the commands and the containers."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -54,32 +32,16 @@ class ExitCode(IntEnum):
 
 RETRYABLE = (ExitCode.PREFLIGHT, ExitCode.TERMINATED)
 """Codes of an inference pod after which its Job starts another one."""
-POD_CODES = (
-    ExitCode.INTERNAL,
-    ExitCode.USAGE,
-    ExitCode.INVALID,
-    ExitCode.PREFLIGHT,
-    ExitCode.REFUSED,
-    ExitCode.NOT_FOUND,
-)
+POD_CODES = {code for code in ExitCode if 0 < code < 10} | {ExitCode.NOT_FOUND}
 """Codes with which an inference pod reports an error of its own."""
-FINAL = (
-    ExitCode.USAGE,
-    ExitCode.INVALID,
-    ExitCode.REFUSED,
-    ExitCode.JOB_FAILED,
-    ExitCode.NOT_FOUND,
-    ExitCode.CANCELLED,
-)
+FINAL = ExitCode.USAGE, ExitCode.INVALID, ExitCode.REFUSED, ExitCode.JOB_FAILED, ExitCode.NOT_FOUND, ExitCode.CANCELLED
 """Codes of a launcher that another attempt cannot change. `docs/generate.py` writes them to the chart."""
 
 
 class CpmbeeError(Exception):
-    """Base of all errors that end a command with a message instead of a traceback.
-
-    `message` says what is wrong and where; the optional `hint` how to fix it. `exit_code` overrides the class's, where
-    a command passes on the exit code of a run.
-    """
+    """Base of all errors that end a command with a message instead of a traceback. `message` says what is wrong and
+    where; the optional `hint` how to fix it. `exit_code` overrides the class's, where a command passes on the exit code
+    of a run."""
 
     exit_code: int = ExitCode.INTERNAL
 

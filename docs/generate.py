@@ -23,7 +23,7 @@ from cpmbee_job.launch.manifest.render import default_run_id, render
 from cpmbee_job.launch.manifest.yaml_text import to_yaml
 from cpmbee_job.launch.runs.listing import Listing
 from cpmbee_job.launch.runs.status import RunStatus
-from cpmbee_job.run.resumable import training_fields
+from cpmbee_job.run.identity import training_fields
 from cpmbee_job.spec import JobSpec, load_spec
 from cpmbee_job.spec.reading import sections_of
 from cpmbee_job.train.output.metrics import ENTRYPOINT, WORKERS
@@ -53,7 +53,7 @@ def spec_rows(model: type[BaseModel], prefix: str) -> list[str]:
             rows += spec_rows(sections[0], f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"`{json.dumps(field.default, ensure_ascii=False)}`"
-        text = " ".join(filter(None, [field.description, choices(field.annotation)]))
+        text = " ".join([*(field.description or "").split(), *filter(None, [choices(field.annotation)])])
         change = "fixed" if is_fixed(f"{prefix}{name}") else "may change"
         rows.append(f"| `{prefix}{name}` | {default} | {change} | {text.replace('|', chr(92) + '|')} |")
         for section in sections:

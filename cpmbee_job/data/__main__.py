@@ -50,7 +50,8 @@ def execute(url: str, console: Console) -> None:
         pod.require_contract()
         run = open_run(url, StorageSpec.from_environment())
     except InvalidError as error:
-        fail_unread(open_store(url, StorageSpec.known_from_environment()), error)
+        storage = StorageSpec.known_from_json(os.environ.get(contract.STORAGE_ENV, "{}"))
+        fail_unread(open_store(url, storage), error)
         _tell(error, console)
         return
     if run.result() is None:

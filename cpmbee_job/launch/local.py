@@ -11,8 +11,7 @@ from typing import Any
 
 from cpmbee_job.errors import CancelledError, JobFailedError
 from cpmbee_job.process import contract, parent_watch
-from cpmbee_job.run.resumable import may_resume
-from cpmbee_job.run.run import Run, exit_code
+from cpmbee_job.run.run import Run, exit_code, may_resume
 
 
 def run_local(run: Run, processes: int) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from cpmbee_job.run.deltas import DELTA_SUFFIXES, delta_folder
 from cpmbee_job.run.keys import DELTA_MANIFEST
 from cpmbee_job.run.model_files import CONFIG, SAFETENSORS_INDEX, VOCABULARY, is_weights
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.cache import fetch_folder
-from cpmbee_job.store.ranges import CachedObject
+from cpmbee_job.store.cache import CachedObject, fetch_folder
 from cpmbee_job.store.urls import open_object, open_store
 
 

@@ -30,7 +30,7 @@ from cpmbee_job.model.weights.stored import StoredWeights, listing
 from cpmbee_job.model.weights.tensor_table import StoredTensor
 from cpmbee_job.model.weights.weight_file import LocalFile
 from cpmbee_job.run.keys import DELTA_MANIFEST, DELTA_TENSORS
-from cpmbee_job.store.verified import file_sha256
+from cpmbee_job.store.base import file_sha256
 
 _A, _B = ".lora.lora_A", ".lora.lora_B"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import cpmbee_job
@@ -43,12 +44,9 @@ def num_cpus() -> int:
 
 def oom_kills() -> int:
     """Return how many processes of this container the kernel killed because it was out of memory."""
-    for name in ("memory.events", "memory.oom_control"):  # of cgroup v2; v1
-        for line in _memory_file(name).splitlines():
-            words = line.split()
-            if words[:1] == ["oom_kill"]:
-                return int(words[1])
-    return 0
+    events = _memory_file("memory.events") or _memory_file("memory.oom_control")  # of cgroup v2, else v1
+    found = re.search(r"^oom_kill (\d+)$", events, re.MULTILINE)
+    return 0 if found is None else int(found[1])
 
 
 def memory_limit() -> int | None:
@@ -69,10 +67,8 @@ def write_termination_message(text: str) -> None:
 
 
 def _memory_file(name: str) -> str:
-    """Return the content of a file of this process's memory control group, "" if it does not exist.
-
-    A container sees its own group at the root of the hierarchy, not under the path that the kernel reports.
-    """
+    """Return the content of a file of this process's memory control group, "" if it does not exist. A container sees
+    its own group at the root of the hierarchy, not under the path that the kernel reports."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
             _, controllers, path = line.split(":", 2)

@@ -1,18 +1,28 @@
-"""The numbered attempts of a run. Each is claimed by a conditional put, so that no two worlds share a number."""
+"""The numbered attempts of a run, and the pointers that they move: `checkpoints/LATEST`, `delta/BEST`, `delta/LAST`.
+Each attempt is claimed by a conditional put, so that no two worlds share a number."""
 
 import re
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Literal
 
 from cpmbee_job import documents
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError, RefusedError
 from cpmbee_job.process import contract
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import CheckpointPointer, read_checkpoint_pointer
 from cpmbee_job.store.base import Store
 
 
 class AttemptRecord(documents.Document):
     started_unix: float
+
+
+class CheckpointPointer(documents.Document):
+    """`LATEST`, and references to a checkpoint in other documents; `BEST` and `LAST` have the same fields and more."""
+
+    step: documents.Number
+    attempt: documents.Number
 
 
 def claim_attempt(store: Store, world_size: int) -> int:
@@ -26,17 +36,15 @@ def claim_attempt(store: Store, world_size: int) -> int:
             "pod": contract.pod_name(),
             "world_size": world_size,
         }
-        try:
+        with suppress(ConflictError):
             store.put(keys.attempt_key(attempt), documents.to_json(record), if_none_match=True)
-        except ConflictError:
-            attempt += 1
-        else:
             return attempt
+        attempt += 1
 
 
 def newest_attempt(store: Store) -> int:
     """Return the highest claimed attempt, 0 before the first."""
-    return max(_numbers(store, ""), default=0)
+    return max(attempts(store), default=0)
 
 
 def require_newest(store: Store, attempt: int) -> None:
@@ -56,22 +64,41 @@ def record_begin(store: Store, attempt: int, after: CheckpointPointer | None) ->
     """Record, before the attempt writes anything else, from which checkpoint it continues (None: from the start).
     `resumable_checkpoints` reads it."""
     begin = {"attempt": 0, "step": 0} if after is None else {"attempt": after.attempt, "step": after.step}
-    store.put(keys.begin_key(attempt), documents.to_json(begin))
-
-
-def attempts_begun(store: Store) -> list[int]:
-    """Return the attempts that recorded where they continue from."""
-    return _numbers(store, ".begin")
+    store.put(keys.attempt_key(attempt, ".begin"), documents.to_json(begin))
 
 
 def read_begin(store: Store, attempt: int) -> CheckpointPointer | None:
     """Return the checkpoint from which the attempt continued; None if the document is missing or corrupt."""
-    try:
-        return read_checkpoint_pointer(store, keys.begin_key(attempt))
-    except (DamagedError, NotFoundError):
-        return None
+    with suppress(DamagedError, NotFoundError):
+        return read_checkpoint_pointer(store, keys.attempt_key(attempt, ".begin"))
+    return None
 
 
-def _numbers(store: Store, kind: str) -> list[int]:
+def read_checkpoint_pointer(store: Store, key: str) -> CheckpointPointer:
+    """Read `LATEST` or the begin document of an attempt. Raises `NotFoundError`, `DamagedError`."""
+    return CheckpointPointer.parse(store.get(key), f"{store.url}/{key}")
+
+
+def replace_pointer(store: Store, key: str, document: Mapping[str, Any], etag: str | None) -> None:
+    """Write a pointer if its ETag is still `etag` (None: if it does not exist). Raises `ConflictError`."""
+    store.put(key, documents.to_json(document), if_none_match=etag is None, if_match=etag)
+
+
+def move_pointer(store: Store, key: str, target: Mapping[str, Any], attempt: int) -> None:
+    """Point `key` to `target` in the name of `attempt`. Raises `RefusedError` if a newer attempt has moved it."""
+    while True:
+        etag: str | None = None
+        with suppress(NotFoundError):
+            old, etag = store.get_with_etag(key)
+            with suppress(DamagedError):  # a corrupt pointer may be overwritten
+                if (newest := CheckpointPointer.parse(old, "").attempt) > attempt:
+                    raise RefusedError(f"{store.url}/{key}: a newer attempt ({newest}) has taken over")
+        with suppress(ConflictError):
+            replace_pointer(store, key, {**target, "attempt": attempt}, etag)
+            return
+
+
+def attempts(store: Store, kind: Literal["", ".begin"] = "") -> list[int]:
+    """Return the attempts that are claimed; with `.begin`, those that recorded where they continue from."""
     names = (entry.key for entry in store.list("attempts/"))
     return [int(match[1]) for name in names if (match := re.fullmatch(rf"attempts/(\d+){kind}\.json", name))]

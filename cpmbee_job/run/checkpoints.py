@@ -1,14 +1,15 @@
 """The checkpoints of a run as objects: list, verify, prune. Needs no torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError
 from cpmbee_job.run import keys
-from cpmbee_job.store.base import Store
-from cpmbee_job.store.verified import get_verified
+from cpmbee_job.run.attempts import attempts, read_begin
+from cpmbee_job.store.base import Store, get_verified
 
 FORMAT_VERSION = 1
 
@@ -47,6 +48,17 @@ def stored_checkpoints(store: Store) -> list[StoredCheckpoint]:
         if match is not None:
             found.append(StoredCheckpoint(attempt=int(match[2]), step=int(match[1]), modified=entry.modified))
     return sorted(found, reverse=True)
+
+
+def resumable_checkpoints(store: Store) -> Iterator[StoredCheckpoint]:
+    """Yield the checkpoints from which a run may continue, newest first. A checkpoint that an attempt passed over stays
+    excluded, even if it is intact by now or was written late by a writer that was presumed dead: the metrics are those
+    of the later attempt."""
+    begun, begin_of = attempts(store, ".begin"), cache(partial(read_begin, store))
+    for checkpoint in stored_checkpoints(store):
+        later = filter(None, map(begin_of, (attempt for attempt in begun if attempt > checkpoint.attempt)))
+        if all((checkpoint.attempt, checkpoint.step) <= (begin.attempt, begin.step) for begin in later):
+            yield checkpoint
 
 
 def read_state(store: Store, checkpoint: StoredCheckpoint) -> bytes:

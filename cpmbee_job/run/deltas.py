@@ -1,26 +1,22 @@
-"""Deltas as objects: locate, read, verify, prune, and the scores recorded beside them. Needs no torch.
-
-A run's folder contains deltas, and so does a folder to which deltas are promoted. In both, `delta/BEST` names the best.
-"""
+"""Deltas as objects: locate, read, verify, prune, and the scores recorded beside them. Needs no torch. A run's folder
+contains deltas, and so does a folder to which deltas are promoted. In both, `delta/BEST` names the best."""
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from cpmbee_job import documents
-from cpmbee_job.documents import Document
 from cpmbee_job.errors import ConflictError, DamagedError, NotFoundError
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import read_delta_pointer
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Store
+from cpmbee_job.store.base import Store, get_verified
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.store.verified import get_verified
 
 DELTA_SUFFIXES = (".pt", ".bin", ".safetensors")
 """File names of a delta outside its folder."""
@@ -32,16 +28,22 @@ def _is_file_name(name: str) -> str:
     return name
 
 
-class DeltaFile(Document):
+class DeltaFile(documents.Document):
     size: documents.Number
     sha256: str
 
 
-class DeltaManifest(Document):
+class DeltaManifest(documents.Document):
     files: dict[Annotated[str, AfterValidator(_is_file_name)], DeltaFile]
 
 
-class _ScoreRecord(Document):
+class DeltaPointer(documents.Document):
+    """`BEST` and `LAST` of a run; `BEST` also of a fetched delta and of promoted deltas."""
+
+    prefix: Annotated[str, Field(pattern=r"^delta/([0-9a-f]+(\.[0-9]+)?/)?$")]
+
+
+class _ScoreRecord(documents.Document):
     loss: float
 
 
@@ -102,15 +104,32 @@ def read_delta(store: Store, prefix: str) -> StoredDelta:
     return StoredDelta(store, prefix, text, documents.from_json(text), files)
 
 
+def read_delta_pointer(store: Store, key: str) -> str:
+    """Return the prefix of the delta that `BEST` or `LAST` names. Raises `NotFoundError`, `DamagedError`."""
+    return read_delta_pointer_with_etag(store, key)[0]
+
+
+def read_delta_pointer_with_etag(store: Store, key: str) -> tuple[str, str]:
+    """Return the prefix, and the pointer's ETag for `replace_pointer`."""
+    try:
+        data, etag = store.get_with_etag(key)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{store.url}: no delta yet ({key} does not exist)",
+            hint="a delta is written by every evaluation with a new best loss, and at the end of training; "
+            "`fetch --what metrics,logs` fetches what exists",
+        ) from error
+    return DeltaPointer.parse(data, f"{store.url}/{key}").prefix, etag
+
+
 def best_prefix(store: Store) -> str:
     """Return the prefix of the best delta of a run's folder; "" if the folder is a delta itself, or has none. Raises
     `DamagedError` for a corrupt pointer."""
     if any(store.info(name) is not None for name in (keys.DELTA_MANIFEST, keys.DELTA_TENSORS)):
         return ""
-    try:
+    with suppress(NotFoundError):
         return read_delta_pointer(store, keys.BEST)
-    except NotFoundError:
-        return ""
+    return ""
 
 
 def delta_folder(url: str, storage: StorageSpec | None = None) -> str:
@@ -158,10 +177,8 @@ def pointed_deltas(store: Store) -> set[str]:
     """Return the prefixes that BEST and LAST name. Raises `DamagedError` for a corrupt pointer."""
     found = set()
     for key in (keys.BEST, keys.LAST):
-        try:
+        with suppress(NotFoundError):
             found.add(read_delta_pointer(store, key))
-        except NotFoundError:
-            continue
     return found
 
 

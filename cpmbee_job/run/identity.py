@@ -1,33 +1,84 @@
-"""The identity of a run: a digest of what decides its outcome, and of its key. Submits of the same spec and inputs meet
-at the same run, so they need no lock."""
+"""The identity of a run: a digest of what decides its outcome, which is fixed when it resumes, and of its key. Submits
+of the same spec and inputs meet at the same run, so they need no lock."""
 
+import json
 import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from cpmbee_job import documents
-from cpmbee_job.errors import NotFoundError, PreflightError
+from cpmbee_job.errors import NotFoundError, PreflightError, RefusedError
 from cpmbee_job.run import keys
 from cpmbee_job.run.model_files import check_model
-from cpmbee_job.run.resumable import training_fields
 from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.base import listing_digest
 from cpmbee_job.store.urls import list_objects, open_store
 
 OUTCOME_DIGITS, KEY_DIGITS = 12, 8
+_MAY_CHANGE = {
+    "batch_size",
+    "checkpoint_interval",
+    "deadline",
+    "engine",
+    "inspect_iters",
+    "keep_checkpoints",
+    "layout",
+    "max_failures",
+    "recompute_layers",
+    "save_name",
+    "stall_timeout",
+    "task_name",
+}
+"""Fields of `train` that change how the steps are executed, not what they compute."""
+
+
+def training_fields(spec: JobSpec) -> dict[str, Any]:
+    """Return the fields that decide what is computed, by dotted key. They must not change when a run resumes."""
+    fields: dict[str, Any] = {"model": spec.model, "train.global_batch_size": spec.global_batch_size}
+    for key, value in spec.train.model_dump(mode="json").items():
+        if key not in _MAY_CHANGE and key != "global_batch_size":
+            fields[f"train.{key}"] = value
+    return fields | flatten(spec.model_dump(mode="json", include={"lora", "data"}))
+
+
+def spec_digest(spec: JobSpec) -> str:
+    """Return the digest of the training fields."""
+    return documents.digest(training_fields(spec))
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested objects to dotted keys; the objects of a list get their index as key."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, list) and value and all(isinstance(member, Mapping) for member in value):
+            value = {str(index): member for index, member in enumerate(value)}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return flat
+
+
+def require_same(url: str, what: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Raise `RefusedError` with the differences between the current values and those the run at `url` began with."""
+    changed = [key for key in {**then, **now} if now.get(key) != then.get(key)]
+    if changed:
+        show = partial(json.dumps, ensure_ascii=False)
+        lines = "".join(f"\n  {key}: {show(then.get(key))} -> {show(now.get(key))}" for key in changed)
+        raise RefusedError(
+            f"{url}: {what} is not what this run began with:{lines}",
+            hint="restore the old values, or start another run (`submit`; `local` with another --run-id)",
+        )
 
 
 def identity(spec: JobSpec, storage: StorageSpec, key: str = "") -> str:
     """Return digits of the digest of the training fields and of the objects at the URLs of data and model, followed by
-    digits of the digest of `--key`.
-
-    Raises `PreflightError` if an input does not exist, `ModelError` for a folder that is not a model.
-    """
-    data = {field: url for field, url in spec.inputs.items() if field.startswith("data.")}
-    if spec.lora.init_from is not None:
-        content("lora.init_from", spec.lora.init_from, spec.output, storage)  # raises if it does not exist
+    digits of the digest of `--key`. Raises `PreflightError` if an input does not exist, `ModelError` for a folder that
+    is not a model."""
+    inputs = {field: url for field, url in spec.inputs.items() if field != "model"}
+    contents = {field: content(field, url, spec.output, storage) for field, url in inputs.items()}
     outcome = documents.digest(
         {
             "fields": training_fields(spec),
-            "data": {field: content(field, url, spec.output, storage) for field, url in data.items()},
+            "data": {field: digest for field, digest in contents.items() if field.startswith("data.")},
             "model": model_content(spec, storage),
         }
     )

@@ -34,7 +34,7 @@ DELTA_TENSORS = "delta.safetensors"
 RECORDED_SCORES = "scores/"
 """In a delta's folder."""
 REQUEST = "request.json"
-"""The `InferenceRequest`."""
+"""What an inference in a pod is asked to do."""
 SCORES = "scores.json"
 PER_EXAMPLE = "per-example.jsonl"
 ROWS = "rows.jsonl"
@@ -69,16 +69,8 @@ def inference_id(command: InferenceCommand, digest: str) -> str:
     return f"{command}-{digest[:12]}"
 
 
-def attempt_key(attempt: int) -> str:
-    return f"attempts/{attempt:05d}.json"
-
-
-def begin_key(attempt: int) -> str:
-    return f"attempts/{attempt:05d}.begin.json"
-
-
-def failure_key(attempt: int) -> str:
-    return f"attempts/{attempt:05d}.failure.json"
+def attempt_key(attempt: int, kind: Literal["", ".begin", ".failure"] = "") -> str:
+    return f"attempts/{attempt:05d}{kind}.json"
 
 
 def state_key(step: int, attempt: int) -> str:

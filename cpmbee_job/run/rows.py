@@ -1,9 +1,6 @@
-"""The record of the packed rows that a run trained on: writer, reader and check.
-
-Before every checkpoint, rank 0 writes an object with a JSON line for each step since the previous checkpoint, which its
-first line names. The record of a run is the chain that ends at its newest checkpoint, whatever steps were lost and
-repeated.
-"""
+"""The record of the packed rows that a run trained on: writer, reader and check. Before every checkpoint, rank 0 writes
+an object with a JSON line for each step since the previous checkpoint, which its first line names. The record of a run
+is the chain that ends at its newest checkpoint, whatever steps were lost and repeated."""
 
 import json
 from collections import Counter
@@ -16,7 +13,7 @@ from pydantic import TypeAdapter
 from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import CheckpointPointer
+from cpmbee_job.run.attempts import CheckpointPointer
 from cpmbee_job.store.base import Store
 
 
@@ -43,8 +40,7 @@ class RowRecorder:
         self, gather: Callable[[list[StepRows]], list[list[StepRows]]], after: CheckpointPointer | None
     ) -> None:
         """`gather` gathers a value of each rank on rank 0; `after` is the checkpoint from which training continues."""
-        self._gather = gather
-        self._after = after
+        self._gather, self._after = gather, after
         self._own: list[StepRows] = []
         self._all: list[StepRows] = []
 
@@ -64,8 +60,7 @@ class RowRecorder:
     def write(self, store: Store, step: int, attempt: int) -> None:
         """Write the unwritten steps up to `step`. May run in another thread."""
         lines = [line for line in self._all if line.step <= step]
-        after = None if self._after is None else self._after.model_dump()
-        header = {"step": step, "attempt": attempt, "after": after}
+        header = _Header(step=step, attempt=attempt, after=self._after).model_dump()
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in [header, *map(asdict, lines)])
         store.put(keys.rows_key(step, attempt), text.encode())
         del self._all[: len(lines)]
@@ -73,10 +68,8 @@ class RowRecorder:
 
 
 def read_rows(store: Store, step: int, attempt: int) -> list[StepRows]:
-    """Return the rows of every step up to that checkpoint.
-
-    Raises `NotFoundError` if a part of the record is missing, `DamagedError` if it is corrupt or has a gap.
-    """
+    """Return the rows of every step up to that checkpoint. Raises `NotFoundError` if a part of the record is missing,
+    `DamagedError` if it is corrupt or has a gap."""
     found: list[StepRows] = []
     checkpoint: CheckpointPointer | None = CheckpointPointer(step=step, attempt=attempt)
     while checkpoint is not None:

@@ -13,45 +13,40 @@ from pydantic import Field
 
 import cpmbee_job
 from cpmbee_job import documents
-from cpmbee_job.documents import Document, Number
 from cpmbee_job.errors import ConflictError, CpmbeeError, ExitCode, NotFoundError, UsageError
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import first_start
-from cpmbee_job.run.resumable import flatten, require_same, spec_digest, training_fields
+from cpmbee_job.run.identity import flatten, require_same, spec_digest, training_fields
 from cpmbee_job.spec import JobSpec, StorageSpec, parse_spec
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
 
 State = Literal["succeeded", "failed", "cancelled"]
 
-EXIT_CODES: dict[str, int] = {
-    "succeeded": ExitCode.SUCCESS,
-    "failed": ExitCode.JOB_FAILED,
-    "cancelled": ExitCode.CANCELLED,
-}
+EXIT_CODES = {"succeeded": ExitCode.SUCCESS, "failed": ExitCode.JOB_FAILED, "cancelled": ExitCode.CANCELLED}
 
 
-class ResultRecord(Document):
+class ResultRecord(documents.Document):
     state: str
     ended_at: str
-    exit_code: Number | None = None
+    exit_code: documents.Number | None = None
 
 
-class PreparedSet(Document):
+class PreparedSet(documents.Document):
     prepared: str
-    rows: Number
+    rows: documents.Number
     weight: float | None
 
 
-class PreparedSplit(Document):
-    rows: Number
+class PreparedSplit(documents.Document):
+    rows: documents.Number
     sets: Annotated[tuple[PreparedSet, ...], Field(min_length=1)]
 
 
-class DataRecord(Document):
+class DataRecord(documents.Document):
     """The fields that others than its writer and training read."""
 
-    vocabulary: dict[str, Number]
+    vocabulary: dict[str, documents.Number]
     train: PreparedSplit
     eval: PreparedSplit | None
 
@@ -93,10 +88,8 @@ class Run:
 
     @classmethod
     def start(cls, spec: JobSpec, run_id: str, storage: StorageSpec | None = None) -> Self:
-        """Open the run `run_id` of this spec, or begin it if it does not exist.
-
-        Raises `RefusedError` with the differing fields if the run has another spec.
-        """
+        """Open the run `run_id` of this spec, or begin it if it does not exist. Raises `RefusedError` with the
+        differing fields if the run has another spec."""
         try:
             return cls.begin(spec, run_id, storage)
         except ConflictError:
@@ -145,19 +138,17 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """Return the run's result, None while it has not ended."""
-        try:
+        with suppress(NotFoundError):
             return self._read(keys.RESULT, ResultRecord)
-        except NotFoundError:
-            return None
+        return None
 
     def finish(self, state: State, reason: str, **fields: Any) -> dict[str, Any]:
         """Write and return `result.json`; an existing one is kept and returned instead."""
         record = _result(self.url, state, reason) | {"digests": {"spec": spec_digest(self.spec)}} | fields
-        try:
+        with suppress(ConflictError):
             self.store.put(keys.RESULT, documents.to_json(record), if_none_match=True)
-        except ConflictError:
-            return self._read(keys.RESULT, ResultRecord)
-        return record
+            return record
+        return self._read(keys.RESULT, ResultRecord)
 
     def fail(self, error: CpmbeeError, **fields: Any) -> dict[str, Any]:
         """Record that the run failed because of `error`."""
@@ -174,22 +165,24 @@ class Run:
         """Return when the run must have ended (seconds since 1970); None without a deadline, and before the first
         attempt."""
         limit = self.spec.train.deadline
-        if limit is None:
-            return None
-        try:
-            return first_start(self.store) + limit
-        except NotFoundError:
-            return None
+        with suppress(NotFoundError):
+            return None if limit is None else first_start(self.store) + limit
+        return None
 
     @property
     def deadline_reason(self) -> str:
         return f"the deadline of {self.spec.train.deadline:.0f} s has passed"
 
-    def _read(self, key: str, form: type[Document]) -> dict[str, Any]:
+    def _read(self, key: str, form: type[documents.Document]) -> dict[str, Any]:
         """Return a whole document, unknown keys included. Raises `DamagedError` if it does not have this form."""
         data = self.store.get(key)
         form.parse(data, f"{self.url}/{key}")
         return documents.from_json(data)
+
+
+def may_resume(state: str) -> bool:
+    """Return whether a run whose result has this state may continue: it failed or was cancelled."""
+    return state != "succeeded"
 
 
 def fail_unread(store: Store, error: CpmbeeError) -> None:

@@ -104,35 +104,29 @@ RESOURCE_KEYS = {"cpu": "workers.cpu", "memory": "workers.memory", "ephemeral-st
 
 
 class WorkersSpec(Section):
-    count: Annotated[int, Field(ge=1, le=9999)] = Field(
-        1, description="Number of pods. `local`: number of processes, unless --processes is set."
-    )
-    min: Count | None = Field(
-        None,
-        description="Minimum number of pods for training to continue. Default: count (training waits for a lost pod).",
-    )
-    max: Annotated[int, Field(ge=1, le=9999)] | None = Field(
-        None, description="Maximum number of pods. Default: count."
-    )
-    gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs per pod, one process each; 0 trains on CPU.")
-    gpu_product: LabelValue | None = Field(
-        None, description="Use only nodes whose label `nvidia.com/gpu.product` has this value."
-    )
-    gpu_resource: LabelKey = Field("nvidia.com/gpu", description="Resource name of a GPU in the cluster.")
-    cpu: Quantity | Count = Field(4, description="CPU request and limit of a pod, like 4 or 500m.")
-    memory: Quantity = Field("16Gi", description="Memory request and limit of a pod.")
-    ephemeral: Quantity = Field(
-        "20Gi",
-        description="Ephemeral storage request and limit of a pod, for copies of model and data and for "
-        "temporary files.",
-    )
-    shared_memory: Quantity = Field("2Gi", description="Size limit of /dev/shm, which NCCL uses. It counts as memory.")
-    resources: dict[LabelKey, Quantity | Count] = Field(
-        {},
-        description="Other resources of a pod, like `rdma/hca: 1` or `hugepages-2Mi: 4Gi`. InfiniBand may "
-        "also require the "
-        "capability IPC_LOCK: add it with `cluster.pod_overlay`, in a namespace that allows it.",
-    )
+    count: Annotated[int, Field(ge=1, le=9999)] = 1
+    """Number of pods. `local`: number of processes, unless --processes is set."""
+    min: Count | None = None
+    """Minimum number of pods for training to continue. Default: count (training waits for a lost pod)."""
+    max: Annotated[int, Field(ge=1, le=9999)] | None = None
+    """Maximum number of pods. Default: count."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs per pod, one process each; 0 trains on CPU."""
+    gpu_product: LabelValue | None = None
+    """Use only nodes whose label `nvidia.com/gpu.product` has this value."""
+    gpu_resource: LabelKey = "nvidia.com/gpu"
+    """Resource name of a GPU in the cluster."""
+    cpu: Quantity | Count = 4
+    """CPU request and limit of a pod, like 4 or 500m."""
+    memory: Quantity = "16Gi"
+    """Memory request and limit of a pod."""
+    ephemeral: Quantity = "20Gi"
+    """Ephemeral storage request and limit of a pod, for copies of model and data and for temporary files."""
+    shared_memory: Quantity = "2Gi"
+    """Size limit of /dev/shm, which NCCL uses. It counts as memory."""
+    resources: dict[LabelKey, Quantity | Count] = Field({})
+    """Other resources of a pod, like `rdma/hca: 1` or `hugepages-2Mi: 4Gi`. InfiniBand may also require the capability
+    IPC_LOCK: add it with `cluster.pod_overlay`, in a namespace that allows it."""
 
     @field_validator("resources")
     @classmethod
@@ -155,68 +149,50 @@ class WorkersSpec(Section):
 
 
 class SchedulingPolicySpec(Section):
-    """For a gang scheduler (Volcano, scheduler plugins); the default scheduler ignores it."""
-
-    queue: ObjectName | None = Field(
-        None,
-        description="Queue of a gang scheduler (Volcano, scheduler plugins). The default scheduler ignores "
-        "this section.",
-    )
-    min_available: Count | None = Field(
-        None, description="Minimum number of pods to schedule together. Default: workers.min."
-    )
-    priority_class: ObjectName | None = Field(None, description="Priority class of the gang.")
-    timeout: Count | None = Field(None, description="Schedule timeout of the gang, in seconds.")
+    queue: ObjectName | None = None
+    """Queue of a gang scheduler (Volcano, scheduler plugins). The default scheduler ignores this section."""
+    min_available: Count | None = None
+    """Minimum number of pods to schedule together. Default: workers.min."""
+    priority_class: ObjectName | None = None
+    """Priority class of the gang."""
+    timeout: Count | None = None
+    """Schedule timeout of the gang, in seconds."""
 
 
 class ClusterSpec(Section):
-    namespace: Namespace | None = Field(
-        None, description="Namespace of the job. Default: that of the kubeconfig context."
-    )
-    labels: dict[SettableLabelKey, LabelValue] = Field({}, description="Labels of the job and its pods.")
-    annotations: dict[SettableLabelKey, Text] = Field({}, description="Annotations of the job and its pods.")
-    image_pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = Field(
-        "IfNotPresent", description="Image pull policy: `Always`, `IfNotPresent` or `Never`."
-    )
-    image_pull_secrets: tuple[ObjectName, ...] = Field(
-        (), strict=False, description="Secrets with credentials of the image registry."
-    )
-    queue: ObjectName | None = Field(
-        None, description="LocalQueue of Kueue. The job is created suspended, and Kueue starts it."
-    )
-    priority_class: ObjectName | None = Field(None, description="Priority class of the pods.")
-    scheduling_policy: SchedulingPolicySpec | None = Field(None, description="Settings for a gang scheduler.")
-    node_selector: dict[LabelKey, LabelValue] = Field({}, description="Node selector of the pods.")
-    tolerations: tuple[Toleration, ...] = Field(
-        (),
-        strict=False,
-        description="Tolerations of the pods, like `{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}`.",
-    )
-    affinity: Affinity | None = Field(
-        None, description="Affinity of the pods: `nodeAffinity`, `podAffinity`, `podAntiAffinity`."
-    )
-    env: dict[EnvName, Text] = Field(
-        {}, description="Additional environment variables, like `NCCL_SOCKET_IFNAME: eth0`. Secrets are not allowed."
-    )
-    cache_claim: ObjectName | None = Field(
-        None,
-        description="PersistentVolumeClaim for copies of the model, shared by runs. Default: the pod's "
-        "ephemeral storage.",
-    )
-    grace_period: Annotated[int, Field(ge=60)] = Field(
-        120, description="Termination grace period in seconds, in which a pod writes its checkpoint."
-    )
-    backoff_limit: Count | None = Field(
-        None,
-        description="Container restarts, over all pods, after which the job fails. Default: 3 per worker. "
-        "They are rare, because the entrypoint restarts torchrun within the container.",
-    )
-    ttl: Annotated[int, Field(ge=0)] | None = Field(
-        7 * 24 * 3600,
-        description="Seconds after its end until Kubernetes deletes the job. The object store keeps the run.",
-    )
-    pod_overlay: Overlay = Field(
-        {},
-        description="Merged into the pod template (`metadata`, `spec`) last, for settings without a field: mappings by "
-        "key, lists of named objects by name; null removes.",
-    )
+    namespace: Namespace | None = None
+    """Namespace of the job. Default: that of the kubeconfig context."""
+    labels: dict[SettableLabelKey, LabelValue] = Field({})
+    """Labels of the job and its pods."""
+    annotations: dict[SettableLabelKey, Text] = Field({})
+    """Annotations of the job and its pods."""
+    image_pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = "IfNotPresent"
+    """Image pull policy: `Always`, `IfNotPresent` or `Never`."""
+    image_pull_secrets: tuple[ObjectName, ...] = Field((), strict=False)
+    """Secrets with credentials of the image registry."""
+    queue: ObjectName | None = None
+    """LocalQueue of Kueue. The job is created suspended, and Kueue starts it."""
+    priority_class: ObjectName | None = None
+    """Priority class of the pods."""
+    scheduling_policy: SchedulingPolicySpec | None = None
+    """Settings for a gang scheduler."""
+    node_selector: dict[LabelKey, LabelValue] = Field({})
+    """Node selector of the pods."""
+    tolerations: tuple[Toleration, ...] = Field((), strict=False)
+    """Tolerations of the pods, like `{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}`."""
+    affinity: Affinity | None = None
+    """Affinity of the pods: `nodeAffinity`, `podAffinity`, `podAntiAffinity`."""
+    env: dict[EnvName, Text] = Field({})
+    """Additional environment variables, like `NCCL_SOCKET_IFNAME: eth0`. Secrets are not allowed."""
+    cache_claim: ObjectName | None = None
+    """PersistentVolumeClaim for copies of the model, shared by runs. Default: the pod's ephemeral storage."""
+    grace_period: Annotated[int, Field(ge=60)] = 120
+    """Termination grace period in seconds, in which a pod writes its checkpoint."""
+    backoff_limit: Count | None = None
+    """Container restarts, over all pods, after which the job fails. Default: 3 per worker. They are rare, because the
+    entrypoint restarts torchrun within the container."""
+    ttl: Annotated[int, Field(ge=0)] | None = 7 * 24 * 3600
+    """Seconds after its end until Kubernetes deletes the job. The object store keeps the run."""
+    pod_overlay: Overlay = Field({})
+    """Merged into the pod template (`metadata`, `spec`) last, for settings without a field: mappings by key, lists of
+    named objects by name; null removes."""

@@ -1,7 +1,5 @@
-"""The job spec as a frozen pydantic model.
-
-Every field's description is its documentation: `docs/reference/spec.md` and the JSON Schema are generated from here.
-"""
+"""The job spec as a frozen pydantic model. `docs/reference/spec.md` and the JSON Schema are generated from the
+docstrings of the fields."""
 
 import json
 from collections.abc import Mapping
@@ -27,19 +25,17 @@ class JobSpec(Section):
     """The spec of a job. `train`, `lora`, `workers`, `cluster` and `storage` are optional; `image` is required only
     on a cluster."""
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40), AfterValidator(_is_not_reserved)] = Field(
-        description="Name of the job, of lower case letters, digits and dashes."
-    )
-    model: Place = Field(
-        description="Folder with `vocab.txt`, `config.json` and weights (`*.safetensors` or `pytorch_model.bin`)."
-    )
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=40), AfterValidator(_is_not_reserved)]
+    """Name of the job, of lower case letters, digits and dashes."""
+    model: Place
+    """Folder with `vocab.txt`, `config.json` and weights (`*.safetensors` or `pytorch_model.bin`)."""
     data: DataSpec
-    output: Place = Field(description="Folder in which the run's folder `<name>/<run>/` is created.")
+    output: Place
+    """Folder in which the run's folder `<name>/<run>/` is created."""
     train: TrainSpec = TrainSpec()
     lora: LoraSpec = LoraSpec()
-    image: Image | None = Field(
-        None, description="Image of the training pods (target `train` of the Dockerfile), with a tag or a digest."
-    )
+    image: Image | None = None
+    """Image of the training pods (target `train` of the Dockerfile), with a tag or a digest."""
     workers: WorkersSpec = WorkersSpec()
     cluster: ClusterSpec = ClusterSpec()
     storage: StorageSpec = StorageSpec()

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -53,16 +53,12 @@ def parse_spec(text: str | bytes, *, source: str, overrides: Iterable[str] = (),
         raise SpecError("\n".join(f"{source}: {problem}" for problem in problems)) from error
 
 
-def known_keys() -> list[str]:
-    """Return all dotted keys of the spec."""
-    return list(_walk(JobSpec, ""))
-
-
-def _walk(model: type[BaseModel], prefix: str) -> Iterable[str]:
+def known_keys(model: type[BaseModel] = JobSpec, prefix: str = "") -> Iterator[str]:
+    """Yield all dotted keys of the spec."""
     for name, field in model.model_fields.items():
         yield prefix + name
         for section in sections_of(field.annotation):
-            yield from _walk(section, f"{prefix}{name}.")
+            yield from known_keys(section, f"{prefix}{name}.")
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
@@ -84,7 +80,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
         return f"{key}: required, but missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch" and field is not None:
-        message = f"has an invalid form ({str(field.description).rstrip('.')})"
+        message = f"has an invalid form ({' '.join(str(field.description).split()).rstrip('.')})"
     value = problem.get("input")
     if isinstance(value, dict) or problem["type"] == "secret":
         return f"{key}: {message}"
@@ -113,7 +109,7 @@ def _locate(location: Iterable[str]) -> tuple[str, FieldInfo | None]:
 
 
 def _nearest(key: str) -> str:
-    keys = known_keys()
+    keys = list(known_keys())
     section, _, leaf = key.rpartition(".")
     parent = ".".join(part for part in section.split(".") if not part.isdigit())
     siblings = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == parent}

@@ -4,7 +4,7 @@ import os
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from cpmbee_job import documents
@@ -14,30 +14,27 @@ from cpmbee_job.spec.types import ObjectName, Section
 
 
 class StorageSpec(Section):
-    endpoint_url: str | None = Field(None, description="S3 endpoint for the pods. Default: AWS.")
-    launcher_endpoint_url: str | None = Field(
-        None, description="Endpoint of the same server for the launcher, if it is different."
-    )
-    region: str | None = Field(None, description="Region. Default: from the AWS configuration.")
-    path_style: Literal["auto"] | bool = Field(
-        "auto",
-        description="Put the bucket into the path instead of the host name. `auto`: if an endpoint is set, here or by "
-        "AWS_ENDPOINT_URL.",
-    )
-    ca_bundle: str | None = Field(None, description="Local file with the trusted CA certificates.")
-    ca_config_map: ObjectName | None = Field(
-        None, description="ConfigMap with the CA certificates that the pods trust, in `ca.crt`."
-    )
-    sse: Literal["AES256", "aws:kms"] | None = Field(None, description="Server-side encryption of written objects.")
-    sse_kms_key_id: str | None = Field(None, description="KMS key for `aws:kms`.")
-    secret: ObjectName | None = Field(
-        None,
-        description="Kubernetes Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, optionally, "
-        "AWS_SESSION_TOKEN.",
-    )
-    service_account: ObjectName | None = Field(
-        None, description="Kubernetes service account with permission to access the bucket, instead of a Secret."
-    )
+    endpoint_url: str | None = None
+    """S3 endpoint for the pods. Default: AWS."""
+    launcher_endpoint_url: str | None = None
+    """Endpoint of the same server for the launcher, if it is different."""
+    region: str | None = None
+    """Region. Default: from the AWS configuration."""
+    path_style: Literal["auto"] | bool = "auto"
+    """Put the bucket into the path instead of the host name. `auto`: if an endpoint is set, here or by
+    AWS_ENDPOINT_URL."""
+    ca_bundle: str | None = None
+    """Local file with the trusted CA certificates."""
+    ca_config_map: ObjectName | None = None
+    """ConfigMap with the CA certificates that the pods trust, in `ca.crt`."""
+    sse: Literal["AES256", "aws:kms"] | None = None
+    """Server-side encryption of written objects."""
+    sse_kms_key_id: str | None = None
+    """KMS key for `aws:kms`."""
+    secret: ObjectName | None = None
+    """Kubernetes Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, optionally, AWS_SESSION_TOKEN."""
+    service_account: ObjectName | None = None
+    """Kubernetes service account with permission to access the bucket, instead of a Secret."""
 
     @field_validator("endpoint_url", "launcher_endpoint_url")
     @classmethod
@@ -60,13 +57,9 @@ class StorageSpec(Section):
             raise SpecError(message, hint=str(error)) from error
 
     @classmethod
-    def known_from_environment(cls) -> Self:
-        """Likewise, but ignore unknown fields: the launcher may be newer. Raises `ValueError`."""
-        return cls.known_from_json(os.environ.get(contract.STORAGE_ENV, "{}"))
-
-    @classmethod
     def known_from_json(cls, text: str) -> Self:
-        """Parse the JSON of a storage section, ignoring unknown fields. Raises `ValueError`."""
+        """Parse the JSON of a storage section, ignoring unknown fields: a newer launcher may have written it. Raises
+        `ValueError`."""
         given = documents.from_json(text)
         return cls.model_validate({key: given[key] for key in cls.model_fields if key in given})
 

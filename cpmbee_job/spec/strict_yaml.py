@@ -55,11 +55,8 @@ class StrictLoader(yaml.SafeLoader):
             if isinstance(found, str):
                 found.encode()
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            problem = (
-                "an incomplete surrogate pair"
-                if isinstance(error, UnicodeEncodeError)
-                else f"not a valid value of {node.tag}"
-            )
+            is_surrogate = isinstance(error, UnicodeEncodeError)
+            problem = "an incomplete surrogate pair" if is_surrogate else f"not a valid value of {node.tag}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
         return found
 
@@ -78,7 +75,5 @@ class StrictLoader(yaml.SafeLoader):
 
 for _kind in (StrictLoader, StrictDumper):
     _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-        list("-+0123456789"),
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )

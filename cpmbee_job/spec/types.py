@@ -31,6 +31,8 @@ ObjectName = Annotated[str, AfterValidator(_is_object_name)]
 
 
 class Section(BaseModel):
-    """Base of every section of the spec: immutable, without unknown keys."""
+    """Base of every section of the spec: immutable, without unknown keys. A field's docstring is its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

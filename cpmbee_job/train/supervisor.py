@@ -17,7 +17,7 @@ from typing import TypeVar
 from cpmbee_job.errors import CancelledError, CpmbeeError, DamagedError, ExitCode, JobFailedError, NotFoundError
 from cpmbee_job.process import parent_watch, pod
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import read_checkpoint_pointer
+from cpmbee_job.run.attempts import read_checkpoint_pointer
 from cpmbee_job.run.run import Run, exit_code
 from cpmbee_job.store.retry import with_retries
 from cpmbee_job.train.attempt_log import upload_leftover_logs

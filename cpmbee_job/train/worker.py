@@ -27,7 +27,7 @@ from cpmbee_job.run.attempts import newest_attempt, record_begin
 from cpmbee_job.run.checkpoints import StoredCheckpoint
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.s3.traffic import observe
+from cpmbee_job.store.s3.traffic import Observer, observe
 from cpmbee_job.store.urls import open_store
 from cpmbee_job.train.attempt import NO_EXPORTS, Attempt, Exports
 from cpmbee_job.train.batches import Batches, EvalBatches, RankLoader, Vocabulary
@@ -63,7 +63,7 @@ def main() -> None:
     exit_with_torchrun()
     parent_watch.watch(parent_watch.parent(), _on_entrypoint_exit)
     log_to_console()
-    observe(metrics.S3Traffic(keys.run_name(sys.argv[1])))
+    observe(Observer(*metrics.s3_counters(keys.run_name(sys.argv[1]))))
     known = Failure.in_container()
     if known is not None and known.permanent:
         return

@@ -10,8 +10,7 @@ from typing import Protocol
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run import keys
 from cpmbee_job.run.attempts import newest_attempt
-from cpmbee_job.run.checkpoints import StoredCheckpoint, read_state, stored_checkpoints
-from cpmbee_job.run.resumable import resumable_checkpoints
+from cpmbee_job.run.checkpoints import StoredCheckpoint, read_state, resumable_checkpoints, stored_checkpoints
 from cpmbee_job.run.run import Run
 from tests.chaos.plan import Fault
 from tests.chaos.pod import Pod, send

@@ -124,7 +124,7 @@ def test_prometheus_sees_a_run_train_fail_and_resume(bucket: str, proxy, tmp_pat
 
 
 class Tally:
-    """An `Observer`."""
+    """Receives what an `Observer` reports."""
 
     def __init__(self) -> None:
         self.num_sent = self.num_received = 0
@@ -143,9 +143,9 @@ class Tally:
 @pytest.fixture
 def tally() -> Iterator[Tally]:
     tally = Tally()
-    traffic.observe(tally)
+    traffic.observe(traffic.Observer(tally.sent, tally.received, tally.failed))
     yield tally
-    traffic.observe(None)
+    traffic.observe(traffic.Observer())
 
 
 def test_bytes_to_and_from_s3_are_counted_on_every_path(shaky, proxy, tally: Tally, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import JOBS, PODS, Object
 from cpmbee_job.launch.lifecycle.garbage import collect, find_garbage
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import read_delta_pointer
+from cpmbee_job.run.deltas import read_delta_pointer
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import StorageSpec, load_spec
 from cpmbee_job.store.urls import open_store

@@ -88,7 +88,7 @@ def test_slow_loading_is_not_a_stall(
     done = cli("local", job, "--run-id", "slow", "--processes", 2, *OPTIONS, *target, env=cache)
     assert done.code == 0, done.err
     run = open_store(f"{bucket}/weather/slow", s3_storage)
-    assert seconds_between(run, keys.attempt_key(1), keys.begin_key(1)) > LIMIT + 5
+    assert seconds_between(run, keys.attempt_key(1), keys.attempt_key(1, ".begin")) > LIMIT + 5
     assert {line["attempt"] for line in metrics(run.url, storage=s3_storage)} == {1}
 
 

@@ -124,7 +124,7 @@ def test_repeated_failures_at_the_same_step_fail_the_run_with_the_reason(job, se
     for attempt in (1, 2, 3):
         assert run.result() is None
         assert set(server.start(run, 2, Fault(1, "step", 4, "before", 0)).wait()) == {1}
-        assert json.loads(run.store.get(keys.failure_key(attempt)))["step"] == 3
+        assert json.loads(run.store.get(keys.attempt_key(attempt, ".failure")))["step"] == 3
     result = run.result()
     assert (result["state"], result["attempts"]) == ("failed", 3)
     assert result["reason"].startswith("failed 3 times at the same step: RuntimeError: CUDA out of memory")

@@ -5,11 +5,9 @@ arrays are memory-mapped. A shard of kind `examples` holds examples as canonical
 piece has several record batches, each packed independently.
 """
 
-import fcntl
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -24,9 +22,9 @@ from cpmbee_job.data.encode.encoder import ARRAYS, Encoded
 from cpmbee_job.data.encode.examples import Example
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.process.contract import default_cache_dir
-from cpmbee_job.store.base import Store
-from cpmbee_job.store.files import sync, translate_os_errors
-from cpmbee_job.store.verified import is_intact
+from cpmbee_job.store.base import Store, is_intact
+from cpmbee_job.store.cache import kept, one_process
+from cpmbee_job.store.files import translate_os_errors
 
 _COLUMNS = {**ARRAYS, "sample_lengths": np.int32, "sample_segments": np.int32}
 _ROW_SCHEMA = pa.schema(
@@ -128,23 +126,21 @@ def _local_shard(store: Store, key: str, size: int, sha256: str, cache: Path | N
     """Return a verified shard's file on this machine: the store's own file, or one in `cache` (by default a per-user
     temporary folder) that is fetched once for all processes. Raises `DataError` for a wrong hash.
     """
-    path = store.local_path(key)
+    name, path = f"{store.url}/{key}", store.local_path(key)
     if path is not None:
-        _verify(path, size, sha256, f"{store.url}/{key}")
+        _verify(path, size, sha256, name)
         return path
     cache = cache or default_cache_dir() / "parts"
     path = cache / f"{sha256}.arrow"
     with translate_os_errors(cache):
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (cache / f"{sha256}.lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with one_process(cache / f"{sha256}.lock"):
             if not path.exists():
-                fetched = path.with_suffix(".fetched")
-                with suppress(NotFoundError):
-                    store.download(key, fetched)
-                _verify(fetched, size, sha256, f"{store.url}/{key}")
-                sync(fetched)  # a cached file is not hashed again, so it must survive a power failure intact
-                fetched.replace(path)
+                try:
+                    with kept(store, key, path) as copy:
+                        _verify(copy, size, sha256, name)
+                except NotFoundError:
+                    _verify(path, size, sha256, name)  # raises
     return path
 
 

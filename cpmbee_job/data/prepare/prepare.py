@@ -21,9 +21,8 @@ from cpmbee_job.data.read.sources import DataSource
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.run import keys
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Store
+from cpmbee_job.store.base import Store, file_sha256
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.store.verified import file_sha256
 
 PrepareProgress = Callable[[int, int, int], None]
 """Called with the examples done, the bytes of input done, and the bytes of input in total."""

@@ -21,9 +21,8 @@ from cpmbee_job.data.read.reader import Reader, Rejection
 from cpmbee_job.data.read.sources import SourceKind, SourcePiece
 from cpmbee_job.errors import DataError, NotFoundError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Progress, Store, no_progress
+from cpmbee_job.store.base import Progress, Store, file_sha256, no_progress
 from cpmbee_job.store.urls import open_store
-from cpmbee_job.store.verified import file_sha256
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.observe import observe
 from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import read_delta_pointer
+from cpmbee_job.run.deltas import read_delta_pointer
 from cpmbee_job.run.run import Run
 
 

@@ -12,11 +12,9 @@ from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError, NotFoundError, RefusedError, StoreError, UsageError
 from cpmbee_job.launch.local_inputs import Bar, no_bar
 from cpmbee_job.run import keys
-from cpmbee_job.run.deltas import read_delta
-from cpmbee_job.run.pointers import read_delta_pointer
-from cpmbee_job.store.base import ObjectInfo, Store
+from cpmbee_job.run.deltas import read_delta, read_delta_pointer
+from cpmbee_job.store.base import ObjectInfo, Store, download_verified
 from cpmbee_job.store.files import is_open_file, temporary_name, translate_os_errors
-from cpmbee_job.store.verified import download_verified
 
 OBJECTS = {"metrics": keys.METRICS, "result": keys.RESULT, "spec": keys.SPEC, "status": keys.STATUS}
 FOLDERS = {"logs": "logs/", "tensorboard": "tensorboard/"}

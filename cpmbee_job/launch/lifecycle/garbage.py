@@ -21,14 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cpmbee_job.documents import Document
 from cpmbee_job.errors import CpmbeeError, DamagedError, NotFoundError
 from cpmbee_job.run import keys
+from cpmbee_job.run.attempts import read_checkpoint_pointer
 from cpmbee_job.run.checkpoints import stored_checkpoints, superseded
 from cpmbee_job.run.deltas import DeltaFolder, delta_folders, pointed_deltas
-from cpmbee_job.run.inferences import read_request
-from cpmbee_job.run.pointers import read_checkpoint_pointer
-from cpmbee_job.run.resumable import may_resume
-from cpmbee_job.run.run import Run
+from cpmbee_job.run.run import Run, may_resume
 from cpmbee_job.spec import StorageSpec
 from cpmbee_job.spec.types import RESERVED_NAMES
 from cpmbee_job.store.base import Leftover, ObjectInfo, Store
@@ -41,6 +40,15 @@ SHARED: dict[Kind, tuple[str, str]] = {
     "inference": ("inference", "it has no result"),
 }
 """What the runs share: its folder in the output, and why it is garbage."""
+
+
+class InferenceRequest(Document):
+    """The request that an inference in a pod leaves in its folder, as far as it is read here."""
+
+    command: keys.InferenceCommand
+    model: str
+    delta: str | None
+    data: str
 
 
 @dataclass(frozen=True)
@@ -172,8 +180,9 @@ class _Needs:
         self.runs.append(run)
 
     def _add_unfinished(self, store: Store, folder: str, *, is_old: bool) -> None:
+        key = f"{folder}/{keys.REQUEST}"
         try:
-            request = read_request(store, folder)
+            request = InferenceRequest.parse(store.get(key), f"{store.url}/{key}")
         except NotFoundError:
             request = None
         if is_old:

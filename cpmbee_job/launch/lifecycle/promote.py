@@ -22,11 +22,10 @@ from cpmbee_job.errors import (
 )
 from cpmbee_job.launch.local_inputs import Bar, no_bar
 from cpmbee_job.run import keys
-from cpmbee_job.run.deltas import StoredDelta, copy_scores, read_delta
-from cpmbee_job.run.pointers import read_delta_pointer, read_delta_pointer_with_etag, replace_pointer
+from cpmbee_job.run.attempts import replace_pointer
+from cpmbee_job.run.deltas import StoredDelta, copy_scores, read_delta, read_delta_pointer, read_delta_pointer_with_etag
 from cpmbee_job.run.run import Run
-from cpmbee_job.store.base import Store
-from cpmbee_job.store.verified import download_verified
+from cpmbee_job.store.base import Store, download_verified
 
 
 @dataclass(frozen=True)

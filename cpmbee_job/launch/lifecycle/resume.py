@@ -13,7 +13,7 @@ from cpmbee_job.launch.lifecycle.submit import observe_reachable, require_accept
 from cpmbee_job.launch.manifest.render import render
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run import keys
-from cpmbee_job.run.resumable import may_resume
+from cpmbee_job.run.run import may_resume
 from cpmbee_job.spec import parse_spec
 
 

@@ -21,7 +21,7 @@ from cpmbee_job.launch.runs.listing import last_succeeded
 from cpmbee_job.launch.runs.observe import observe
 from cpmbee_job.launch.runs.status import RunStatus
 from cpmbee_job.run import identity, keys
-from cpmbee_job.run.resumable import flatten
+from cpmbee_job.run.identity import flatten
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import JobSpec, StorageSpec
 from cpmbee_job.store.urls import open_store

@@ -14,7 +14,7 @@ from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.manifest.metadata import job_metadata, pod_metadata
 from cpmbee_job.launch.manifest.pod_template import pod_template
 from cpmbee_job.run import keys
-from cpmbee_job.run.resumable import spec_digest
+from cpmbee_job.run.identity import spec_digest
 from cpmbee_job.spec import JobSpec
 from cpmbee_job.spec.cluster import SchedulingPolicySpec, WorkersSpec
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from cpmbee_job.errors import NotFoundError
 from cpmbee_job.run import keys
-from cpmbee_job.run.deltas import EvalScore, read_delta
-from cpmbee_job.run.pointers import read_delta_pointer
-from cpmbee_job.run.resumable import flatten
+from cpmbee_job.run.deltas import EvalScore, read_delta, read_delta_pointer
+from cpmbee_job.run.identity import flatten
 from cpmbee_job.run.run import Run
 
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cpmbee_job.errors import DamagedError, NotFoundError
-from cpmbee_job.run.checkpoints import read_manifest, read_state, stored_checkpoints
+from cpmbee_job.run.checkpoints import read_manifest, read_state, resumable_checkpoints, stored_checkpoints
 from cpmbee_job.run.deltas import check_delta, delta_folders
-from cpmbee_job.run.resumable import resumable_checkpoints
 from cpmbee_job.run.rows import RowCount, count_rows, read_rows
 from cpmbee_job.run.run import Run
 from cpmbee_job.store.base import Store

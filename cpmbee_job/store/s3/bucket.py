@@ -1,37 +1,33 @@
-"""Objects in S3, or in a server with the same API.
-
-botocore retries failed requests. This module retries truncated or altered bodies, and finds out whether a retried
-conditional put succeeded the first time. Every object is written with its SHA-256; reads of whole objects verify it.
-"""
+"""Objects in S3, or in a server with the same API. botocore retries failed requests. This module retries truncated or
+altered bodies, and finds out whether a retried conditional put succeeded the first time. Every object is written with
+its SHA-256; reads of whole objects verify it."""
 
 import base64
 import builtins
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
 
 from cpmbee_job.errors import AccessError, ConflictError, DamagedError, SpecError, StoreError
 from cpmbee_job.spec import StorageSpec
-from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, changed, check_key, no_progress
+from cpmbee_job.store.base import Leftover, ObjectInfo, Progress, Store, changed, check_key, no_progress
 from cpmbee_job.store.files import translate_os_errors
-from cpmbee_job.store.s3.client import DEFAULT_LIMITS, Limits, make_client
+from cpmbee_job.store.s3.client import DEFAULT_LIMITS, Limits, listed, make_client
 from cpmbee_job.store.s3.download import Download
 from cpmbee_job.store.s3.file_parts import UploadSource
-from cpmbee_job.store.s3.incomplete import discard_leftover, find_leftovers
 from cpmbee_job.store.s3.responses import (
     BROKEN_BODY,
     NO_SUCH_KEY,
     BrokenBodyError,
     error_code,
-    no_bucket,
     translate_s3_errors,
     tries,
 )
@@ -39,17 +35,20 @@ from cpmbee_job.store.s3.upload import MultipartUpload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+T = TypeVar("T")
 
 READ_STEP = 1 << 20
 LOST_CONDITION = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"}
 OTHER_CONTENT = {"PreconditionFailed", "412", "InvalidRange", "416"}
 
 
-class S3Store:
+class S3Store(Store):
     """A `Store` in a bucket below a prefix. Safe for several threads."""
 
     def __init__(self, url: str, storage: StorageSpec, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not bucket:
             raise SpecError(f"{url}: names no bucket", hint="use s3://bucket/folder")
@@ -57,11 +56,8 @@ class S3Store:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._limits = limits
         self._endpoint = _endpoint_name(storage.endpoint_url)
-        self._encryption: dict[str, Any] = {}
-        if storage.sse is not None:
-            self._encryption["ServerSideEncryption"] = storage.sse
-        if storage.sse_kms_key_id is not None:
-            self._encryption["SSEKMSKeyId"] = storage.sse_kms_key_id
+        settings = {"ServerSideEncryption": storage.sse, "SSEKMSKeyId": storage.sse_kms_key_id}
+        self._encryption: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         self._storage = storage
         self._client = make_client(storage, limits)
         self._bucket_seen = False
@@ -70,53 +66,40 @@ class S3Store:
     def _unsigned_client(self) -> "S3Client":
         return make_client(self._storage, self._limits, sign_bodies=False)
 
-    @property
-    def url(self) -> str:
-        return self._url
-
-    def get(self, key: str) -> bytes:
-        return self.get_with_etag(key)[0]
-
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        return self._read(key)
+        def read(answer: "GetObjectOutputTypeDef") -> tuple[bytes, str]:
+            data, expected = answer["Body"].read(), answer["Metadata"].get("sha256")
+            if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+                raise BrokenBodyError("its SHA-256 differs from its metadata")
+            return data, answer["ETag"].strip('"')
 
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        if length == 0:
-            return b""
-        data, _ = self._read(key, Range=f"bytes={start}-{start + length - 1}")
-        if len(data) != length:
-            raise StoreError(f"{self._name(key)}: {length} bytes from {start} requested, got {len(data)}")
-        return data
+        with self._translated(key):
+            return self._get(key, read)
 
-    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str) -> None:
+    def read_into(self, key: str, start: int, buffers: Sequence[memoryview], etag: str | None = None) -> None:
         length = sum(map(len, buffers))
         if length == 0:
             return
-        wanted = f"bytes={start}-{start + length - 1}"
+
+        def fill(answer: "GetObjectOutputTypeDef") -> None:
+            is_other = etag is not None and answer["ETag"].strip('"') != etag  # not every server knows the condition
+            if is_other or answer["ContentLength"] != length:
+                raise changed(self._name(key))
+            _fill(buffers, answer["Body"])
+
         with self._translated(key):
-            for is_last in tries(self._limits.attempts):
-                try:
-                    answer = self._client.get_object(
-                        Bucket=self._bucket, Key=self._key(key), Range=wanted, IfMatch=f'"{etag}"'
-                    )
-                    # Not every server supports the condition.
-                    if answer["ETag"].strip('"') != etag:
-                        raise changed(self._name(key))
-                    _fill(buffers, answer["Body"])
-                except boto.ClientError as error:
-                    if error_code(error) in OTHER_CONTENT:
-                        raise changed(self._name(key)) from error
-                    raise
-                except (*BROKEN_BODY, BrokenBodyError) as error:
-                    if is_last:
-                        raise StoreError(f"{self._name(key)}: arrived truncated or altered: {error}") from error
-                else:
-                    return
+            try:
+                condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
+                self._get(key, fill, Range=f"bytes={start}-{start + length - 1}", **condition)
+            except boto.ClientError as error:
+                if error_code(error) in OTHER_CONTENT:
+                    raise changed(self._name(key)) from error
+                raise
 
     def info(self, key: str) -> ObjectInfo | None:
         with self._translated(key):
             try:
-                head = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+                head = self._client.head_object(**self._object(key))
             except boto.ClientError as error:
                 if error_code(error) not in NO_SUCH_KEY:
                     raise
@@ -126,9 +109,7 @@ class S3Store:
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         checksum = hashlib.sha256(data)
-        conditions: dict[str, Any] = {}
-        if if_none_match:
-            conditions["IfNoneMatch"] = "*"
+        conditions: dict[str, Any] = {"IfNoneMatch": "*"} if if_none_match else {}
         if if_match is not None:
             conditions["IfMatch"] = f'"{if_match}"'
         writer = uuid.uuid4().hex
@@ -136,8 +117,7 @@ class S3Store:
             for is_last in tries(self._limits.attempts):
                 try:
                     answer = self._client.put_object(
-                        Bucket=self._bucket,
-                        Key=self._key(key),
+                        **self._object(key),
                         Body=data,
                         Metadata={"sha256": checksum.hexdigest(), "writer": writer},
                         ChecksumSHA256=base64.b64encode(checksum.digest()).decode(),
@@ -185,67 +165,75 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + prefix
+            entries = listed(
+                self._client, "list_objects_v2", "Contents", Bucket=self._bucket, Prefix=self._prefix + prefix
             )
-            found = [
-                ObjectInfo(
-                    entry["Key"].removeprefix(self._prefix),
-                    entry["Size"],
-                    entry["ETag"].strip('"'),
-                    modified=entry["LastModified"].timestamp(),
-                )
-                for page in pages
-                for entry in page.get("Contents", ())
-                if not entry["Key"].endswith("/")  # a console's marker of an empty folder
-            ]
+        found = [
+            ObjectInfo(
+                entry["Key"].removeprefix(self._prefix),
+                entry["Size"],
+                entry["ETag"].strip('"'),
+                modified=entry["LastModified"].timestamp(),
+            )
+            for entry in entries
+            if not entry["Key"].endswith("/")  # a console's marker of an empty folder
+        ]
         yield from sorted(found, key=lambda entry: entry.key.encode())  # not all servers sort so
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
         start = f"{self._key(prefix)}/" if prefix else self._prefix
         with self._translated(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=start, Delimiter="/"
-            )
-            names = [found["Prefix"][len(start) : -1] for page in pages for found in page.get("CommonPrefixes", ())]
+            place = {"Bucket": self._bucket, "Prefix": start, "Delimiter": "/"}
+            found = listed(self._client, "list_objects_v2", "CommonPrefixes", **place)
+        names = (entry["Prefix"][len(start) : -1] for entry in found)
         return sorted(filter(None, names), key=str.encode)
 
     def delete(self, key: str) -> None:
         with self._translated(key):
-            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+            self._client.delete_object(**self._object(key))
 
     def leftovers(self) -> Iterator[Leftover]:
         with self._translated(""):
-            yield from find_leftovers(self._client, self._bucket, self._prefix)
+            place = {"Bucket": self._bucket, "Prefix": self._prefix}
+            for upload in listed(self._client, "list_multipart_uploads", "Uploads", **place):
+                target = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                try:
+                    parts = listed(self._client, "list_parts", "Parts", **target)
+                except boto.ClientError as error:
+                    if error_code(error) != "NoSuchUpload":  # else it was just completed
+                        raise
+                    continue
+                times = [upload["Initiated"], *(part["LastModified"] for part in parts)]  # an upload may take days
+                size = sum(part["Size"] for part in parts)
+                key = upload["Key"].removeprefix(self._prefix)
+                yield Leftover(key, size, max(times).timestamp(), upload["UploadId"])
 
     def discard(self, leftover: Leftover) -> None:
         with self._translated(leftover.key):
-            discard_leftover(self._client, self._bucket, self._key(leftover.key), leftover.upload_id)
-
-    def local_path(self, key: str) -> Path | None:  # noqa: ARG002
-        return None
+            try:
+                self._client.abort_multipart_upload(**self._object(leftover.key), UploadId=leftover.upload_id)
+            except boto.ClientError as error:
+                if error_code(error) != "NoSuchUpload":
+                    raise
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _name(self, key: str) -> str:
-        return f"{self._url}/{key}" if key else self._url
+    def _object(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self._bucket, "Key": self._key(key)}
 
-    def _read(self, key: str, **only: Any) -> tuple[bytes, str]:
-        """Return the verified body (of a range, only its length is) and the ETag."""
-        with self._translated(key):
-            for is_last in tries(self._limits.attempts):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), **only)
-                try:
-                    data = answer["Body"].read()
-                    expected = answer["Metadata"].get("sha256")
-                    if not only and expected is not None and hashlib.sha256(data).hexdigest() != expected:
-                        raise BrokenBodyError("its SHA-256 differs from its metadata")
-                except (*BROKEN_BODY, BrokenBodyError) as error:
-                    if is_last:
-                        raise self._broken(key, error) from error
-                else:
-                    return data, answer["ETag"].strip('"')
+    def _name(self, key: str) -> str:
+        return f"{self.url}/{key}" if key else self.url
+
+    def _get(self, key: str, read: Callable[["GetObjectOutputTypeDef"], T], **only: Any) -> T:
+        """Return what `read` returns for the response. Repeat the request if the body is truncated or altered."""
+        for is_last in tries(self._limits.attempts):
+            answer = self._client.get_object(**self._object(key), **only)
+            try:
+                return read(answer)
+            except (*BROKEN_BODY, BrokenBodyError) as error:
+                if is_last:
+                    raise self._broken(key, error) from error
         raise AssertionError("the last attempt returns or raises")
 
     def _broken(self, key: str, error: Exception) -> StoreError:
@@ -256,7 +244,7 @@ class S3Store:
     def _written_by(self, key: str, writer: str) -> str | None:
         """Return the object's ETag if the put with this id wrote it."""
         try:
-            head = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+            head = self._client.head_object(**self._object(key))
         except (boto.ClientError, boto.HTTPClientError, boto.ConnectionError):
             return None  # raise the error of the put instead
         return head["ETag"].strip('"') if head["Metadata"].get("writer") == writer else None
@@ -273,7 +261,10 @@ class S3Store:
         self._bucket_seen = True
 
     def _no_bucket(self) -> AccessError:
-        return no_bucket(self._url, self._bucket, self._endpoint)
+        return AccessError(
+            f"{self.url}: no bucket '{self._bucket}' at {self._endpoint} (NoSuchBucket)",
+            hint="create it, or correct the URL or storage.endpoint_url",
+        )
 
     def _translated(self, key: str) -> AbstractContextManager[None]:
         """Translate the errors of boto3 to errors of this package."""
@@ -287,7 +278,7 @@ def _fill(buffers: Sequence[memoryview], body: Any) -> None:
         while filled < len(buffer):
             count = body.readinto(buffer[filled : filled + READ_STEP])
             if count == 0:
-                raise BrokenBodyError("the response is truncated")
+                raise boto.IncompleteReadError(actual_bytes=filled, expected_bytes=len(buffer))
             filled += count
 
 

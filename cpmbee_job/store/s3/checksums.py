@@ -5,18 +5,10 @@ import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 PART_SIZE = "part-size"
 """Metadata key of an object uploaded in parts: S3 reports the number of its parts, not their size."""
-
-
-class Algorithm(Protocol):
-    """The interface of hashlib."""
-
-    def update(self, data: bytes, /) -> None: ...
-
-    def digest(self) -> bytes: ...
 
 
 class Crc32:
@@ -30,6 +22,9 @@ class Crc32:
 
     def digest(self) -> bytes:
         return self._value.to_bytes(4, "big")
+
+
+Algorithm: TypeAlias = "hashlib._Hash | Crc32"
 
 
 def strongest(head: Mapping[str, Any]) -> tuple[Algorithm, bytes] | None:

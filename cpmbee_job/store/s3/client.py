@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.session
@@ -78,3 +78,9 @@ def make_client(storage: StorageSpec, limits: Limits, *, sign_bodies: bool | Non
         raise StoreError(f"cannot create the S3 client: {' '.join(str(error).split())}") from error
     watch(client)
     return client
+
+
+def listed(client: Any, operation: str, member: str, **arguments: Any) -> list[Any]:
+    """Return a list that S3 returns in pages: the `member` of each response to `operation`."""
+    pages = client.get_paginator(operation).paginate(**arguments)
+    return [item for page in pages for item in page.get(member, ())]

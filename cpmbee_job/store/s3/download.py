@@ -35,9 +35,10 @@ class Download:
         for is_last in tries(self._limits.attempts):
             head = self._client.head_object(Bucket=self._bucket, Key=self._target, ChecksumMode="ENABLED")
             size, etag = head["ContentLength"], head["ETag"]
-            range_size = part_size(head) or self._limits.size_of_parts(size)
+            in_parts = part_size(head)
+            range_size = in_parts or self._limits.size_of_parts(size)
             identity = f"s3://{self._bucket}/{self._target} {etag}"
-            if strongest(head) is None and part_size(head) is None:
+            if strongest(head) is None and in_parts is None:
                 # No checksum can reveal ranges that were lost in a power failure.
                 identity += f" {boot_id()}"
             try:
@@ -56,9 +57,7 @@ class Download:
         self._stopped.clear()
         with ThreadPoolExecutor(self._limits.threads) as pool:
             tasks = [
-                pool.submit(
-                    self._read_range if number in complete else self._fetch_range, partial, number, head["ETag"]
-                )
+                pool.submit(self._get_range, partial, number, head["ETag"], number in complete)
                 for number in range(len(partial.ranges))
             ]
             try:
@@ -80,17 +79,14 @@ class Download:
             self._progress(-partial.size)
             raise BrokenBodyError("its checksum is wrong")
 
-    def _read_range(self, partial: PartialFile, number: int, _etag: str) -> bytes:
-        crc = Crc32()
-        if self._by_parts:
-            for piece in partial.read(number):
-                crc.update(piece)
-        self._progress(len(partial.ranges[number]))
-        return crc.digest()
-
-    def _fetch_range(self, partial: PartialFile, number: int, etag: str) -> bytes:
-        """Return the CRC-32 of the range, if the object is verified by parts."""
+    def _get_range(self, partial: PartialFile, number: int, etag: str, is_complete: bool) -> bytes:
+        """Fetch the range unless it is complete. Return its CRC-32 if the object is verified by parts."""
         wanted, offset, crc = partial.ranges[number], 0, Crc32()
+        if is_complete:
+            for piece in partial.read(number) if self._by_parts else ():
+                crc.update(piece)
+            self._progress(len(wanted))
+            return crc.digest()
         for is_last in tries(self._limits.attempts):
             try:
                 for chunk in self._chunks(wanted[offset:], partial.size, etag):

@@ -3,12 +3,11 @@
 import base64
 import hashlib
 import os
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
 from cpmbee_job.errors import StoreError
+from cpmbee_job.store.s3.checksums import Algorithm, Crc32
 
 _READ_BYTES = 1 << 20
 
@@ -35,34 +34,26 @@ class UploadSource:
 
     def crc32(self, part: range) -> str:
         """Return the CRC-32 of a part in S3's notation."""
-        crc = 0
-        for data in self._pieces(part):
-            crc = zlib.crc32(data, crc)
-        return base64.b64encode(crc.to_bytes(4, "big")).decode()
+        return base64.b64encode(self._digest(Crc32(), part)).decode()
 
     def md5(self, part: range) -> str:
         """Return the MD5 of a part in hex: its ETag, unless it is encrypted with a KMS key."""
-        digest = hashlib.md5(usedforsecurity=False)
-        for data in self._pieces(part):
-            digest.update(data)
-        return digest.hexdigest()
+        return self._digest(hashlib.md5(usedforsecurity=False), part).hex()
 
     def sha256(self) -> str:
-        digest = hashlib.sha256()
-        for data in self._pieces(range(self.size)):
-            digest.update(data)
-        return digest.hexdigest()
+        return self._digest(hashlib.sha256(), range(self.size)).hex()
 
     def require_unchanged(self) -> None:
         """Raise `SourceChangedError` if the file changed."""
         if self._stat() != self._state:
             raise self._changed()
 
-    def _pieces(self, part: range) -> Iterator[bytes]:
+    def _digest(self, algorithm: Algorithm, part: range) -> bytes:
         while part:
             data = self.read(part.start, len(part))
+            algorithm.update(data)
             part = part[len(data) :]
-            yield data
+        return algorithm.digest()
 
     def _stat(self) -> tuple[int, int]:
         state = os.fstat(self._descriptor)

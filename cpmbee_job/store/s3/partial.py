@@ -7,21 +7,13 @@ Nothing is flushed to the disk: after a power failure, a range that is marked co
 may be truncated. A checksum finds the former; callers that keep the file prevent the latter with `files.sync`.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cpmbee_job.store.files import (
-    COPY_BYTES,
-    TEMPORARY,
-    is_open_file,
-    require_replaceable,
-    temporary_name,
-    translate_os_errors,
-)
+from cpmbee_job.store import files
 
 
 class PartialFile:
@@ -56,16 +48,12 @@ class PartialFile:
     def read(self, number: int) -> Iterator[bytes]:
         """Yield the content of range `number` in pieces."""
         wanted = self.ranges[number]
-        for start in wanted[::COPY_BYTES]:
-            yield os.pread(self._descriptor, min(COPY_BYTES, wanted.stop - start), start)
+        for start in wanted[:: files.COPY_BYTES]:
+            yield os.pread(self._descriptor, min(files.COPY_BYTES, wanted.stop - start), start)
 
     def discard(self) -> None:
         """Mark all ranges as incomplete."""
         self._write(self.size, bytes(len(self.ranges)))
-
-    def finish(self) -> None:
-        """Truncate the file to its content."""
-        os.truncate(self._descriptor, self.size)
 
     def _write(self, offset: int, data: bytes) -> None:
         view = memoryview(data)
@@ -76,31 +64,23 @@ class PartialFile:
 
 @contextmanager
 def partial_file(path: Path, identity: str, size: int, range_size: int) -> Iterator[PartialFile]:
-    """Open the hidden file of `path`, to be completed; rename it to `path` if the block succeeds.
-
-    If the block fails, the file is kept for the next call with the same `identity` (the origin and its version), unless
-    it has no complete range or the disk failed. If another process has it open, this one gets a file of its own.
-    Raises `DiskError`.
-    """
-    with translate_os_errors(path):
-        require_replaceable(path)
+    """Open the hidden file of `path`, to be completed; rename it to `path` if the block succeeds. If the block fails,
+    the file is kept for the next call with the same `identity` (the origin and its version), unless it has no complete
+    range or the disk failed. If another process has it open, this one gets a file of its own. Raises `DiskError`."""
+    with files.translate_os_errors(path):
+        files.require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, descriptor, reusable = _open(path)
-        try:
+        with os.fdopen(descriptor):
             partial = PartialFile(descriptor, identity, size, range_size)
             try:
                 yield partial
-                partial.finish()
+                os.truncate(descriptor, size)
                 temporary.replace(path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-            except BaseException:
-                if not (reusable and partial.complete):
+            except BaseException as error:
+                if isinstance(error, OSError) or not (reusable and partial.complete):
                     temporary.unlink(missing_ok=True)
                 raise
-        finally:
-            os.close(descriptor)
 
 
 def boot_id() -> str:
@@ -112,19 +92,9 @@ def boot_id() -> str:
 def _open(path: Path) -> tuple[Path, int, bool]:
     """Return the hidden file of `path`, its descriptor with a lock, and whether a later call finds it."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
-    shared = path.with_name(f".{path.name[:60]}.{digest}{TEMPORARY}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        while True:
-            descriptor = os.open(shared, flags, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_open_file(shared, descriptor):
-                    return shared, descriptor, True
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # another process has just completed or removed it
-    except OSError:  # locked by another process, owned by another user, or no locks on this file system
-        own = temporary_name(path)
-        return own, os.open(own, flags | os.O_EXCL, 0o666), False
+    shared = path.with_name(f".{path.name[:60]}.{digest}{files.TEMPORARY}")
+    with suppress(OSError):  # owned by another user, or no locks on this file system
+        if (descriptor := files.open_locked(shared)) is not None:
+            return shared, descriptor, True
+    own = files.temporary_name(path)
+    return own, os.open(own, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), False

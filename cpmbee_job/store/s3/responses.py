@@ -28,13 +28,6 @@ def error_code(error: Exception) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, boto.ClientError) else ""
 
 
-def no_bucket(url: str, bucket: str, endpoint: str) -> AccessError:
-    return AccessError(
-        f"{url}: no bucket '{bucket}' at {endpoint} (NoSuchBucket)",
-        hint="create it, or correct the URL or storage.endpoint_url",
-    )
-
-
 @contextmanager
 def translate_s3_errors(name: str, endpoint: str, no_such_bucket: AccessError) -> Iterator[None]:
     """Translate the errors of boto3 in the block; messages name the object and the endpoint."""

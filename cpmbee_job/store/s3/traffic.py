@@ -1,8 +1,11 @@
 """Observe the traffic between this process and S3, including retried requests."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from cpmbee_job.process import activity
+from cpmbee_job.store.base import Progress, no_progress
 from cpmbee_job.store.s3.responses import BROKEN_BODY
 
 if TYPE_CHECKING:
@@ -17,21 +20,20 @@ _EXPECTED = {404, 409, 412}
 """Statuses that are answers, not failures: no such object, a lost race."""
 
 
-class Observer(Protocol):
-    """Receives the bytes of bodies and the failures, from any thread."""
+@dataclass(frozen=True)
+class Observer:
+    """Receives the bytes of bodies and the reasons of failures, from any thread."""
 
-    def sent(self, num_bytes: int) -> None: ...
-
-    def received(self, num_bytes: int) -> None: ...
-
-    def failed(self, reason: str) -> None: ...
-
-
-_observer: Observer | None = None
+    sent: Progress = no_progress
+    received: Progress = no_progress
+    failed: Callable[[str], None] = lambda _reason: None
 
 
-def observe(observer: Observer | None) -> None:
-    """Report the traffic of all stores of this process to `observer` from now on (None: to none)."""
+_observer = Observer()
+
+
+def observe(observer: Observer) -> None:
+    """Report the traffic of all stores of this process to `observer` from now on."""
     global _observer
     _observer = observer
 
@@ -45,26 +47,20 @@ def watch(client: "S3Client") -> None:
 
 def _on_request(request: Any, **_more: Any) -> None:
     activity.record()
-    if _observer is not None:
-        _observer.sent(int(request.headers.get("Content-Length") or 0))
+    _observer.sent(int(request.headers.get("Content-Length") or 0))
 
 
 def _on_response(response_dict: dict[str, Any] | None, **_more: Any) -> None:
     activity.record()
     if response_dict is None:
-        _failed(NO_ANSWER)
+        _observer.failed(NO_ANSWER)
     elif response_dict["status_code"] >= 400 and response_dict["status_code"] not in _EXPECTED:
-        _failed(str(response_dict["status_code"]))
+        _observer.failed(str(response_dict["status_code"]))
 
 
 def _on_object(parsed: dict[str, Any], **_more: Any) -> None:
     if "Body" in parsed:
         parsed["Body"] = _ObservedBody(parsed["Body"])
-
-
-def _failed(reason: str) -> None:
-    if _observer is not None:
-        _observer.failed(reason)
 
 
 class _ObservedBody:
@@ -90,10 +86,9 @@ class _ObservedBody:
         try:
             return read(argument)
         except BROKEN_BODY:
-            _failed(BROKEN)
+            _observer.failed(BROKEN)
             raise
 
     def _received(self, num_bytes: int) -> None:
         activity.record()
-        if _observer is not None:
-            _observer.received(num_bytes)
+        _observer.received(num_bytes)

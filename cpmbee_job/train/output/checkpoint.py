@@ -15,10 +15,8 @@ import safetensors.torch
 from cpmbee_job import documents
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run import keys
-from cpmbee_job.run.attempts import require_newest
-from cpmbee_job.run.checkpoints import FORMAT_VERSION, StoredCheckpoint, read_state
-from cpmbee_job.run.pointers import CheckpointPointer, move_pointer
-from cpmbee_job.run.resumable import resumable_checkpoints
+from cpmbee_job.run.attempts import CheckpointPointer, move_pointer, require_newest
+from cpmbee_job.run.checkpoints import FORMAT_VERSION, StoredCheckpoint, read_state, resumable_checkpoints
 from cpmbee_job.store.base import Store
 from cpmbee_job.train.engine.interface import EngineState
 

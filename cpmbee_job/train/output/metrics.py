@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,21 +71,9 @@ TORCHRUN_STARTS = Counter(
 )
 
 
-class S3Traffic:
-    """Counts a worker's requests to S3: a `store.s3.traffic.Observer`."""
-
-    def __init__(self, run: str) -> None:
-        self._run = run
-        self._sent, self._received = S3_SENT.labels(run), S3_RECEIVED.labels(run)
-
-    def sent(self, num_bytes: int) -> None:
-        self._sent.inc(num_bytes)
-
-    def received(self, num_bytes: int) -> None:
-        self._received.inc(num_bytes)
-
-    def failed(self, reason: str) -> None:
-        S3_ERRORS.labels(self._run, reason).inc()
+def s3_counters(run: str) -> tuple[Callable[[int], None], Callable[[int], None], Callable[[str], None]]:
+    """Return functions that count the bytes sent to S3, the bytes received, and the failures by their reason."""
+    return S3_SENT.labels(run).inc, S3_RECEIVED.labels(run).inc, lambda reason: S3_ERRORS.labels(run, reason).inc()
 
 
 def checkpoint_written(run: str, stepped_at: float) -> None:

@@ -18,12 +18,11 @@ from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.model.lora import save_delta_folder
 from cpmbee_job.model.weights.model_folder import ModelFiles
 from cpmbee_job.run import keys
-from cpmbee_job.run.attempts import first_start
+from cpmbee_job.run.attempts import CheckpointPointer, first_start, move_pointer
 from cpmbee_job.run.checkpoints import prune_checkpoints
 from cpmbee_job.run.deltas import prune_deltas, upload_delta
+from cpmbee_job.run.identity import spec_digest
 from cpmbee_job.run.model_files import CONFIG, VOCABULARY
-from cpmbee_job.run.pointers import CheckpointPointer, move_pointer
-from cpmbee_job.run.resumable import spec_digest
 from cpmbee_job.run.rows import RowRecorder
 from cpmbee_job.store.retry import with_retries
 from cpmbee_job.train.attempt import Attempt

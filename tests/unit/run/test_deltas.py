@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from cpmbee_job.run import keys
+from cpmbee_job.run.attempts import move_pointer
 from cpmbee_job.run.deltas import prune_deltas
-from cpmbee_job.run.pointers import move_pointer
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store
 

@@ -6,7 +6,7 @@ import pytest
 
 from cpmbee_job.errors import DamagedError, NotFoundError
 from cpmbee_job.run import keys
-from cpmbee_job.run.pointers import CheckpointPointer
+from cpmbee_job.run.attempts import CheckpointPointer
 from cpmbee_job.run.rows import RowRecorder, StepRows, count_rows, read_rows
 from cpmbee_job.store.base import Store
 from cpmbee_job.store.urls import open_store

@@ -107,7 +107,7 @@ def test_several_processes_share_the_cache(prepared, tmp_path):
     with multiprocessing.get_context("fork").Pool(4) as pool:
         counts = pool.starmap(_open_away, [(prepared.url, tmp_path / "cache")] * 4)
     assert set(counts) == {read_index(prepared).rows}
-    assert not list((tmp_path / "cache").glob("*.fetched"))
+    assert not list((tmp_path / "cache").glob(".*.arrived"))
 
 
 @pytest.mark.parametrize("store", [FileStore, AwayStore])

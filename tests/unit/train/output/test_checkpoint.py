@@ -85,7 +85,7 @@ def test_a_checkpoint_that_an_attempt_skipped_stays_skipped(store: Store) -> Non
     assert newest_step(store) == 5
     listed = list_checkpoints(store)
     assert [(one.step, one.is_overtaken) for one in listed] == [(10, True), (5, False)]
-    store.put(keys.begin_key(2), b"{")
+    store.put(keys.attempt_key(2, ".begin"), b"{")
     assert newest_step(store) == 10
 
 
