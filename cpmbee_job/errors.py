@@ -1,4 +1,26 @@
-"""Errors as a user sees them, and the exit codes of the commands and the containers."""
+"""Errors as a user sees them, and the exit codes of the commands and the containers.
+
+CpmbeeError                 1    internal error; base of all others
+├── UsageError              2    invalid command line
+├── InvalidError            3    the spec, the data or the model is invalid
+│   ├── SpecError
+│   │   └── RejectedError        the Kubernetes API rejects a rendered object
+│   ├── DataError
+│   └── ModelError
+├── PreflightError          4    something that the job requires is missing, such as a bucket or a permission
+│   ├── StoreError               the object store failed, and retries did not help
+│   │   ├── AccessError          access denied: credentials, permissions, missing bucket
+│   │   ├── DamagedError         a stored object is corrupt
+│   │   └── DiskError            the local file system failed
+│   └── ClusterError             the Kubernetes API denied a request
+│       └── UnreachableError     the Kubernetes API did not answer
+├── RefusedError            5    the command would overwrite or contradict something
+│   └── ConflictError            a conditional put found another object
+├── JobFailedError        100    the job failed
+├── UnfinishedError       101    the job has not ended yet
+├── NotFoundError         102    no such run or object
+└── CancelledError        103    cancelled or stopped on request
+"""
 
 from collections.abc import Sequence
 from enum import IntEnum
