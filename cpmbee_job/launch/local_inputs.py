@@ -62,14 +62,8 @@ class LocalInput:
     files: tuple[InputFile, ...]
 
 
-@dataclass(frozen=True)
-class InputUpload:
-    """Files to upload to one folder of the store."""
-
-    digest: str
-    """Of their names and contents; the name of the folder."""
-    files: tuple[tuple[InputFile, str], ...]
-    """Each with its SHA-256."""
+Uploads = dict[str, tuple[InputFile, str]]
+"""By key in the folder of all uploads: the file and its SHA-256."""
 
 
 def find_inputs(spec: JobSpec) -> dict[str, LocalInput]:
@@ -81,36 +75,33 @@ def find_inputs(spec: JobSpec) -> dict[str, LocalInput]:
     return {field: _find(field, FileStore(url).root) for field, url in local.items()}
 
 
-def hash_inputs(
-    spec: JobSpec, inputs: Mapping[str, LocalInput], bar: Bar = no_bar
-) -> tuple[JobSpec, list[InputUpload]]:
+def hash_inputs(spec: JobSpec, inputs: Mapping[str, LocalInput], bar: Bar = no_bar) -> tuple[JobSpec, Uploads]:
     """Return the spec with the URLs that the inputs will have, and the uploads. Writes nothing."""
     if not inputs:
-        return spec, []
+        return spec, {}
     urls: dict[str, str] = {}
-    uploads = []
+    uploads: Uploads = {}
     with bar("hash", sum(file.size for place in inputs.values() for file in place.files)) as progress:
         for field, place in inputs.items():
-            hashed = tuple((file, _sha256(file, progress)) for file in place.files)
+            hashed = [(file, _sha256(file, progress)) for file in place.files]
             digest = documents.digest(sorted([file.name, file.size, sha256] for file, sha256 in hashed))
-            uploads.append(InputUpload(digest, hashed))
+            uploads |= {f"{digest}/{file.name}": (file, sha256) for file, sha256 in hashed}
             folder = f"{keys.uploads_url(spec.output)}/{digest}/"
             urls[field] = folder if place.is_folder else folder + place.files[0].name
     return spec.with_fields(urls), uploads
 
 
-def upload_inputs(uploads: list[InputUpload], store: Store, bar: Bar = no_bar) -> int:
+def upload_inputs(uploads: Uploads, store: Store, bar: Bar = no_bar) -> int:
     """Upload missing files to `store`, the folder of all uploads. Returns the number of bytes.
 
     Raises `StoreError` for a file that changes meanwhile.
     """
-    files = {f"{upload.digest}/{file.name}": (file, sha256) for upload in uploads for file, sha256 in upload.files}
     with ThreadPoolExecutor(THREADS) as pool:
-        stored = dict(zip(files, pool.map(store.info, files), strict=True))
+        stored = zip(uploads.items(), pool.map(store.info, uploads), strict=True)
         missing = {
             key: (file, sha256)
-            for key, (file, sha256) in files.items()
-            if (entry := stored[key]) is None or (entry.size, entry.sha256) != (file.size, sha256)
+            for (key, (file, sha256)), entry in stored
+            if entry is None or (entry.size, entry.sha256) != (file.size, sha256)
         }
         num_bytes = sum(file.size for file, _ in missing.values())
         if not missing:

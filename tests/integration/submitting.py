@@ -6,7 +6,7 @@ from typing import Any
 
 from cpmbee_job.launch.kube.protocol import PYTORCHJOBS, Cluster, Object, ignore_warning
 from cpmbee_job.launch.lifecycle import submit as lifecycle
-from cpmbee_job.launch.lifecycle.submit import Submission, SubmitHooks, SubmitOptions
+from cpmbee_job.launch.lifecycle.submit import Submission, SubmitOptions
 from cpmbee_job.launch.local_inputs import Bar, no_bar
 from cpmbee_job.run.run import Run
 from cpmbee_job.spec import JobSpec, StorageSpec
@@ -23,8 +23,8 @@ def submit(
     **options: Any,
 ) -> Submission:
     """Submit the spec like the command."""
-    submittable = lifecycle.require_submittable(spec)
-    return lifecycle.submit(submittable, cluster, SubmitOptions(**options), SubmitHooks(bar, warn))
+    inputs = lifecycle.require_submittable(spec)
+    return lifecycle.submit(spec, inputs, cluster, SubmitOptions(**options, bar=bar, warn=warn))
 
 
 def make_inputs(folder: Path) -> None:

@@ -148,7 +148,7 @@ def test_a_job_rejected_by_the_cluster_leaves_no_run_behind(job, cluster, bucket
     cluster.refusals["create", PYTORCHJOBS] = RejectedError("no such field", [("spec.x", "unknown")])
     with pytest.raises(RejectedError):
         submit(job(), cluster)
-    assert object_keys(f"{bucket}/runs/weather", s3_storage) == []
+    assert object_keys(bucket, s3_storage) == []
     cluster.refusals.clear()
     assert not submit(job(), cluster).adopted
 
@@ -158,7 +158,18 @@ def test_a_job_whose_pods_would_be_rejected_is_refused_with_the_key_of_the_spec(
     cluster.refusals["create", PODS] = RejectedError("invalid", [(path, "must be greater than 0")])
     with pytest.raises(RejectedError, match=r"cluster\.grace_period: must be greater"):
         submit(job(), cluster)
-    assert object_keys(f"{bucket}/runs/weather", s3_storage) == []
+    assert object_keys(bucket, s3_storage) == []
+
+
+def test_an_overlay_that_breaks_the_template_is_refused_before_anything_is_uploaded(job, cluster, bucket, s3_storage):
+    broken = job("cluster.pod_overlay={spec: {containers: {name: x}}}")
+    with pytest.raises(SpecError, match=r"^cluster\.pod_overlay\.spec\.containers: must be a list"):
+        submit(broken, cluster)
+    assert object_keys(bucket, s3_storage) == []
+    assert created(cluster) == 0
+    submit(job(), cluster)
+    with pytest.raises(SpecError, match=r"^cluster\.pod_overlay\.spec\.containers: "):  # of an existing run too
+        submit(broken, cluster)
 
 
 def test_an_exhausted_quota_is_only_a_warning(job, cluster):

@@ -70,7 +70,7 @@ def submit(
 
     Example: cpmbee-job submit job.yaml --set workers.count=4 --follow
     """
-    from cpmbee_job.launch.lifecycle.submit import SubmitHooks, SubmitOptions, require_submittable, submit
+    from cpmbee_job.launch.lifecycle.submit import SubmitOptions, require_submittable, submit
     from cpmbee_job.launch.manifest.render import remarks
     from cpmbee_job.launch.manifest.yaml_text import to_yaml
 
@@ -87,17 +87,19 @@ def submit(
     ):
         spec = job.load()
         report.title = spec.name
-        submittable = require_submittable(spec)
+        inputs = require_submittable(spec)
         console.warn(*remarks(spec))
         cluster = where.connect(spec.cluster.namespace)
-        done = submit(
-            submittable,
-            cluster,
-            SubmitOptions(key, new, if_changed, dry_run),
-            SubmitHooks(
-                console.byte_bar, console.warn, on_run=lambda found: signals.watch(found, cluster, starting=True)
-            ),
+        options = SubmitOptions(
+            key,
+            new,
+            if_changed,
+            dry_run,
+            console.byte_bar,
+            console.warn,
+            on_run=lambda found: signals.watch(found, cluster, starting=True),
         )
+        done = submit(spec, inputs, cluster, options)
         signals.watch(done.found, cluster)
         _tell(done, dry_run=dry_run)
         if not as_json and not dry_run:

@@ -18,6 +18,7 @@ from cpmbee_job.launch.kube.fields import is_true
 from cpmbee_job.launch.kube.protocol import JOBS, Cluster, ignore_warning
 from cpmbee_job.launch.lifecycle.cluster_jobs import SPARE_SECONDS, create_job, get_job, remove_job
 from cpmbee_job.launch.local_inputs import Bar, find_inputs, hash_inputs, no_bar, upload_inputs
+from cpmbee_job.launch.manifest.render import require_cluster
 from cpmbee_job.launch.runs.find import FoundRun
 from cpmbee_job.run import identity, keys
 from cpmbee_job.run.deltas import delta_folder
@@ -76,10 +77,11 @@ def start_inference(
     with _named_as_flags(task):
         spec = _with_inputs(spec, task, storage)
         inputs = find_inputs(spec)
-        render_inference(spec.with_fields(dict.fromkeys(inputs, "s3://uploads/")), task.command, task.flags, "0")
+        require_cluster(spec, inputs)
         spec, uploads = hash_inputs(spec, inputs, bar)
         request = _request(spec, task, storage)
     digest = documents.digest(request)
+    manifest = render_inference(spec, task.command, task.flags, digest, cluster.namespace)
     url, run_id = keys.inference_url(spec.output, digest), keys.inference_id(task.command, digest)
     store = open_store(url, storage)
     found = FoundRun(spec.name, run_id, url, None, None, storage=storage)
@@ -92,7 +94,6 @@ def start_inference(
         remove_job(cluster, job, kind=JOBS, timeout=spec.cluster.grace_period + SPARE_SECONDS)
     upload_inputs(uploads, open_store(keys.uploads_url(spec.output), storage), bar)
     store.put(keys.REQUEST, documents.to_json(request | {"launcher": cpmbee_job.__version__}))
-    manifest = render_inference(spec, task.command, task.flags, digest, cluster.namespace)
     if not create_job(cluster, manifest, url, kind=JOBS, on_warning=warn):
         return StartedInference(found, store, False, "already exists")
     return StartedInference(found, store, False, "started" if job is None else "started again")

@@ -1,12 +1,13 @@
 """Submit a spec: find its run, or start it.
 
-The order of the steps lets the next submit complete one that was interrupted: nothing is written before the cluster
-has accepted the manifest in a dry run. Then follow the run's `spec.yaml`, by conditional put, and the PyTorchJob, whose
-name is derived from the run's.
+The digests of the local inputs determine their URLs and the run id, so the manifest is final before anything is
+uploaded. The order of the steps lets the next submit complete one that was interrupted: nothing is written before the
+cluster has accepted the manifest in a dry run. Then follow the uploads, the run's `spec.yaml`, by conditional put, and
+the PyTorchJob, whose name is derived from the run's.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cpmbee_job.errors import ConflictError, RefusedError, StoreError, UnreachableError
@@ -14,8 +15,8 @@ from cpmbee_job.launch.checks.server_check import dry_run
 from cpmbee_job.launch.kube import naming
 from cpmbee_job.launch.kube.protocol import Cluster, Object, ignore_warning
 from cpmbee_job.launch.lifecycle.cluster_jobs import create_job, get_job
-from cpmbee_job.launch.local_inputs import Bar, LocalInput, find_inputs, hash_inputs, no_bar, upload_inputs
-from cpmbee_job.launch.manifest.render import render
+from cpmbee_job.launch.local_inputs import Bar, LocalInput, Uploads, find_inputs, hash_inputs, no_bar, upload_inputs
+from cpmbee_job.launch.manifest.render import render, require_cluster
 from cpmbee_job.launch.runs.find import FoundRun, open_run
 from cpmbee_job.launch.runs.listing import last_succeeded
 from cpmbee_job.launch.runs.observe import observe
@@ -31,16 +32,8 @@ TRIES = 20
 
 
 @dataclass(frozen=True)
-class SubmittableSpec:
-    """A spec that can run on a cluster, and its local inputs by dotted key."""
-
-    spec: JobSpec
-    inputs: dict[str, LocalInput]
-
-
-@dataclass(frozen=True)
 class SubmitOptions:
-    """The options of `submit` with these names."""
+    """The options of `submit` with these names, and callbacks."""
 
     key: str = ""
     """Distinguishes runs of an identical spec."""
@@ -50,12 +43,6 @@ class SubmitOptions:
     """Start another run after one that ended, unless the job's last successful run trained the same."""
     dry_run: bool = False
     """Write nothing."""
-
-
-@dataclass(frozen=True)
-class SubmitHooks:
-    """Callbacks during a submit."""
-
     bar: Bar = no_bar
     warn: Callable[[str], None] = ignore_warning
     """Gets the API's warnings about the manifest."""
@@ -81,34 +68,28 @@ class Submission:
     """In a dry run: what would be created; None if nothing."""
 
 
-def require_submittable(spec: JobSpec) -> SubmittableSpec:
-    """Find the local inputs. Raises `SpecError` if the spec cannot run on a cluster. Connects to none."""
+def require_submittable(spec: JobSpec) -> dict[str, LocalInput]:
+    """Return the local inputs by dotted key. Raises `SpecError` if the spec cannot run on a cluster; contacts none."""
     inputs = find_inputs(spec)
-    render(spec.with_fields(dict.fromkeys(inputs, "s3://uploads/")), "0")
-    return SubmittableSpec(spec, inputs)
+    require_cluster(spec, inputs)
+    return inputs
 
 
 def submit(
-    submittable: SubmittableSpec,
-    cluster: Cluster,
-    options: SubmitOptions = SubmitOptions(),
-    hooks: SubmitHooks = SubmitHooks(),
+    spec: JobSpec, inputs: Mapping[str, LocalInput], cluster: Cluster, options: SubmitOptions = SubmitOptions()
 ) -> Submission:
-    """Find the run of the spec and the key, or start it.
+    """Find the run of the spec and the key, or start it. `inputs`: what `require_submittable` returned for the spec.
 
-    Raises `RejectedError` if the cluster rejects the manifest, `PreflightError` if cluster, store or an input is
-    missing or unreachable, `RefusedError` for a run that failed or was cancelled.
+    Raises `SpecError` for an invalid pod overlay, `RejectedError` if the cluster rejects the manifest, `PreflightError`
+    if cluster, store or an input is missing or unreachable, `RefusedError` for a run that failed or was cancelled.
     """
-    spec = submittable.spec
     storage = spec.storage.seen_by_launcher()
     cluster.server_version()
     _require_store(spec, storage)
-    spec, uploads = hash_inputs(spec, submittable.inputs, hooks.bar)
-    if not options.dry_run:
-        upload_inputs(uploads, open_store(keys.uploads_url(spec.output), storage), hooks.bar)
+    spec, uploads = hash_inputs(spec, inputs, options.bar)
     spec = spec.with_fields({"cluster.namespace": cluster.namespace})  # for commands that find the run in the store
     of_run = identity.identity(spec, storage, options.key)
-    submitter = _Submitter(spec, storage, cluster, of_run, options, hooks)
+    submitter = _Submitter(spec, storage, cluster, uploads, of_run, options)
     return submitter.start_another() if options.new else submitter.find_or_start()
 
 
@@ -137,9 +118,9 @@ class _Submitter:
     spec: JobSpec
     storage: StorageSpec
     cluster: Cluster
+    uploads: Uploads
     identity: str
     options: SubmitOptions
-    hooks: SubmitHooks
 
     def find_or_start(self) -> Submission:
         """Adopt the newest run of the identity; start one if there is none, or if `--if-changed` requires it."""
@@ -193,10 +174,11 @@ class _Submitter:
     def _start(self, found: FoundRun) -> Submission | None:
         """Start the run; None if another command has started it meanwhile."""
         manifest = render(self.spec, found.run_id, self.cluster.namespace)
-        require_accepted(self.cluster, self.spec, manifest, self.hooks.warn)
+        require_accepted(self.cluster, self.spec, manifest, self.options.warn)
         if self.options.dry_run:
             return self._submission(found, "would be submitted", manifest=manifest)
-        self.hooks.on_run(found)
+        self._upload()
+        self.options.on_run(found)
         try:
             Run.begin(self.spec, found.run_id, self.storage)
         except ConflictError:
@@ -204,8 +186,15 @@ class _Submitter:
         create_job(self.cluster, manifest, found.url)
         return self._submission(found, "submitted")
 
+    def _upload(self) -> None:
+        store = open_store(keys.uploads_url(self.spec.output), self.storage)
+        upload_inputs(self.uploads, store, self.options.bar)
+
     def _adopt(self, found: FoundRun, status: RunStatus) -> Submission:
-        self.hooks.on_run(found)
+        render(self.spec, found.run_id)  # an overlay that breaks the template is an error for an existing run too
+        if not self.options.dry_run:
+            self._upload()  # objects that are missing or damaged by now
+        self.options.on_run(found)
         if status.phase == "succeeded":
             return self._submission(found, "already succeeded", adopted=True, succeeded=True)
         if not status.ended:

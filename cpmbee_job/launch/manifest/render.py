@@ -9,6 +9,8 @@ Some defaults of the training operator have side effects, so the manifest sets o
 - `Master` together with `elasticPolicy` creates two worlds.
 """
 
+from collections.abc import Collection
+
 from cpmbee_job.errors import SpecError
 from cpmbee_job.launch.kube.protocol import Object
 from cpmbee_job.launch.manifest.metadata import job_metadata, pod_metadata
@@ -78,12 +80,12 @@ def remarks(spec: JobSpec) -> list[str]:
     return []
 
 
-def require_cluster(spec: JobSpec) -> None:
-    """Raise `SpecError` if the spec can run only on this machine."""
+def require_cluster(spec: JobSpec, uploaded: Collection[str] = ()) -> None:
+    """Raise `SpecError` if the spec can run only on this machine. `uploaded`: the keys of inputs to be uploaded."""
     if spec.image is None:
         raise SpecError("image: missing; required on a cluster", hint="build it: `docker build --target train .`")
     for key, place in {**spec.inputs, "output": spec.output}.items():
-        if not place.startswith("s3://"):
+        if not place.startswith("s3://") and key not in uploaded:
             hint = "pods require an s3:// URL; `submit` uploads local inputs"
             raise SpecError(
                 f"{key}: {place} is a local folder, which pods cannot reach",

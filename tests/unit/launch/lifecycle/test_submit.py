@@ -15,7 +15,7 @@ def job(folder, *overrides):
 
 def test_local_paths_are_uploaded(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n")
-    assert list(require_submittable(job(tmp_path)).inputs) == ["data.train"]
+    assert list(require_submittable(job(tmp_path))) == ["data.train"]
 
 
 @pytest.mark.parametrize(
