@@ -40,10 +40,6 @@ _NETWORK_ERRORS = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSEr
 _PERMANENT_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
 
 
-def ignore_headers(_headers: Headers) -> None:
-    """Drop the headers."""
-
-
 class GoneError(ClusterError):
     """410: the resourceVersion or the continue token has expired. `next_page` is the token to continue with."""
 
@@ -82,13 +78,14 @@ class Transport:
         body: Any = None,
         *,
         accept: str = "application/json",
-        on_headers: Callable[[Headers], None] = ignore_headers,
+        on_headers: Callable[[Headers], None] | None = None,
     ) -> Object:
         """Return the JSON object of the response."""
 
         def read(response: urllib3.BaseHTTPResponse) -> Object:
             answer: Object = documents.from_json(response.data)
-            on_headers(response.headers)
+            if on_headers is not None:
+                on_headers(response.headers)
             return answer
 
         return self._try(method, path, query or {}, body, accept, read)
@@ -140,7 +137,10 @@ class Transport:
                     raise problem
                 wait = max(wait, _retry_after(response))
             except (*_NETWORK_ERRORS, ValueError) as error:  # ValueError: truncated JSON
-                problem = self._no_answer(error)
+                problem = UnreachableError(
+                    f"{self.address}: the Kubernetes API does not answer: {_innermost(error)}",
+                    hint="check the connection with `kubectl version`",
+                )
                 if any(name in str(_innermost(error)) for name in _PERMANENT_TLS):
                     raise problem from error
                 problem.__cause__ = error
@@ -183,12 +183,6 @@ class Transport:
                     f"{self.address}: the Kubernetes API rejects the credentials, and reloading the kubeconfig failed: "
                     f"{error}"
                 ) from error
-
-    def _no_answer(self, error: BaseException) -> UnreachableError:
-        return UnreachableError(
-            f"{self.address}: the Kubernetes API does not answer: {_innermost(error)}",
-            hint="check the connection with `kubectl version`",
-        )
 
 
 def _prepared(client: ApiClient) -> ApiClient:

@@ -63,6 +63,16 @@ def _pod(spec: JobSpec, url: str) -> Object:
         "tolerations": list(cluster.tolerations),
         "affinity": cluster.affinity,
     }
+    prepare_env = {
+        # The operator does not set the rank of init containers.
+        contract.POD_INDEX_ENV: _field(f"metadata.labels['{INDEX_LABEL}']"),
+        contract.SPEC_ENV: literal(spec.to_yaml()),
+    }
+    train_env = {contract.METRICS_PORT_ENV: str(naming.METRICS_PORT)}
+    gpus: dict[str, str | int] = {workers.gpu_resource: workers.gpus} if workers.gpus else {}
+    devices = gpus | workers.resources
+    train = _container(naming.TRAIN_CONTAINER, contract.train_command(url), train_env, spec, devices)
+    ports = [{"name": naming.METRICS_PORT_NAME, "containerPort": naming.METRICS_PORT}]
     return {
         **{key: value for key, value in optional.items() if value},
         "automountServiceAccountToken": False,
@@ -76,28 +86,10 @@ def _pod(spec: JobSpec, url: str) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": cluster.grace_period,
-        "initContainers": [_prepare_container(spec, url)],
-        "containers": [_train_container(spec, url)],
-        "volumes": _volumes(spec),
+        "initContainers": [_container(naming.PREPARE_CONTAINER, contract.prepare_command(url), prepare_env, spec, {})],
+        "containers": [train | {"ports": ports}],
+        "volumes": [{"name": name, **source} for name, (_, source) in _volumes(spec).items()],
     }
-
-
-def _prepare_container(spec: JobSpec, url: str) -> Object:
-    env = {
-        # The operator does not set the rank of init containers.
-        contract.POD_INDEX_ENV: _field(f"metadata.labels['{INDEX_LABEL}']"),
-        contract.SPEC_ENV: literal(spec.to_yaml()),
-    }
-    return _container(naming.PREPARE_CONTAINER, contract.prepare_command(url), env, spec, {})
-
-
-def _train_container(spec: JobSpec, url: str) -> Object:
-    workers = spec.workers
-    devices: dict[str, str | int] = {workers.gpu_resource: workers.gpus} if workers.gpus else {}
-    env: Object = {contract.METRICS_PORT_ENV: str(naming.METRICS_PORT)}
-    ports = [{"name": naming.METRICS_PORT_NAME, "containerPort": naming.METRICS_PORT}]
-    devices |= workers.resources
-    return _container(naming.TRAIN_CONTAINER, contract.train_command(url), env, spec, devices) | {"ports": ports}
 
 
 def _container(name: str, command: list[str], env: Object, spec: JobSpec, devices: dict[str, str | int]) -> Object:
@@ -119,7 +111,10 @@ def _container(name: str, command: list[str], env: Object, spec: JobSpec, device
             "readOnlyRootFilesystem": True,
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _mounts(spec),
+        "volumeMounts": [
+            {"name": name, "mountPath": path} | ({"readOnly": True} if name == "ca" else {})
+            for name, (path, _) in _volumes(spec).items()
+        ],
     }
 
 
@@ -139,11 +134,10 @@ def _env(spec: JobSpec, more: Object) -> list[Object]:
         **more,
     }
     if spec.storage.secret:
-        values |= {
-            "AWS_ACCESS_KEY_ID": _secret(spec.storage.secret, "AWS_ACCESS_KEY_ID"),
-            "AWS_SECRET_ACCESS_KEY": _secret(spec.storage.secret, "AWS_SECRET_ACCESS_KEY"),
-            "AWS_SESSION_TOKEN": _secret(spec.storage.secret, "AWS_SESSION_TOKEN", optional=True),
-        }
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            optional = {"optional": True} if key == "AWS_SESSION_TOKEN" else {}
+            reference = {"name": spec.storage.secret, "key": key, **optional}
+            values[key] = {"valueFrom": {"secretKeyRef": reference}}
     values |= spec.cluster.env
     return [{"name": key, **(value if isinstance(value, dict) else {"value": value})} for key, value in values.items()]
 
@@ -152,29 +146,14 @@ def _field(path: str) -> Object:
     return {"valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def _secret(name: str, key: str, *, optional: bool = False) -> Object:
-    reference = {"name": name, "key": key}
-    return {"valueFrom": {"secretKeyRef": {**reference, "optional": True} if optional else reference}}
-
-
-def _volumes(spec: JobSpec) -> list[Object]:
+def _volumes(spec: JobSpec) -> dict[str, tuple[str, Object]]:
+    """Return the mount path and the source of each volume by name."""
     claim = spec.cluster.cache_claim
-    volumes: list[Object] = [
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "cache", **({"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}})},
-        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": spec.workers.shared_memory}},
-    ]
+    volumes: dict[str, tuple[str, Object]] = {
+        "tmp": ("/tmp", {"emptyDir": {}}),  # noqa: S108
+        "cache": (CACHE_FOLDER, {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}),
+        "shared-memory": ("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": spec.workers.shared_memory}}),  # noqa: S108
+    }
     if spec.storage.ca_config_map:
-        volumes.append({"name": "ca", "configMap": {"name": spec.storage.ca_config_map}})
+        volumes["ca"] = (CA_FOLDER, {"configMap": {"name": spec.storage.ca_config_map}})
     return volumes
-
-
-def _mounts(spec: JobSpec) -> list[Object]:
-    mounts: list[Object] = [
-        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-        {"name": "cache", "mountPath": CACHE_FOLDER},
-        {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108
-    ]
-    if spec.storage.ca_config_map:
-        mounts.append({"name": "ca", "mountPath": CA_FOLDER, "readOnly": True})
-    return mounts

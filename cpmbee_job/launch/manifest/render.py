@@ -18,7 +18,6 @@ from cpmbee_job.launch.manifest.pod_template import pod_template
 from cpmbee_job.run import keys
 from cpmbee_job.run.identity import spec_digest
 from cpmbee_job.spec import JobSpec
-from cpmbee_job.spec.cluster import SchedulingPolicySpec, WorkersSpec
 
 MAX_RESTARTS = 100
 """torchrun counts each lost peer as a failure. Permanent failures are recorded by the workers themselves."""
@@ -107,15 +106,12 @@ def _run_policy(spec: JobSpec) -> Object:
     if cluster.queue:
         policy["suspend"] = True
     if cluster.scheduling_policy is not None:
-        policy["schedulingPolicy"] = _scheduling_policy(cluster.scheduling_policy, workers)
+        group = cluster.scheduling_policy
+        fields = {
+            "queue": group.queue,
+            "minAvailable": group.min_available or workers.min or workers.count,
+            "priorityClass": group.priority_class,
+            "scheduleTimeoutSeconds": group.timeout,
+        }
+        policy["schedulingPolicy"] = {key: value for key, value in fields.items() if value is not None}
     return policy
-
-
-def _scheduling_policy(policy: SchedulingPolicySpec, workers: WorkersSpec) -> Object:
-    fields = {
-        "queue": policy.queue,
-        "minAvailable": policy.min_available or workers.min or workers.count,
-        "priorityClass": policy.priority_class,
-        "scheduleTimeoutSeconds": policy.timeout,
-    }
-    return {key: value for key, value in fields.items() if value is not None}
