@@ -68,7 +68,8 @@ class _Follower:
 
     def __post_init__(self) -> None:
         self._ended_at: float | None = None
-        self._pods: dict[str, Object] = {}
+        self.pods: dict[str, Object] = {}
+        """By name, as last seen by the watch."""
         self._new: deque[Object] = deque()
         self._tails: dict[str, threading.Thread] = {}
         threading.Thread(target=self._watch, name="pods", daemon=True).start()
@@ -97,10 +98,6 @@ class _Follower:
         """Whether the run has ended, or the reader has stopped."""
         return self._ended_at is not None or self.merged.stopped.is_set()
 
-    def pod(self, name: str) -> Object | None:
-        """Return the pod of that name as last seen by the watch."""
-        return self._pods.get(name)
-
     def _watch(self) -> None:
         while not self.merged.stopped.is_set():
             try:
@@ -115,13 +112,13 @@ class _Follower:
 
     def _update(self, change: str, pod: Object) -> None:
         name = name_of(pod)
-        known = self._pods.get(name)
+        known = self.pods.get(name)
         if change != "DELETED":
-            self._pods[name] = pod
+            self.pods[name] = pod
             if known is None:
                 self._new.append(pod)
         elif known is not None and _uid(known) == _uid(pod):
-            del self._pods[name]
+            del self.pods[name]
 
 
 class _Tail:
@@ -137,7 +134,7 @@ class _Tail:
         read = ""
         while True:
             over = self._follower.is_over
-            pod = self._follower.pod(self._name)
+            pod = self._follower.pods.get(self._name)
             if pod is not None and _uid(pod) != read:
                 read = _uid(pod)
                 for container in self._follower.selection.containers:
@@ -213,7 +210,7 @@ class _Tail:
     def _wait_for_change(self, pod: Object) -> None:
         """Wait until the watch shows another state than that of `pod`, or the run has ended."""
         while not self._follower.is_over:
-            seen = self._follower.pod(self._name)
+            seen = self._follower.pods.get(self._name)
             if seen is None or _version(seen) != _version(pod):
                 return
             self._merged.stopped.wait(self._follower.pause)

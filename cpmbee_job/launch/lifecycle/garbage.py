@@ -40,6 +40,8 @@ SHARED: dict[Kind, tuple[str, str]] = {
     "inference": ("inference", "it has no result"),
 }
 """What the runs share: its folder in the output, and why it is garbage."""
+MANIFEST = re.compile(r"/(manifest(\.\d+)?|index|part-\d+)\.json$")
+"""Keys of manifests and indexes."""
 
 
 class InferenceRequest(Document):
@@ -113,15 +115,11 @@ def collect(report: GarbageReport, storage: StorageSpec, done: Callable[[Garbage
         if one.leftover is not None:
             one.store.discard(one.leftover)
         # Manifests and indexes first, so that an interrupted deletion leaves nothing that looks complete.
-        for entry in sorted(one.objects, key=lambda entry: (not _is_manifest(entry.key), entry.key)):
+        for entry in sorted(one.objects, key=lambda entry: (not MANIFEST.search(entry.key), entry.key)):
             one.store.delete(entry.key)
         deleted.append(one)
         done(one)
     return deleted
-
-
-def _is_manifest(key: str) -> bool:
-    return re.search(r"/(manifest(\.\d+)?|index|part-\d+)\.json$", key) is not None
 
 
 class _Needs:
