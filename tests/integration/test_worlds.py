@@ -146,6 +146,17 @@ def test_a_stale_world_that_wakes_up_changes_nothing(job, server, undisturbed):
     assert numbers(Path(run.url)) == numbers(undisturbed)
 
 
+def test_a_stale_world_that_wakes_up_before_an_evaluation_writes_no_delta(job, server, undisturbed):
+    run = new_run(job, "zombie-delta", *OPTIONS)
+    zombie = server.start(run, 1, Fault(0, "step", 8, "before", signal.SIGSTOP))
+    wait_until_state(zombie.pids[0], "T")
+    end(server, run)
+    zombie.send(signal.SIGCONT)
+    assert 0 not in zombie.wait()
+    assert not [entry.key for entry in run.store.list("delta/") if entry.key.startswith(keys.delta_prefix(8, 1))]
+    assert numbers(Path(run.url)) == numbers(undisturbed)
+
+
 def test_a_checkpoint_written_after_the_next_attempt_began_is_not_resumed_from(job, server, undisturbed):
     """The last write of a world that was thought to be dead: the metrics, and what is lost, are the later one's."""
     run = new_run(job, "late", *OPTIONS, "train.checkpoint_interval=4")

@@ -18,7 +18,7 @@ from cpmbee_job.data.dataset.shards import PackedDataset
 from cpmbee_job.model.lora import save_delta_folder
 from cpmbee_job.model.weights.model_folder import ModelFiles
 from cpmbee_job.run import keys
-from cpmbee_job.run.attempts import CheckpointPointer, first_start, move_pointer
+from cpmbee_job.run.attempts import CheckpointPointer, first_start, move_pointer, require_newest
 from cpmbee_job.run.checkpoints import prune_checkpoints
 from cpmbee_job.run.deltas import prune_deltas, upload_delta
 from cpmbee_job.run.identity import spec_digest
@@ -128,6 +128,7 @@ class Publisher:
     def _write_delta(self, weights: dict[str, Tensor], state: dict[str, Any], pointers: tuple[str, ...]) -> None:
         run, step, attempt = self._run, state["step"], self._attempt.number
         prefix = keys.delta_prefix(step, attempt)
+        require_newest(run.store, attempt)
         if prefix != self._newest_delta:
             with tempfile.TemporaryDirectory(prefix="cpmbee-delta-") as name:
                 self._fill_delta_folder(Path(name), weights, state)
